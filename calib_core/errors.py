@@ -1,0 +1,36 @@
+"""The errors that a user can cause, each with the exit code that a command ends with.
+
+Every message says what is wrong, where (file, row, field), and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class CalibError(Exception):
+    """Base of all errors raised on purpose by this package."""
+
+    exit_code = 1
+
+
+class DataFormatError(CalibError):
+    """A file or a table does not hold what its format asks for."""
+
+    exit_code = 2
+
+
+class TokenizationError(CalibError):
+    """The tokenizer cannot express the prompt or the option letters as scoring needs them."""
+
+    exit_code = 2
+
+
+class ConfigError(CalibError):
+    """A parameter, or a combination of parameters, is not usable."""
+
+    exit_code = 2
+
+
+class NotEnoughDataError(CalibError):
+    """The data can't support the decision that was asked for; the message says how much would."""
+
+    exit_code = 3
