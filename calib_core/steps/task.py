@@ -1,0 +1,43 @@
+"""What the body of a component does around its one library call."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from calib_core.errors import CalibError
+
+ERROR_FILE_VARIABLE = "CALIB_ERROR_FILE"
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """End the process with one message, and no traceback, where the block raises a `CalibError`.
+
+    The message goes to standard error, which is the pod's log. Where `$CALIB_ERROR_FILE` names a file it is written
+    there too: a local run of the pipeline, to which KFP says only that a task failed, reads it from that file.
+
+    Raises:
+        SystemExit: with the error's exit code.
+    """
+    try:
+        yield
+    except CalibError as error:
+        sys.stderr.write(f"error: {error}\n")
+        if path := os.environ.get(ERROR_FILE_VARIABLE):
+            report = {"message": str(error), "exit_code": error.exit_code}
+            Path(path).write_text(json.dumps(report), encoding="utf-8")
+        raise SystemExit(error.exit_code) from None
+
+
+def log_figures(metrics: Any, figures: Mapping[str, Any], *, prefix: str = "") -> None:
+    """Log every figure that is a number, or an interval's value, to a KFP `Metrics` artifact."""
+    for name, figure in figures.items():
+        value = figure.get("value") if isinstance(figure, Mapping) else figure
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            metrics.log_metric(prefix + name, float(value))

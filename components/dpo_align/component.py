@@ -1,0 +1,61 @@
+"""Component `dpo_align`: direct preference optimisation, the step that breaks calibration."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from calib_components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def dpo_align(
+    model: Input[Model],
+    data: Input[Dataset],
+    adapter: Output[Model],
+    beta: float = 0.1,
+    learning_rate: float = 5e-05,
+    epochs: int = 1,
+    batch_size: int = 8,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
+    warmup_fraction: float = 0.1,
+    max_grad_norm: float = 1.0,
+    dtype: str = "auto",
+    base_model: str = "",
+    seed: int = 0,
+) -> NamedTuple("Outputs", uri=str):  # type: ignore[valid-type]
+    """Align a model with preference pairs by DPO; an adapter comes out.
+
+    Args:
+        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        data: Data folder of `data_prep`.
+        adapter: Adapter folder in PEFT's format, with calibration.json.
+        beta: Strength of the pull towards the reference model.
+        learning_rate: Peak learning rate of AdamW.
+        epochs: Passes over the preference pairs.
+        batch_size: Pairs in one optimiser step.
+        lora_r: Rank of the LoRA update.
+        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        lora_dropout: Dropout on the LoRA input.
+        warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
+        max_grad_norm: Gradient norm above which gradients are scaled down.
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        seed: Seed of the LoRA weights, the order of pairs and dropout.
+
+    Returns:
+        uri: The adapter's URI, so that branches of a pipeline can be merged on a string.
+    """
+    arguments = locals()
+    from pathlib import Path
+
+    from calib_core.parameters import config_from
+    from calib_core.steps import align as step
+    from calib_core.steps.task import reported_errors
+
+    with reported_errors():
+        config = config_from(step.AlignConfig, arguments)
+        step.align(config, model.path, Path(data.path), Path(adapter.path))
+    return (adapter.uri,)
