@@ -168,13 +168,23 @@ def answer_logits(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Tenso
     """
     where = next(model.parameters()).device
     last = torch.tensor([len(ids) - 1 for ids in input_ids], device=where)
-    ids = padded(input_ids).to(where)
     rows = torch.arange(len(last), device=where)
-    with _head_at(model.get_output_embeddings(), rows, last):
-        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+    logits = _forward(model, input_ids, (rows, last))
     # A family that doesn't pass through its output embedding's module gives logits at every position.
     picked = logits[:, 0] if logits.shape[1] == 1 else logits[rows, last]
     return picked.float()
+
+
+def sequence_logits(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Next-token logits at every position, float32 (B, T, V), in one forward; differentiable; as `answer_logits`."""
+    return _forward(model, input_ids, None).float()
+
+
+def _forward(model: nn.Module, input_ids: Sequence[Sequence[int]], position: tuple[Tensor, Tensor] | None) -> Tensor:
+    inner = getattr(model, "module", model)  # a wrapper for several processes has no embeddings of its own
+    ids = padded(input_ids).to(next(model.parameters()).device)
+    with _head_at(inner.get_output_embeddings(), position):
+        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
 
 
 def padded(input_ids: Sequence[Sequence[int]]) -> Tensor:
@@ -214,16 +224,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _head_at(head: nn.Module, rows: Tensor, last: Tensor) -> Iterator[None]:
-    """Within the block, `head` computes one position per row, in float32 where it is a plain linear layer."""
+def _head_at(head: nn.Module, position: tuple[Tensor, Tensor] | None) -> Iterator[None]:
+    """Within the block, `head` computes one position per row (or all), in float32 where it is a plain linear layer."""
 
     def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][rows, last].unsqueeze(1), *args[1:])
+        return (args[0][position].unsqueeze(1), *args[1:])
 
     def exact(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return _linear_float32(args[0], module)
 
-    hooks = [head.register_forward_pre_hook(pick)]
+    hooks = [head.register_forward_pre_hook(pick)] if position is not None else []
     if type(head) is nn.Linear and head.weight.dtype != torch.float32:
         hooks.append(head.register_forward_hook(exact))
     try:
