@@ -1,0 +1,74 @@
+"""One check of a config: all of its errors together, each with the value received."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from calib_core.errors import ConfigError
+
+
+class ConfigCheck:
+    """Collects what is wrong with a config, and raises it as one error.
+
+    The types of all fields are checked first, and no rule sees a value of the wrong type.
+
+    Example:
+        def __post_init__(self) -> None:
+            check = ConfigCheck(self)
+            check.value("n_bins", lambda n: n >= 1, "1 or more")
+            check.one_of("prompt_form", ("plain", "chat"))
+            check.that(self.shots == 0 or self.prompt_form == "plain", "shots need prompt_form='plain'")
+            check.finish()
+    """
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+        self._problems: list[str] = []
+        self._mistyped: set[str] = set()
+        hints = get_type_hints(type(config))
+        for field in dataclasses.fields(config):
+            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            if not _has_type(getattr(config, field.name), kinds):
+                self._mistyped.add(field.name)
+                names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
+                self._add(field.name, f"a finite {names}" if float in kinds else names)
+
+    def value(self, field: str, allowed: Callable[[Any], bool], expected: str) -> None:
+        """The field's value must satisfy `allowed`; None is left alone where the type allows it."""
+        value = getattr(self._config, field)
+        if field not in self._mistyped and value is not None and not allowed(value):
+            self._add(field, expected)
+
+    def one_of(self, field: str, choices: Sequence[str]) -> None:
+        """The field's value must be one of `choices`."""
+        self.value(field, lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
+
+    def that(self, holds: bool, message: str) -> None:
+        """Several fields together: `message` says what is wrong, with the values, and what to do."""
+        if not holds:
+            self._problems.append(message)
+
+    def finish(self) -> None:
+        """Raise what was found.
+
+        Raises:
+            ConfigError: something was; the message lists all of it.
+        """
+        if self._problems:
+            raise ConfigError(f"{type(self._config).__name__}: " + "; ".join(self._problems))
+
+    def _add(self, field: str, expected: str) -> None:
+        self._problems.append(f"{field} is {getattr(self._config, field)!r}; give {expected}")
+
+
+def _has_type(value: Any, kinds: Sequence[type]) -> bool:
+    """Whether a value has one of the types: ints pass as floats, bools not as numbers, NaN not at all."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
+    if isinstance(value, bool):
+        return bool in kinds
+    return isinstance(value, tuple(kinds)) or (isinstance(value, int) and float in kinds)
