@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 IMPORT_NAMES = {"calib_core": "calib_core", "calib_components": "components", "calib_pipelines": "pipelines"}
 TORCH_SIDE = {
     f"calib_core.{name}"
-    for name in ("batches", "checkpoints", "dpo", "losses", "models", "scoring", "training")
+    for name in ("batches", "checkpoints", "dpo", "lora", "losses", "models", "scoring", "training")
 }
 
 # Stands in for an environment that holds only what a plain `pip install` of the wheel brings: every other
