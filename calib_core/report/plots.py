@@ -151,7 +151,7 @@ def bounds_line(rows: Sequence[BoundRow], *, name: str, title: str) -> Markup:
     The stretch from zero to a row's limit is tinted: an interval that ends inside it is within the limit.
     """
     pitch, bar = 92.0, 16.0
-    top = max(max(row.interval.high, row.limit) for row in rows)
+    top = max(max(row.interval.high, row.limit) for row in rows)  # limits are above zero, so there is an axis
     values = ticks(0, top * 1.04)
     x = Scale(0, values[-1], 2, WIDTH - 10)
     base = pitch * len(rows) + 4
@@ -208,7 +208,7 @@ def bounds_line(rows: Sequence[BoundRow], *, name: str, title: str) -> Markup:
 
 def accuracy_ece(points: Sequence[Point], *, name: str, title: str) -> Markup:
     """Accuracy against ECE, one mark per model, intervals as crosses. Up and to the left is better."""
-    x_values = ticks(0, max(point.ece.high for point in points))
+    x_values = ticks(0, max(0.01, *(point.ece.high for point in points)))
     y_values = ticks(
         max(0.0, min(point.accuracy.low for point in points) - 0.04),
         min(1.0, max(point.accuracy.high for point in points) + 0.04),
