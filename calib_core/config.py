@@ -21,7 +21,7 @@ class ConfigCheck:
             check = ConfigCheck(self)
             check.value("n_bins", lambda n: n >= 1, "1 or more")
             check.one_of("prompt_form", ("plain", "chat"))
-            check.that(self.shots == 0 or self.prompt_form == "plain", "shots need prompt_form='plain'")
+            check.that(lambda c: c.low < c.high, f"low {self.low} is not below high {self.high}; lower it")
             check.finish()
     """
 
@@ -47,9 +47,9 @@ class ConfigCheck:
         """The field's value must be one of `choices`."""
         self.value(field, lambda value: value in choices, "one of " + ", ".join(map(repr, choices)))
 
-    def that(self, holds: bool, message: str) -> None:
+    def that(self, holds: Callable[[Any], bool], message: str) -> None:
         """Several fields together: `message` says what is wrong, with the values, and what to do."""
-        if not holds:
+        if not self._mistyped and not holds(self._config):
             self._problems.append(message)
 
     def finish(self) -> None:

@@ -1,0 +1,217 @@
+"""Prepare data: questions and preference pairs in, checked and split folds out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from calib_core.config import ConfigCheck
+from calib_core.errors import NotEnoughDataError
+from calib_core.files import whole_folder, write_json
+from calib_core.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
+from calib_core.preferences import (
+    Preference,
+    pairs_showing,
+    preferences_fingerprint,
+    read_preferences,
+    split_preferences,
+    write_preferences,
+)
+from calib_core.presets import preset_names
+from calib_core.progress import say
+from calib_core.questions import Question, fingerprint, read_questions, write_questions
+from calib_core.rows import OnBadRow, ReadReport
+from calib_core.version import __version__
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Parameters of data preparation.
+
+    Attributes:
+        questions: File or hub id of questions that are to be split into the three folds.
+        fit: File or hub id of questions to train on; in place of `questions`, with `calibration` and `test`.
+        calibration: File or hub id of questions that steer training and are never trained on.
+        test: File or hub id of questions for the gate and the report.
+        out_of_domain: File or hub id of questions from another field, for the report only.
+        preferences: File or hub id of preference pairs.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        fit_fraction: Share of `questions` for the fit fold.
+        calibration_fraction: Share of `questions` for the calibration fold; the rest is for test.
+        max_fit: Most questions of the fit fold; 0 for no limit.
+        max_calibration: Most questions of the calibration fold; 0 for no limit.
+        max_test: Most questions of the test fold; 0 for no limit.
+        preference_test_fraction: Share of the preference prompts that is held out for the win rate.
+    """
+
+    questions: str = ""
+    fit: str = ""
+    calibration: str = ""
+    test: str = ""
+    out_of_domain: str = ""
+    preferences: str = ""
+    preset: str = "auto"
+    on_bad_row: str = "refuse"
+    fit_fraction: float = 0.4
+    calibration_fraction: float = 0.3
+    max_fit: int = 0
+    max_calibration: int = 0
+    max_test: int = 0
+    preference_test_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.one_of("preset", preset_names())
+        check.one_of("on_bad_row", ("refuse", "drop"))
+        for name in ("fit_fraction", "calibration_fraction", "preference_test_fraction"):
+            check.value(name, lambda share: 0 < share < 1, "a share above 0 and below 1")
+        for name in ("max_fit", "max_calibration", "max_test"):
+            check.value(name, lambda limit: limit >= 0, "0 (no limit) or more")
+        own = {name: getattr(self, name) for name in FOLDS}
+        check.that(
+            lambda c: not any(own.values()) if c.questions else all(own.values()),
+            f"questions is {self.questions!r}, "
+            + ", ".join(f"{name} is {value!r}" for name, value in own.items())
+            + "; give questions alone (to be split), or all of fit, calibration and test",
+        )
+        check.that(
+            lambda c: c.fit_fraction + c.calibration_fraction < 1,
+            f"fit_fraction {self.fit_fraction} and calibration_fraction {self.calibration_fraction} leave "
+            "nothing for test; make them smaller",
+        )
+        check.finish()
+
+
+def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
+    """Read, check and split what the config names, and write the data folder.
+
+    Args:
+        config: The sources and how to split them.
+        out: Data folder to write, whole or not at all: a Parquet file per fold (`fit`, `calibration`, `test`,
+            and where there are such `out_of_domain`, `preferences_fit`, `preferences_test`) and `data.json`.
+
+    Returns:
+        What `data.json` says: sources, counts, fingerprints and everything that was left out.
+
+    Raises:
+        DataFormatError: a source can't be read or has bad rows.
+        NotEnoughDataError: a fold would be empty.
+        ConfigError: a package for reading a hub data set is missing.
+    """
+    sources: dict[str, ReadReport] = {}
+    folds = _read_folds(config, sources)
+    out_of_domain: tuple[Question, ...] = ()
+    if config.out_of_domain:
+        out_of_domain = tuple(_read(config, "out_of_domain", sources))
+        folds = _keep_away(folds, out_of_domain)
+    check_disjoint(folds)
+    parts: dict[str, Sequence[Question]] = {name: getattr(folds, name) for name in FOLDS}
+    _check_filled(config, parts)
+    if out_of_domain:
+        parts["out_of_domain"] = out_of_domain
+    pairs, showing = _read_pairs(config, folds, sources)
+    record = {
+        "library_version": __version__,
+        "parameters": asdict(config),
+        "sources": {name: report.to_dict() for name, report in sources.items()},
+        "folds": {
+            name: {"n": len(part), "fingerprint": fingerprint(part), "options": _option_counts(part)}
+            for name, part in parts.items()
+        },
+        "overlaps": [overlap.to_dict() for overlap in folds.overlaps],
+        "preferences": {
+            name: {"n": len(part), "fingerprint": preferences_fingerprint(part)}
+            for name, part in pairs.items()
+        },
+        "fit_pairs_showing_held_out_questions": showing,
+    }
+    with whole_folder(out) as folder:
+        for name, part in parts.items():
+            write_questions(part, folder / f"{name}.parquet")
+        for name, pair_part in pairs.items():
+            write_preferences(pair_part, folder / f"{name}.parquet")
+        write_json(folder / "data.json", record)
+    _say_what_was_left_out(record)
+    return record
+
+
+def _read(config: PrepareConfig, name: str, sources: dict[str, ReadReport]) -> list[Question]:
+    """Questions of the source that one of the config's fields names; its report goes to `sources`."""
+    questions, sources[name] = read_questions(
+        getattr(config, name), preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
+    )
+    return questions
+
+
+def _read_folds(config: PrepareConfig, sources: dict[str, ReadReport]) -> Folds:
+    limits = (config.max_fit, config.max_calibration, config.max_test)
+    if config.questions:
+        shares = (config.fit_fraction, config.calibration_fraction)
+        return split_questions(
+            _read(config, "questions", sources), fractions=(*shares, 1 - sum(shares)), limits=limits
+        )
+    fit, calibration, test = (_read(config, name, sources) for name in FOLDS)
+    return folds_from_files(fit, calibration, test, limits=limits)
+
+
+def _keep_away(folds: Folds, out_of_domain: Sequence[Question]) -> Folds:
+    """Folds whose fit and calibration hold no out-of-domain question: those are to be news to the model."""
+    fit, from_fit = drop_shared(folds.fit, out_of_domain, "fit", "out_of_domain")
+    calibration, from_calibration = drop_shared(
+        folds.calibration, out_of_domain, "calibration", "out_of_domain"
+    )
+    found = tuple(overlap for overlap in (from_fit, from_calibration) if overlap.ids)
+    return replace(folds, fit=fit, calibration=calibration, overlaps=folds.overlaps + found)
+
+
+def _read_pairs(
+    config: PrepareConfig, folds: Folds, sources: dict[str, ReadReport]
+) -> tuple[dict[str, Sequence[Preference]], list[str]]:
+    """Fit and test part of the preference pairs, and ids of fit pairs that show a held-out question."""
+    if not config.preferences:
+        return {}, []
+    pairs, sources["preferences"] = read_preferences(
+        config.preferences, on_bad_row=cast(OnBadRow, config.on_bad_row)
+    )
+    fit, test = split_preferences(pairs, test_fraction=config.preference_test_fraction)
+    if not fit or not test:
+        raise NotEnoughDataError(
+            f"{config.preferences}: {len(pairs)} pairs give {len(fit)} to train on and {len(test)} to "
+            f"test on (preference_test_fraction {config.preference_test_fraction}); bring pairs with more prompts"
+        )
+    held_out = [question.question for question in (*folds.calibration, *folds.test)]
+    return {"preferences_fit": fit, "preferences_test": test}, pairs_showing(fit, held_out)
+
+
+def _check_filled(config: PrepareConfig, parts: dict[str, Sequence[Question]]) -> None:
+    if empty := [name for name, part in parts.items() if not part]:
+        sizes = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
+        advice = (
+            "bring more questions, or give these folds a larger share"
+            if config.questions
+            else "bring questions for them that the other folds don't hold"
+        )
+        raise NotEnoughDataError(f"no questions for {', '.join(empty)} (questions: {sizes}); {advice}")
+
+
+def _option_counts(questions: Sequence[Question]) -> dict[str, int]:
+    """How many questions have 2, 3, ... options."""
+    counts = Counter(len(question.choices) for question in questions)
+    return {str(n): counts[n] for n in sorted(counts)}
+
+
+def _say_what_was_left_out(record: dict[str, Any]) -> None:
+    for name, source in record["sources"].items():
+        if source["n_dropped"] or source["n_duplicates"]:
+            say(
+                f"{name}: {source['n_rows']} rows read as {source['layout']}, {source['n_kept']} kept, "
+                f"{source['n_dropped']} bad and {source['n_duplicates']} duplicate rows left out"
+            )
+    for overlap in record["overlaps"]:
+        say(f"{overlap['dropped_from']}: {overlap['n']} questions left out that {overlap['held_by']} holds")
+    if showing := record["fit_pairs_showing_held_out_questions"]:
+        say(f"preferences: {len(showing)} pairs for training show a question of calibration or test")
