@@ -1,4 +1,4 @@
-"""Questions to token ids: plain and chat prompts, worked examples, and the tokens that the option letters are there.
+"""Questions to token ids: plain and chat prompts, worked examples, and the option letters' tokens after them.
 
 What a user wrote never becomes a control token: `<|im_end|>` in a question stays ten characters of text.
 """
@@ -24,7 +24,7 @@ PLAIN_ENDING = "\nAnswer:"
 CHAT_ENDING = "\nAnswer with the letter of the correct option only."
 
 TEMPLATE_ARGUMENTS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
-"""Variables that some chat templates read: without them a prompt would hold today's date, or open a thinking block."""
+"""Variables of some chat templates: else a prompt would hold today's date, or open a thinking block."""
 
 SLOT = "calibslot{}end"
 """Stands for a message's content while the chat template is rendered, once per encoder."""
@@ -59,7 +59,7 @@ class PromptEncoder:
         self._control = re.compile(
             "|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or r"(?!)"
         )
-        self._bos = _leading_bos(tokenizer)
+        self._bos = leading_bos(tokenizer)
         self._frame, self._leads = ([""], (" ", "")) if form.form == "plain" else self._chat_frame()
         self._letters: dict[int, list[int]] = {}
 
@@ -72,9 +72,10 @@ class PromptEncoder:
         return self._encode(question)
 
     def letter_ids(self, n_options: int) -> list[int]:
-        """The tokens that the letters A, B, ... are right after the prompt of a question with `n_options` options.
+        """The tokens that the letters A, B, ... are right after a prompt with `n_options` options.
 
-        Every letter holds `encode(prompt + letter) == encode(prompt) + [id]`, all with a leading space or all without.
+        Every letter holds `encode(prompt + letter) == encode(prompt) + [id]`, all with a leading space or all
+        without.
 
         Raises:
             TokenizationError: a letter is not one token there.
@@ -105,7 +106,7 @@ class PromptEncoder:
                 f"{_block(shot.question, shot.choices)}{PLAIN_ENDING} {ascii_uppercase[shot.answer]}\n\n"
                 for shot in self.form.shots
             )
-            return self._bos + self._plain_ids(text + content + letter)
+            return self._bos + text_ids(self.tokenizer, text + content + letter)
         contents = [part for shot in self.form.shots for part in self._turns(shot)] + [content]
         frame = [*self._frame[:-1], self._frame[-1] + letter]
         if not any(self._control.search(text) for text in contents):
@@ -116,16 +117,14 @@ class PromptEncoder:
         if self._split_ids(frame, harmless) != self._template_ids(_interleave(frame, harmless)):
             raise TokenizationError(
                 f"question {question.id!r}: it, or a worked example, holds text that is a control token of "
-                f"{_name(self.tokenizer)}, which this tokenizer can't keep as plain text inside its chat template; "
+                f"{_name(self.tokenizer)}, which this tokenizer can't keep as plain text inside its chat "
+                f"template; "
                 "reword it, or use the plain form"
             )
         return ids
 
     def _turns(self, shot: Question) -> tuple[str, str]:
         return _block(shot.question, shot.choices) + CHAT_ENDING, ascii_uppercase[shot.answer]
-
-    def _plain_ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
 
     def _template_ids(self, text: str) -> list[int]:
         # The template has written BOS itself where there is one.
@@ -138,19 +137,22 @@ class PromptEncoder:
         for index, text in enumerate(frame):
             end = 0
             for found in self._control.finditer(text):
-                ids += self._plain_ids(plain + text[end : found.start()]) + self._template_ids(found.group())
+                ids += text_ids(self.tokenizer, plain + text[end : found.start()]) + self._template_ids(
+                    found.group()
+                )
                 plain, end = "", found.end()
             plain += text[end:] + (contents[index] if index < len(contents) else "")
-        return ids + self._plain_ids(plain)
+        return ids + text_ids(self.tokenizer, plain)
 
     def _chat_frame(self) -> tuple[list[str], tuple[str, ...]]:
-        """The chat template's texts around the contents, and what it writes before an answer (most likely first)."""
+        """The template's texts around the contents, and what may stand before a letter, likeliest first."""
         slots = [SLOT.format(index) for index in range(2 * len(self.form.shots) + 1)]
         text = self._render(slots, generation=True)
         pieces = re.split("|".join(map(re.escape, slots)), text)
         if re.findall("|".join(map(re.escape, slots)), text) != slots:
             raise TokenizationError(
-                f"the chat template of {_name(self.tokenizer)} drops, repeats or reorders messages; use the plain form"
+                f"the chat template of {_name(self.tokenizer)} drops, repeats or reorders messages; use the "
+                f"plain form"
             )
         answered = self._render([*slots, "A"], generation=False)
         follows = answered[len(text) :] if answered.startswith(text) else ""
@@ -169,7 +171,8 @@ class PromptEncoder:
             )
         except (ValueError, TemplateError) as error:
             raise ConfigError(
-                f"prompt form: the chat template of {_name(self.tokenizer)} can't be used ({error}); use the plain form, "
+                f"prompt form: the chat template of {_name(self.tokenizer)} can't be used ({error}); use "
+                f"the plain form, "
                 "or a tokenizer with a chat template"
             ) from error
 
@@ -192,6 +195,18 @@ class PromptEncoder:
         )
 
 
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Ids of a user's text: no BOS, no EOS, and control markup in it stays text."""
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """BOS where the tokenizer puts one before a text by itself; an EOS that it adds behind is left out."""
+    bos = tokenizer.bos_token_id
+    ids = list(tokenizer("a")["input_ids"])
+    return [bos] if bos is not None and ids[:1] == [bos] else []
+
+
 def _block(question: str, choices: Sequence[str]) -> str:
     options = "".join(f"\n{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False))
     return f"Question: {question}{options}"
@@ -199,13 +214,6 @@ def _block(question: str, choices: Sequence[str]) -> str:
 
 def _interleave(frame: Sequence[str], contents: Sequence[str]) -> str:
     return "".join(piece + text for piece, text in zip(frame, [*contents, ""], strict=True))
-
-
-def _leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """BOS where the tokenizer puts one before a text by itself; an EOS that it adds behind is left out."""
-    bos = tokenizer.bos_token_id
-    ids = list(tokenizer("a")["input_ids"])
-    return [bos] if bos is not None and ids[:1] == [bos] else []
 
 
 def _name(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -1,31 +1,55 @@
-"""Questions to option logits: one forward per question, whole-vocabulary logits at the answer position only.
-
-Prompts are padded on the right. A causal model never looks to the right of the position that is read, so the padding
-can't change it, positions are those of the unpadded prompt, and no attention mask has to be built.
-"""
+"""Questions to option logits, preference pairs to log-probabilities: what a model says, as numpy records."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from calib_core.errors import DataFormatError
+from calib_core.bootstrap import Interval
+from calib_core.errors import DataFormatError, NotEnoughDataError
+from calib_core.forward import (
+    answer_logits,
+    evaluating,
+    logits_at,
+    padded,
+    sequence_logits,
+    shared_prefix,
+    token_batches,
+)
 from calib_core.models import LoadedModel, adapter_digest, tokenizer_digest
 from calib_core.predictions import Predictions
+from calib_core.preferences import Preference
 from calib_core.progress import Progress
-from calib_core.prompts import PromptEncoder
+from calib_core.prompts import PromptEncoder, leading_bos, text_ids
 from calib_core.questions import Question
 from calib_core.version import __version__
 
-HEAD_CHUNK_BYTES = 64 * 1024 * 1024
-"""How much of the output head is turned to float32 at a time."""
+__all__ = [
+    "EncodedPreference",
+    "EncodedQuestions",
+    "PreferenceLogprobs",
+    "answer_logits",
+    "encode_preference",
+    "encode_preferences",
+    "encode_questions",
+    "protocol",
+    "score",
+    "score_encoded",
+    "sequence_logits",
+    "sequence_logprobs",
+    "win_rate",
+]
+
+PAIR_LOGITS_BYTES = 256 * 1024 * 1024
+"""Bound on the whole-vocabulary logits, float32, of one batch of preference pairs."""
 
 NAMED = 20
 """How many questions an error names; all are counted."""
@@ -72,7 +96,8 @@ def encode_questions(
     if long:
         named = ", ".join(f"{questions[i].id!r} ({len(input_ids[i])} tokens)" for i in long[:NAMED])
         raise DataFormatError(
-            f"{len(long)} of {len(questions)} questions are longer than the model's context of {context_tokens} tokens: "
+            f"{len(long)} of {len(questions)} questions are longer than the model's context of "
+            f"{context_tokens} tokens: "
             f"{named}; shorten or remove them, use fewer worked examples, or a model with a longer context"
         )
     return EncodedQuestions(
@@ -102,7 +127,8 @@ def score(
         description: what the progress line calls this.
 
     Returns:
-        Predictions with logits float32 (N, K) at the answer position, letter mass float32 (N,), and the protocol.
+        Predictions with logits float32 (N, K) at the answer position, letter mass float32 (N,), and the
+        protocol.
 
     Raises:
         DataFormatError: a question is longer than the model's context, or its logits are not finite.
@@ -115,18 +141,20 @@ def score(
 def score_encoded(
     loaded: LoadedModel, encoded: EncodedQuestions, *, batch_tokens: int = 4096, description: str = "scoring"
 ) -> Predictions:
-    """`score` for questions that are tokenised already; the model is left in the mode that it was found in."""
+    """`score` for questions that are tokenised already; the model's mode (training or not) is kept."""
     n, widest = len(encoded), max((len(ids) for ids in encoded.letter_ids), default=2)
     logits = np.full((n, widest), -np.inf, dtype=np.float32)
     mass = np.zeros(n, dtype=np.float32)
     with evaluating(loaded.model), Progress(description, total=n, unit="questions") as progress:
-        for rows in token_batches([len(ids) for ids in encoded.input_ids], batch_tokens):
-            vocabulary = answer_logits(loaded.model, [encoded.input_ids[row] for row in rows])
-            totals = vocabulary.logsumexp(dim=1)
-            for row, of_row, total in zip(rows, vocabulary, totals, strict=True):
-                letters = of_row[list(encoded.letter_ids[row])]
-                logits[row, : len(letters)] = letters.cpu().numpy()
-                mass[row] = (letters.logsumexp(dim=0) - total).exp().clamp(max=1.0).item()
+        prefix = shared_prefix(loaded.model, encoded.input_ids)
+        shared = prefix.n_tokens if prefix else 0
+        rest = [ids[shared:] for ids in encoded.input_ids]
+        for rows in token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared):
+            vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
+            letters = _letters(vocabulary, [encoded.letter_ids[row] for row in rows])
+            logits[rows, : letters.shape[1]] = letters.cpu().numpy()
+            share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
+            mass[rows] = share.clamp(max=1.0).cpu().numpy()
             progress.advance(len(rows))
     _check_finite(encoded, logits, mass)
     return Predictions(
@@ -141,7 +169,7 @@ def score_encoded(
 
 
 def protocol(loaded: LoadedModel, encoded: EncodedQuestions) -> dict[str, Any]:
-    """How these predictions are made, JSON-able; the adapter is digested as it is now, trained further or not."""
+    """How these predictions are made, JSON-able; the adapter is digested as it is now, not as loaded."""
     model = loaded.model
     return {
         "model": loaded.base,
@@ -156,104 +184,13 @@ def protocol(loaded: LoadedModel, encoded: EncodedQuestions) -> dict[str, Any]:
     }
 
 
-def answer_logits(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Next-token logits after each sequence, float32 (B, V), in one forward; differentiable.
-
-    The output head sees one position per sequence and is multiplied in float32. What the model family does with its
-    logits afterwards (soft-capping, scaling) stays the model's own code, and so works on those float32 values.
-
-    Args:
-        model: a causal language model of transformers, or a PEFT model around one.
-        input_ids: B token sequences of any lengths.
-    """
-    where = next(model.parameters()).device
-    last = torch.tensor([len(ids) - 1 for ids in input_ids], device=where)
-    rows = torch.arange(len(last), device=where)
-    logits = _forward(model, input_ids, (rows, last))
-    # A family that doesn't pass through its output embedding's module gives logits at every position.
-    picked = logits[:, 0] if logits.shape[1] == 1 else logits[rows, last]
-    return picked.float()
-
-
-def sequence_logits(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Next-token logits at every position, float32 (B, T, V), in one forward; differentiable; as `answer_logits`."""
-    return _forward(model, input_ids, None).float()
-
-
-def _forward(model: nn.Module, input_ids: Sequence[Sequence[int]], position: tuple[Tensor, Tensor] | None) -> Tensor:
-    inner = getattr(model, "module", model)  # a wrapper for several processes has no embeddings of its own
-    ids = padded(input_ids).to(next(model.parameters()).device)
-    with _head_at(inner.get_output_embeddings(), position):
-        return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-
-
-def padded(input_ids: Sequence[Sequence[int]]) -> Tensor:
-    """Sequences as int64 (B, T), filled up on the right with their own first token (any valid id does)."""
-    length = max(len(ids) for ids in input_ids)
-    return torch.tensor([[*ids, *[ids[0]] * (length - len(ids))] for ids in input_ids])
-
-
-def token_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
-    """Row numbers in batches of at most `batch_tokens` padded tokens, longest first.
-
-    >>> token_batches([3, 9, 4, 4], 12)
-    [[1], [2, 3, 0]]
-    """
-    batches: list[list[int]] = []
-    room = 0
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if room < 1:
-            batches.append([])
-            room = max(1, batch_tokens // lengths[row])  # the first of a batch is its longest
-        batches[-1].append(row)
-        room -= 1
-    return batches
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradients, and every module back in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    try:
-        model.eval()
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-@contextlib.contextmanager
-def _head_at(head: nn.Module, position: tuple[Tensor, Tensor] | None) -> Iterator[None]:
-    """Within the block, `head` computes one position per row (or all), in float32 where it is a plain linear layer."""
-
-    def pick(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (args[0][position].unsqueeze(1), *args[1:])
-
-    def exact(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return _linear_float32(args[0], module)
-
-    hooks = [head.register_forward_pre_hook(pick)] if position is not None else []
-    if type(head) is nn.Linear and head.weight.dtype != torch.float32:
-        hooks.append(head.register_forward_hook(exact))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _linear_float32(hidden: Tensor, head: nn.Module) -> Tensor:
-    """A linear layer in float32, some rows of its weight at a time so that no second copy of the head is made."""
-    weight, bias = head.weight, head.bias
-    rows = max(1, HEAD_CHUNK_BYTES // (4 * weight.shape[1]))
-    parts = [
-        F.linear(
-            hidden.float(), part.float(), None if bias is None else bias[i * rows : (i + 1) * rows].float()
-        )
-        for i, part in enumerate(weight.split(rows))
-    ]
-    return torch.cat(parts, dim=-1)
+def _letters(vocabulary: Tensor, letter_ids: Sequence[Sequence[int]]) -> Tensor:
+    """Each row's letters out of (B, V), as (B, K) with -inf beyond a row's own."""
+    widest = max(len(ids) for ids in letter_ids)
+    index = torch.tensor([[*ids, *[0] * (widest - len(ids))] for ids in letter_ids], device=vocabulary.device)
+    count = torch.tensor([len(ids) for ids in letter_ids], device=vocabulary.device)
+    beyond = torch.arange(widest, device=vocabulary.device) >= count[:, None]
+    return vocabulary.gather(1, index).masked_fill(beyond, -torch.inf)
 
 
 def _check_finite(encoded: EncodedQuestions, logits: np.ndarray, mass: np.ndarray) -> None:
@@ -262,6 +199,184 @@ def _check_finite(encoded: EncodedQuestions, logits: np.ndarray, mass: np.ndarra
     if len(bad):
         named = ", ".join(repr(encoded.questions[row].id) for row in bad[:NAMED])
         raise DataFormatError(
-            f"the model's logits are not finite for {len(bad)} of {len(encoded)} questions: {named}; check the model's "
+            f"the model's logits are not finite for {len(bad)} of {len(encoded)} questions: {named}; check "
+            f"the model's "
             "weights, or score with dtype float32"
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedPreference:
+    """A preference pair as token ids; the prompt begins with BOS where the tokenizer puts one."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PreferenceLogprobs:
+    """Log-probabilities of N preference pairs' continuations given their prompts.
+
+    Attributes:
+        ids: the pairs' ids.
+        chosen_nats: float64 (N,), sum over the tokens of log p(token | what stands before), natural log.
+        rejected_nats: the same of the rejected continuations.
+        chosen_tokens: int64 (N,), how many tokens each sum is over.
+        rejected_tokens: the same of the rejected continuations.
+    """
+
+    ids: tuple[str, ...]
+    chosen_nats: NDArray[np.float64]
+    rejected_nats: NDArray[np.float64]
+    chosen_tokens: NDArray[np.int64]
+    rejected_tokens: NDArray[np.int64]
+
+
+def encode_preferences(loaded: LoadedModel, pairs: Sequence[Preference]) -> list[EncodedPreference]:
+    """Tokenise preference pairs, all text as plain text: markup in it never becomes a control token.
+
+    The prompt is tokenised by itself. A continuation is what tokenising prompt and continuation together
+    adds, where that leaves the prompt's tokens as they are; else (a merge across the boundary) it is
+    tokenised by itself. So both continuations of a pair follow the same tokens.
+
+    Raises:
+        DataFormatError: a pair has an empty side, or is longer than the model's context; all such pairs are
+        counted.
+    """
+    bos, context = leading_bos(loaded.tokenizer), loaded.context_tokens
+    encoded, problems = [], []
+    for pair in pairs:
+        prompt = text_ids(loaded.tokenizer, pair.prompt)
+        sides = [_continuation(loaded, pair.prompt, prompt, text) for text in (pair.chosen, pair.rejected)]
+        row = EncodedPreference(prompt=[*bos, *prompt], chosen=sides[0], rejected=sides[1])
+        longest = len(row.prompt) + max(map(len, sides))
+        if not row.prompt or not all(sides):
+            problems.append(f"{pair.id!r} (an empty prompt or continuation)")
+        elif longest > context:
+            problems.append(f"{pair.id!r} ({longest} tokens, the model's context has {context})")
+        encoded.append(row)
+    if problems:
+        raise DataFormatError(
+            f"{len(problems)} of {len(pairs)} preference pairs can't be used: {', '.join(problems[:NAMED])}; "
+            "shorten, complete or remove them"
+        )
+    return encoded
+
+
+def encode_preference(loaded: LoadedModel, pair: Preference) -> EncodedPreference:
+    """`encode_preferences` of one pair."""
+    return encode_preferences(loaded, [pair])[0]
+
+
+def sequence_logprobs(
+    loaded: LoadedModel,
+    preferences: Sequence[Preference],
+    *,
+    batch_tokens: int = 4096,
+    description: str = "preference pairs",
+) -> PreferenceLogprobs:
+    """Compute log p(chosen | prompt) and log p(rejected | prompt) of every pair, in the order given.
+
+    Only the continuations' positions pass through the output head.
+
+    Args:
+        loaded: the model; left in the mode that it was found in.
+        preferences: the pairs.
+        batch_tokens: padded tokens in one forward; less where the vocabulary is large.
+        description: what the progress line calls this.
+
+    Raises:
+        DataFormatError: a pair can't be used (see `encode_preferences`), or its log-probability is not
+        finite.
+    """
+    encoded = encode_preferences(loaded, preferences)
+    prompts = [row.prompt for row in encoded for _ in range(2)]
+    sides = [side for row in encoded for side in (row.chosen, row.rejected)]
+    sums = np.zeros(len(sides))
+    lengths = [len(prompt) + len(side) for prompt, side in zip(prompts, sides, strict=True)]
+    bound = PAIR_LOGITS_BYTES // (4 * int(loaded.model.get_output_embeddings().weight.shape[0]))
+    with evaluating(loaded.model), Progress(description, total=len(sides), unit="continuations") as progress:
+        for rows in token_batches(lengths, max(1, min(batch_tokens, bound))):
+            sums[rows] = _sums(loaded, [prompts[row] for row in rows], [sides[row] for row in rows])
+            progress.advance(len(rows))
+    nats, tokens = sums.reshape(-1, 2), np.array([len(side) for side in sides], dtype=np.int64).reshape(-1, 2)
+    bad = [preferences[row].id for row in np.flatnonzero(~np.isfinite(nats).all(axis=1)).tolist()]
+    if bad:
+        raise DataFormatError(
+            f"the model's log-probabilities are not finite for {len(bad)} of {len(preferences)} preference "
+            f"pairs: "
+            f"{', '.join(map(repr, bad[:NAMED]))}; check the model's weights, or score with dtype float32"
+        )
+    return PreferenceLogprobs(
+        ids=tuple(pair.id for pair in preferences),
+        chosen_nats=nats[:, 0],
+        rejected_nats=nats[:, 1],
+        chosen_tokens=tokens[:, 0],
+        rejected_tokens=tokens[:, 1],
+    )
+
+
+def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[str, Any]:
+    """Share of pairs whose chosen continuation is the more probable one, with Wilson score intervals.
+
+    Args:
+        logprobs: of held-out pairs.
+        confidence: of the intervals.
+
+    Returns:
+        `n`, `sum` (whole continuations compared) and `per_token` (means over tokens compared), the latter two
+        as `{"value", "low", "high"}`. A tie counts as half a win.
+
+    Raises:
+        NotEnoughDataError: there are no pairs.
+
+    Source: Wilson 1927, *Probable inference, the law of succession, and statistical inference*.
+    """
+    n = len(logprobs.ids)
+    if n == 0:
+        raise NotEnoughDataError("win rate: no preference pairs; give at least one held-out pair")
+    chosen, rejected = logprobs.chosen_nats, logprobs.rejected_nats
+    whole = np.heaviside(chosen - rejected, 0.5)
+    mean = np.heaviside(chosen / logprobs.chosen_tokens - rejected / logprobs.rejected_tokens, 0.5)
+    return {
+        "n": n,
+        "sum": wilson_interval(float(whole.mean()), n, confidence).to_dict(),
+        "per_token": wilson_interval(float(mean.mean()), n, confidence).to_dict(),
+    }
+
+
+def wilson_interval(share: float, n: int, confidence: float) -> Interval:
+    """Wilson's score interval of a share of `n` cases.
+
+    >>> [round(x, 4) for x in wilson_interval(0.5, 10, 0.95).to_dict().values()]
+    [0.5, 0.2366, 0.7634]
+    """
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
+
+
+def _continuation(loaded: LoadedModel, prompt_text: str, prompt: list[int], text: str) -> list[int]:
+    together = text_ids(loaded.tokenizer, prompt_text + text)
+    if together[: len(prompt)] == prompt:
+        return together[len(prompt) :]
+    return text_ids(loaded.tokenizer, text)
+
+
+def _sums(
+    loaded: LoadedModel, prompts: Sequence[list[int]], sides: Sequence[list[int]]
+) -> NDArray[np.float64]:
+    """Sum of log-probabilities of each side after its prompt, float64 (B,)."""
+    # The token at position t is predicted at t - 1, and nothing is predicted from the last token.
+    ids = padded([[*prompt, *side][:-1] for prompt, side in zip(prompts, sides, strict=True)])
+    rows = torch.tensor([row for row, side in enumerate(sides) for _ in side])
+    columns = torch.tensor(
+        [len(prompt) - 1 + i for prompt, side in zip(prompts, sides, strict=True) for i in range(len(side))]
+    )
+    logits = logits_at(loaded.model, ids, rows, columns)
+    targets = torch.tensor([token for side in sides for token in side], device=logits.device)
+    nats = logits.gather(1, targets[:, None])[:, 0] - logits.logsumexp(dim=1)
+    sums = torch.zeros(len(sides), dtype=torch.float64).index_add_(0, rows, nats.double().cpu())
+    return sums.numpy()
