@@ -1,4 +1,4 @@
-"""Parameters of a step, read from its config dataclass: one source for flags, components and tables of parameters."""
+"""Parameters of a step, read from its config dataclass: what flags and components are made to match."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def parameters_of(config_class: type) -> tuple[Parameter, ...]:
     """Parameters of a config dataclass, in the order of its fields.
 
     Raises:
-        TypeError: a field has no description under "Attributes:", or a type that KFP has no parameter for.
+        TypeError: a field has no description under "Attributes:", or no type that KFP has.
     """
     hints = typing.get_type_hints(config_class)
     descriptions = _descriptions(config_class)
@@ -45,11 +45,11 @@ def parameters_of(config_class: type) -> tuple[Parameter, ...]:
         if isinstance(kind, types.UnionType):
             kind = next(option for option in typing.get_args(kind) if option is not type(None))
         if kind not in (str, int, float, bool) or field.name not in descriptions:
-            raise TypeError(f"{config_class.__name__}.{field.name}: no simple type, or no line under Attributes")
-        parameters.append(
-            Parameter(
-                name=field.name, type=kind, default=field.default, description=descriptions[field.name]
+            raise TypeError(
+                f"{config_class.__name__}.{field.name}: no simple type, or no line under Attributes"
             )
+        parameters.append(
+            Parameter(name=field.name, type=kind, default=field.default, description=descriptions[field.name])
         )
     return tuple(parameters)
 

@@ -1,1 +1,11 @@
-"""Kubeflow Pipelines components of the calibration pipeline."""
+"""KFP components, one per folder: parse inputs, one call of the library, write outputs."""
+
+from calib_components.calibrate.component import calibrate
+from calib_components.cft_finetune.component import cft_finetune
+from calib_components.data_prep.component import data_prep
+from calib_components.dpo_align.component import dpo_align
+from calib_components.em_ece_finetune.component import em_ece_finetune
+from calib_components.evaluate.component import evaluate
+from calib_components.promote.component import promote
+
+__all__ = ["calibrate", "cft_finetune", "data_prep", "dpo_align", "em_ece_finetune", "evaluate", "promote"]

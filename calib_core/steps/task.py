@@ -19,8 +19,8 @@ ERROR_FILE_VARIABLE = "CALIB_ERROR_FILE"
 def reported_errors() -> Iterator[None]:
     """End the process with one message, and no traceback, where the block raises a `CalibError`.
 
-    The message goes to standard error, which is the pod's log. Where `$CALIB_ERROR_FILE` names a file it is written
-    there too: a local run of the pipeline, to which KFP says only that a task failed, reads it from that file.
+    The message goes to standard error, which is the pod's log; or, where `$CALIB_ERROR_FILE` names a file,
+    into that file. A local run of the pipeline, to which KFP says only that a task failed, reads it there.
 
     Raises:
         SystemExit: with the error's exit code.
@@ -28,10 +28,11 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except CalibError as error:
-        sys.stderr.write(f"error: {error}\n")
         if path := os.environ.get(ERROR_FILE_VARIABLE):
             report = {"message": str(error), "exit_code": error.exit_code}
             Path(path).write_text(json.dumps(report), encoding="utf-8")
+        else:
+            sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
 
 

@@ -9,7 +9,7 @@ from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def cft_finetune(
+def cft_finetune(  # noqa: D417 - outputs stand under Returns
     model: Input[Model],
     data: Input[Dataset],
     adapter: Output[Model],
@@ -46,7 +46,6 @@ def cft_finetune(
     Args:
         model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
         data: Data folder of `data_prep`.
-        adapter: Adapter folder in PEFT's format, with calibration.json.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
@@ -77,6 +76,7 @@ def cft_finetune(
         seed: Seed of the LoRA weights, the order of questions and dropout.
 
     Returns:
+        adapter: Adapter folder in PEFT's format, with calibration.json.
         uri: The adapter's URI, so that branches of a pipeline can be merged on a string.
         branch: `cft`, the name of the branch that this component is.
     """

@@ -1,0 +1,1 @@
+"""Questions and preference pairs in, folds out."""

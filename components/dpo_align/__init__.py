@@ -1,0 +1,1 @@
+"""Alignment by DPO."""

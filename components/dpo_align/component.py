@@ -9,7 +9,7 @@ from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def dpo_align(
+def dpo_align(  # noqa: D417 - outputs stand under Returns
     model: Input[Model],
     data: Input[Dataset],
     adapter: Output[Model],
@@ -31,7 +31,6 @@ def dpo_align(
     Args:
         model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
         data: Data folder of `data_prep`.
-        adapter: Adapter folder in PEFT's format, with calibration.json.
         beta: Strength of the pull towards the reference model.
         learning_rate: Peak learning rate of AdamW.
         epochs: Passes over the preference pairs.
@@ -46,6 +45,7 @@ def dpo_align(
         seed: Seed of the LoRA weights, the order of pairs and dropout.
 
     Returns:
+        adapter: Adapter folder in PEFT's format, with calibration.json.
         uri: The adapter's URI, so that branches of a pipeline can be merged on a string.
     """
     arguments = locals()

@@ -1,0 +1,1 @@
+"""Fine-tuning in the non-calibratable regime."""

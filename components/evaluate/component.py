@@ -9,7 +9,7 @@ from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def evaluate(
+def evaluate(  # noqa: D417 - outputs stand under Returns
     model: Input[Model],
     data: Input[Dataset],
     evaluation: Output[Dataset],
@@ -32,8 +32,6 @@ def evaluate(
     Args:
         model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
         data: Data folder of `data_prep`.
-        evaluation: Evaluation folder: predictions per fold, and evaluation.json with figures and reasons.
-        metrics: Figures of the test fold.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
@@ -50,6 +48,8 @@ def evaluate(
         seed: Seed of the bootstrap.
 
     Returns:
+        evaluation: Evaluation folder: predictions per fold, and evaluation.json with figures and reasons.
+        metrics: Figures of the test fold.
         regime: `calibrated`, `calibratable` or `non_calibratable`.
         uri: The evaluation's URI, so that branches of a pipeline can be merged on a string.
     """

@@ -1,0 +1,246 @@
+"""The library's commands: every step of a pipeline, and what can be said of tables without a model.
+
+`calib_pipelines.cli` adds the commands that need KFP and holds the entry point `calib`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from calib_core.bounds import regime_test
+from calib_core.errors import CalibError
+from calib_core.gate import decide
+from calib_core.metrics import summarize
+from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.predictions import read_predictions
+from calib_core.report import ReportData, write_report
+from calib_core.steps.align import AlignConfig, align
+from calib_core.steps.calibrate import CalibrateConfig, calibrate
+from calib_core.steps.evaluate import EvaluateConfig, evaluate
+from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
+from calib_core.text import figures_table, result_text, summary_text
+from calib_core.version import __version__
+
+Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+Result = Mapping[str, Any]
+
+
+def add_commands(commands: Subparsers) -> None:
+    """Add the library's commands to a parser."""
+    _add_prepare(commands)
+    work = (
+        (
+            "align",
+            align,
+            AlignConfig,
+            "align a model with preference pairs by DPO",
+            "adapter folder to write",
+        ),
+        (
+            "evaluate",
+            evaluate,
+            EvaluateConfig,
+            "score and measure a model, name its regime",
+            "evaluation folder to write",
+        ),
+        ("cft", cft, FinetuneConfig, "fine-tune on answers (calibratable regime)", "adapter folder to write"),
+        (
+            "rcft",
+            rcft,
+            FinetuneConfig,
+            "fine-tune with EM-ECE (non-calibratable regime)",
+            "adapter folder to write",
+        ),
+    )
+    for name, step, config_class, text, out in work:
+        parser = command(commands, name, text)
+        _add_model_and_data(parser, out)
+        add_flags(parser, parameters_of(config_class))
+        parser.set_defaults(run=_step_runner(step, config_class))
+    _add_promote(commands)
+    _add_calibrate(commands)
+    _add_metrics(commands)
+    _add_regime(commands)
+    _add_report(commands)
+
+
+def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
+    """A subcommand's parser, with the flag `--json` that all have."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.set_defaults(text=result_text)
+    return parser
+
+
+def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    """Run the command that `arguments` name, print its result, and return the exit code."""
+    given = parser.parse_args(arguments)
+    try:
+        result: Result = given.run(given)
+    except CalibError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
+    text = (
+        json.dumps(result, ensure_ascii=False, allow_nan=False)
+        if given.json
+        else given.text(result)
+    )
+    sys.stdout.write(text + "\n")
+    return 0
+
+
+def _step_runner(step: Callable[..., Result], config_class: type) -> Callable[[argparse.Namespace], Result]:
+    return lambda given: step(config_from(config_class, vars(given)), given.model, given.data, given.out)
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser, out: str) -> None:
+    parser.add_argument("--model", required=True, help="model folder (safetensors), adapter folder or hub id")
+    parser.add_argument("--data", required=True, type=Path, help="data folder that `calib prepare` wrote")
+    parser.add_argument("--out", required=True, type=Path, help=out)
+
+
+def _add_prepare(commands: Subparsers) -> None:
+    parser = command(commands, "prepare", "check questions and preference pairs, and split them into folds")
+    parser.add_argument("--out", required=True, type=Path, help="data folder to write")
+    add_flags(parser, parameters_of(PrepareConfig))
+    parser.set_defaults(run=lambda given: prepare(config_from(PrepareConfig, vars(given)), given.out))
+
+
+def _add_promote(commands: Subparsers) -> None:
+    parser = command(commands, "promote", "decide between a model and its successor, and write the report")
+    parser.add_argument("--before", required=True, type=Path, help="evaluation folder of the input model")
+    parser.add_argument("--after", required=True, type=Path, help="evaluation folder of the output model")
+    parser.add_argument("--model-before", required=True, help="path or URI of the input model")
+    parser.add_argument("--model-after", required=True, help="path or URI of the output model")
+    parser.add_argument("--branch", required=True, choices=BRANCHES, help="branch that was taken")
+    parser.add_argument("--out", required=True, type=Path, help="folder for summary.json and report.html")
+    add_flags(parser, parameters_of(PromoteConfig))
+
+    def run(given: argparse.Namespace) -> Result:
+        return promote(
+            config_from(PromoteConfig, vars(given)),
+            before=given.before,
+            after=given.after,
+            model_before=given.model_before,
+            model_after=given.model_after,
+            branch=given.branch,
+            out=given.out,
+            report=str(given.out / "report.html"),
+        )
+
+    parser.set_defaults(run=run, text=summary_text)
+
+
+def _add_calibrate(commands: Subparsers) -> None:
+    parser = command(
+        commands, "calibrate", "evaluate, branch, fine-tune, evaluate and promote in one process"
+    )
+    _add_model_and_data(parser, "folder for summary.json, report.html, evaluations and the adapter")
+    add_flags(parser, parameters_of(CalibrateConfig))
+
+    def run(given: argparse.Namespace) -> Result:
+        return calibrate(
+            config_from(CalibrateConfig, vars(given)),
+            model=given.model,
+            data=given.data,
+            out=given.out,
+            adapter=given.out / "model",
+            report=str(given.out / "report.html"),
+        )
+
+    parser.set_defaults(run=run, text=summary_text)
+
+
+def _add_metrics(commands: Subparsers) -> None:
+    parser = command(commands, "metrics", "measure a predictions table: every figure, no model needed")
+    parser.add_argument("table", type=Path, help="predictions table (.parquet or .jsonl)")
+    add_flags(parser, _measuring("n_bins", "n_resamples", "seed"))
+
+    def run(given: argparse.Namespace) -> Result:
+        options = {name: getattr(given, name) for name in ("n_bins", "n_resamples", "seed")}
+        return summarize(read_predictions(given.table), **options)
+
+    parser.set_defaults(run=run, text=lambda result: figures_table({f"n = {result['n']}": result}))
+
+
+def _add_regime(commands: Subparsers) -> None:
+    parser = command(commands, "regime", "name the regime that two predictions tables of one model show")
+    parser.add_argument(
+        "--fit", required=True, type=Path, help="table for the questions that it is fine-tuned on"
+    )
+    parser.add_argument("--heldout", required=True, type=Path, help="table for questions that it never saw")
+    flags = _measuring(
+        "target_ece", "tolerance", "critical_accuracy", "on_undecided", "n_bins", "n_resamples", "seed"
+    )
+    add_flags(parser, flags)
+
+    def run(given: argparse.Namespace) -> Result:
+        options = {flag.name: getattr(given, flag.name) for flag in flags}
+        return regime_test(read_predictions(given.fit), read_predictions(given.heldout), **options).to_dict()
+
+    parser.set_defaults(run=run, text=_regime_text)
+
+
+def _add_report(commands: Subparsers) -> None:
+    parser = command(commands, "report", "write the HTML report of one predictions table, or of two compared")
+    parser.add_argument("table", type=Path, help="predictions table of the (input) model")
+    parser.add_argument("--after", type=Path, help="table of its successor, for the same questions")
+    parser.add_argument("--title", help="title of the report (default: the table's name)")
+    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    add_flags(parser, parameters_of(PromoteConfig))
+    parser.set_defaults(run=_report)
+
+
+def _report(given: argparse.Namespace) -> Result:
+    config = config_from(PromoteConfig, vars(given))
+    options = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    before = read_predictions(given.table)
+    summary: dict[str, Any] = {"before": summarize(before, **options)}
+    after = None
+    if given.after is not None:
+        after = read_predictions(given.after)
+        gate = decide(before, after, accuracy_margin=config.accuracy_margin, **options)
+        summary |= {
+            "after": summarize(after, **options),
+            "promoted": gate.promoted,
+            "reasons": list(gate.reasons),
+        }
+    write_report(
+        ReportData(
+            title=given.title or given.table.stem,
+            summary=summary,
+            before=before,
+            after=after,
+            regime={},
+            history=None,
+            parameters={"table": str(given.table), "after": given.after and str(given.after), **options},
+            versions={"calib-core": __version__, "python": platform.python_version()},
+            fingerprints={
+                side: table.protocol or {} for side, table in (("before", before), ("after", after)) if table
+            },
+        ),
+        given.out,
+    )
+    return {**summary, "report": str(given.out)}
+
+
+def _measuring(*names: str) -> tuple[Parameter, ...]:
+    """Those of an evaluation's parameters that need no model."""
+    return tuple(parameter for parameter in parameters_of(EvaluateConfig) if parameter.name in names)
+
+
+def _regime_text(result: Result) -> str:
+    return "\n".join([f"regime: {result['regime']}", *(f"- {reason}" for reason in result["reasons"])])

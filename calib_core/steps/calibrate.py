@@ -1,0 +1,101 @@
+"""Calibrate: the pipeline's decision in one process, for backends on which branches can't be merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from calib_core.errors import ConfigError
+from calib_core.parameters import config_from
+from calib_core.progress import say
+from calib_core.steps.evaluate import EvaluateConfig, evaluate
+from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.promote import PromoteConfig, promote
+
+MODES = ("auto", "cft", "rcft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
+    """Parameters of evaluation, fine-tuning and gate together; those that share a name share a value.
+
+    Attributes:
+        mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen already.
+        seed: Seed of the LoRA weights, the order of questions, dropout and the bootstrap.
+    """
+
+    mode: str = "auto"
+
+    def __post_init__(self) -> None:
+        wrong = []
+        if self.mode not in MODES:
+            wrong.append(f"mode is {self.mode!r}; give one of {', '.join(map(repr, MODES))}")
+        for part in (EvaluateConfig, FinetuneConfig, PromoteConfig):
+            try:
+                self.part(part)
+            except ConfigError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise ConfigError("; ".join(wrong))
+
+    def part(self, config_class: type) -> Any:
+        """The parameters of one of the steps."""
+        return config_from(config_class, {field.name: getattr(self, field.name) for field in fields(self)})
+
+
+def calibrate(
+    config: CalibrateConfig,
+    *,
+    model: str,
+    data: Path,
+    out: Path,
+    adapter: Path,
+    model_uri: str = "",
+    adapter_uri: str = "",
+    report: str = "report.html",
+) -> dict[str, Any]:
+    """Measure a model, fine-tune it by the branch that its bounds choose, measure again and gate the result.
+
+    Args:
+        config: parameters of all steps.
+        model: model folder, adapter folder or hub id.
+        data: data folder of `prepare`.
+        out: folder for `summary.json`, `report.html` and, under `before` and `after`, the evaluations.
+        adapter: folder for the fine-tuned adapter; not made where nothing is trained.
+        model_uri: name of `model` in the summary; `model` itself if left out.
+        adapter_uri: name of `adapter` in the summary; `adapter` itself if left out.
+        report: path or URI under which the report will be found, for the summary.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        CalibError: as the steps say.
+    """
+    model_uri, adapter_uri = model_uri or model, adapter_uri or str(adapter)
+    measuring, training = config.part(EvaluateConfig), config.part(FinetuneConfig)
+    before, after = out / "before", out / "after"
+    regime = evaluate(measuring, model, data, before)["regime"]["regime"]
+    branches = {"calibrated": "none", "calibratable": "cft", "non_calibratable": "rcft"}
+    branch = branches[regime] if config.mode == "auto" else config.mode
+    say(f"regime: {regime}; branch: {branch}")
+    if branch == "cft":
+        cft(training, model, data, adapter)
+        regime = evaluate(measuring, str(adapter), data, after)["regime"]["regime"]
+        if config.mode == "auto" and regime == "non_calibratable":
+            say("CFT left the calibratable regime: RCFT starts from the input model")
+            branch = "rcft"
+    if branch == "rcft":
+        rcft(training, model, data, adapter)
+        evaluate(measuring, str(adapter), data, after)
+    return promote(
+        config.part(PromoteConfig),
+        before=before,
+        after=after,
+        model_before=model_uri,
+        model_after=model_uri if branch == "none" else adapter_uri,
+        branch=branch,
+        out=out,
+        report=report,
+    )

@@ -1,0 +1,182 @@
+"""Promote: the gate between a model and its recalibrated successor, the run's summary and its report."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from calib_core.config import ConfigCheck
+from calib_core.errors import ConfigError, DataFormatError
+from calib_core.files import read_json, write_json
+from calib_core.gate import decide
+from calib_core.metrics import summarize
+from calib_core.posthoc import apply_temperature, fit_temperature
+from calib_core.predictions import Predictions, read_predictions
+from calib_core.report import ReportData, write_report
+from calib_core.version import __version__
+
+BRANCHES = ("none", "cft", "rcft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromoteConfig:
+    """Parameters of the gate.
+
+    Attributes:
+        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is promoted.
+        n_bins: Equal-width confidence bins of every binned figure.
+        n_resamples: Bootstrap resamples behind every interval.
+        seed: Seed of the bootstrap.
+    """
+
+    accuracy_margin: float = 0.01
+    n_bins: int = 10
+    n_resamples: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.value("accuracy_margin", lambda margin: 0 <= margin < 1, "a share of at least 0 and below 1")
+        check.value("n_bins", lambda n: n >= 1, "1 or more")
+        check.value("n_resamples", lambda n: n >= 1, "1 or more")
+        check.finish()
+
+
+def promote(
+    config: PromoteConfig,
+    *,
+    before: Path,
+    after: Path,
+    model_before: str,
+    model_after: str,
+    branch: str,
+    out: Path,
+    report: str = "report.html",
+) -> dict[str, Any]:
+    """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
+
+    The output model is promoted where the paired interval of the ECE change lies below zero and accuracy does
+    not fall by more than the margin. Temperature scaling, fitted on the calibration fold, is measured too.
+
+    Args:
+        config: parameters of the gate.
+        before: evaluation folder of the input model.
+        after: evaluation folder of the output model; not read where `branch` is `none`.
+        model_before: path or URI of the input model.
+        model_after: path or URI of the output model.
+        branch: `none`, `cft` or `rcft`.
+        out: folder for both files; other files in it stay.
+        report: path or URI under which the report will be found, for the summary.
+
+    Returns:
+        The summary, as in `summary.json`.
+
+    Raises:
+        ConfigError: `branch` is none of the three.
+        DataFormatError: a folder is no evaluation, or the two were made in different ways.
+        NotEnoughDataError: too few test questions to decide on.
+    """
+    if branch not in BRANCHES:
+        raise ConfigError(f"branch must be one of {', '.join(BRANCHES)}; received {branch!r}")
+    facts = {"before": _facts(before)}
+    test = {"before": _fold(before, "test")}
+    if branch != "none":
+        facts["after"], test["after"] = _facts(after), _fold(after, "test")
+    regime = facts["before"]["regime"]
+    promoted, reasons, gate = (
+        False,
+        ["The input model is calibrated, so nothing was fine-tuned and it is kept."],
+        None,
+    )
+    if branch != "none":
+        result = decide(
+            test["before"],
+            test["after"],
+            accuracy_margin=config.accuracy_margin,
+            n_bins=config.n_bins,
+            n_resamples=config.n_resamples,
+            seed=config.seed,
+        )
+        promoted, reasons, gate = result.promoted, list(result.reasons), result.to_dict()
+    figures = {side: _figures(config, predictions) for side, predictions in test.items()}
+    summary = {
+        "regime": regime["regime"],
+        "branch": branch,
+        "before": figures["before"],
+        "after": figures.get("after", figures["before"]),
+        "baselines": {"temperature_scaling": _temperature_scaling(config, before, test["before"])},
+        "promoted": promoted,
+        "reasons": [*regime["reasons"], *reasons],
+        "report": report,
+        "model": model_after if promoted else model_before,
+        "gate": gate,
+        "bounds": regime,
+        "out_of_domain": _each_side(facts, lambda side: side["figures"].get("out_of_domain")),
+        "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
+        "timing": _timing(facts, model_after),
+    }
+    data = ReportData(
+        title=Path(model_before).name,
+        summary=summary if branch != "none" else {**summary, "after": None},
+        before=test["before"],
+        after=test.get("after"),
+        regime=regime,
+        history=_training(model_after).get("history"),
+        parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
+        versions={"calib-core": __version__, "python": platform.python_version()},
+        fingerprints={
+            "data": facts["before"]["data"],
+            "models": _each_side(facts, lambda side: side["model"]),
+        },
+    )
+    write_report(data, out / "report.html")
+    write_json(out / "summary.json", summary)  # last: where it is, the report is there too
+    return summary
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What an evaluation wrote beside its predictions."""
+    path = folder / "evaluation.json"
+    facts = read_json(path)
+    missing = {"regime", "figures", "model", "data"} - facts.keys() if isinstance(facts, dict) else {"regime"}
+    if missing:
+        raise DataFormatError(
+            f"{path}: {', '.join(sorted(missing))} missing; make the folder with `evaluate`"
+        )
+    return facts
+
+
+def _fold(folder: Path, name: str) -> Predictions:
+    return read_predictions(folder / f"{name}.parquet")
+
+
+def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
+    return summarize(predictions, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed)
+
+
+def _temperature_scaling(config: PromoteConfig, folder: Path, test: Predictions) -> dict[str, Any]:
+    """Figures of the input model after one temperature, fitted on other questions than the test fold's."""
+    temperature = fit_temperature(_fold(folder, "calibration"))
+    return {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
+
+
+def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str, Any]:
+    """`before` and `after` -> what `pick` finds there; sides without it are left out."""
+    return {side: value for side, found in facts.items() if (value := pick(found)) is not None}
+
+
+def _training(model: str) -> dict[str, Any]:
+    """What training wrote beside the adapter, where the output model is an adapter folder on this machine."""
+    path = Path(model) / "calibration.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _timing(facts: Mapping[str, Any], model_after: str) -> dict[str, float]:
+    """Seconds of every step that said how long it took."""
+    seconds = {f"evaluate_{side}": found.get("seconds") for side, found in facts.items()}
+    if "after" in facts:
+        seconds["finetune"] = _training(model_after).get("seconds")
+    return {name: value for name, value in seconds.items() if value is not None}

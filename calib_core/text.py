@@ -1,0 +1,72 @@
+"""Results as plain text, for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from calib_core.report.wording import FIGURES
+
+
+def figure(value: Any) -> str:
+    """A figure with its interval, or a number, or a dash.
+
+    Example:
+        >>> figure({"value": 0.26, "low": 0.21, "high": 0.31})
+        '0.260 (0.210 to 0.310)'
+    """
+    if isinstance(value, Mapping):
+        return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+    return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def figures_table(columns: Mapping[str, Mapping[str, Any]], names: list[str] | None = None) -> str:
+    """One line per figure, one column per table of figures.
+
+    Args:
+        columns: heading -> figures by name.
+        names: figures to show, in order; all that the first column has if left out.
+    """
+    shown = names or [name for name in FIGURES if name in next(iter(columns.values()))]
+    rows = [["", *columns]] + [
+        [FIGURES.get(name, name), *(figure(figures.get(name)) for figures in columns.values())]
+        for name in shown
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def summary_text(summary: Mapping[str, Any]) -> str:
+    """A run's summary: what was decided, the figures behind it, and where things are."""
+    columns = {"before": summary["before"]}
+    if scaled := summary["baselines"].get("temperature_scaling"):
+        columns["temperature scaling"] = scaled
+    if summary["branch"] != "none":
+        columns["after"] = summary["after"]
+    promoted = "yes" if summary["promoted"] else "no"
+    lines = [
+        f"regime: {summary['regime']}   branch: {summary['branch']}   promoted: {promoted}",
+        "",
+        figures_table(columns, ["accuracy", "mean_confidence", "conf_ece", "cw_ece"]),
+        "",
+        *(f"- {reason}" for reason in summary["reasons"]),
+        "",
+        f"model:  {summary['model']}",
+        f"report: {summary['report']}",
+    ]
+    return "\n".join(lines)
+
+
+def result_text(result: Mapping[str, Any]) -> str:
+    """Any other result: one line per value, nested names joined by dots; lists by their length."""
+    lines = []
+    for key, value in result.items():
+        if isinstance(value, Mapping) and not {"value", "low", "high"} <= value.keys():
+            lines += [f"{key}.{line}" for line in result_text(value).splitlines()]
+        elif isinstance(value, list | tuple):
+            lines.append(f"{key}: {len(value)}")
+        else:
+            lines.append(f"{key}: {figure(value)}")
+    return "\n".join(lines)

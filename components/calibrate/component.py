@@ -1,0 +1,122 @@
+"""Component `calibrate`: measure, branch, fine-tune, measure again and promote, in one container."""
+
+from typing import NamedTuple, Optional
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Model, Output
+
+from calib_components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def calibrate(  # noqa: D417 - outputs stand under Returns
+    model: Input[Model],
+    data: Input[Dataset],
+    adapter: Output[Model],
+    summary: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    accuracy_margin: float = 0.01,
+    n_bins: int = 10,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    prompt_form: str = "plain",
+    shots: int = 0,
+    dtype: str = "auto",
+    base_model: str = "",
+    batch_tokens: int = 4096,
+    target_ece: float = 0.08,
+    tolerance: float = 0.05,
+    critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    on_undecided: str = "branch",
+    aim: str = "calibration",
+    epochs: int = 5,
+    learning_rate: float = 0.0005,
+    batch_size: int = 8,
+    gradient_accumulation: int = 1,
+    warmup_fraction: float = 0.1,
+    max_grad_norm: float = 1.0,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
+    evaluations_per_epoch: int = 2,
+    patience: int = 2,
+    lambda_ece: float = 1.0,
+    e_steps_per_epoch: int = 4,
+    estimation_fold: str = "holdout",
+    mode: str = "auto",
+) -> NamedTuple("Outputs", regime=str, promoted=bool, winner=str):  # type: ignore[valid-type]
+    """Restore a model's calibration in one container: the pipeline's decision without its branches.
+
+    For backends on which merged branches fail. The same library functions do the work.
+
+    Args:
+        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        data: Data folder of `data_prep`.
+        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
+            promoted.
+        n_bins: Equal-width confidence bins of the targets and of every binned figure.
+        n_resamples: Bootstrap resamples behind every interval.
+        seed: Seed of the LoRA weights, the order of questions, dropout and the bootstrap.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        shots: How many worked examples, taken from the fit fold, stand before each question.
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        batch_tokens: Padded tokens in one forward pass of an evaluation.
+        target_ece: Expected calibration error at or below which a model counts as calibrated.
+        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
+        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
+            if left out.
+        on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
+            the target.
+        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+            accuracy rises).
+        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
+        learning_rate: Peak learning rate of AdamW.
+        batch_size: Questions in one forward and backward pass, over all processes.
+        gradient_accumulation: Passes whose gradients are added up into one optimiser step.
+        warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
+        max_grad_norm: Gradient norm above which gradients are scaled down.
+        lora_r: Rank of the LoRA update (an input adapter keeps its own).
+        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        lora_dropout: Dropout on the LoRA input.
+        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
+        patience: Evaluations without improvement after which training stops.
+        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        e_steps_per_epoch: How often RCFT estimates its target confidences again.
+        estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial`
+            (fit, once, before training).
+        mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen
+            already.
+
+    Returns:
+        adapter: Adapter folder in PEFT's format; left out where nothing was trained.
+        summary: Folder with summary.json and report.html.
+        report: The report, one self-contained page.
+        metrics: Figures of the test fold, before and after.
+        regime: Regime of the input model: `calibrated`, `calibratable` or `non_calibratable`.
+        promoted: Whether the output model passed the gate.
+        winner: URI of the model to use: the output model where it was promoted, else the input model.
+    """
+    arguments = locals()
+    from pathlib import Path
+
+    from calib_core.parameters import config_from
+    from calib_core.steps import calibrate as step
+    from calib_core.steps.task import log_figures, reported_errors
+
+    with reported_errors():
+        result = step.calibrate(
+            config_from(step.CalibrateConfig, arguments),
+            model=model.path,
+            data=Path(data.path),
+            out=Path(summary.path),
+            adapter=Path(adapter.path),
+            model_uri=model.uri,
+            adapter_uri=adapter.uri,
+            report=report.uri,
+        )
+    Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
+    log_figures(metrics, result["before"], prefix="before_")
+    log_figures(metrics, result["after"], prefix="after_")
+    return (result["regime"], result["promoted"], result["model"])

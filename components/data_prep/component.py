@@ -1,0 +1,58 @@
+"""Component `data_prep`: questions and preference pairs in, folds out."""
+
+from kfp import dsl
+from kfp.dsl import Dataset, Output
+
+from calib_components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def data_prep(  # noqa: D417 - outputs stand under Returns
+    data: Output[Dataset],
+    questions: str = "",
+    fit: str = "",
+    calibration: str = "",
+    test: str = "",
+    out_of_domain: str = "",
+    preferences: str = "",
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
+    fit_fraction: float = 0.4,
+    calibration_fraction: float = 0.3,
+    max_fit: int = 0,
+    max_calibration: int = 0,
+    max_test: int = 0,
+    preference_test_fraction: float = 0.2,
+) -> None:
+    """Check questions and preference pairs, and split them into folds that share no question.
+
+    Args:
+        questions: File or hub id of questions that are to be split into the three folds.
+        fit: File or hub id of questions to train on; in place of `questions`, with `calibration` and
+            `test`.
+        calibration: File or hub id of questions that steer training and are never trained on.
+        test: File or hub id of questions for the gate and the report.
+        out_of_domain: File or hub id of questions from another field, for the report only.
+        preferences: File or hub id of preference pairs.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        fit_fraction: Share of `questions` for the fit fold.
+        calibration_fraction: Share of `questions` for the calibration fold; the rest is for test.
+        max_fit: Most questions of the fit fold; 0 for no limit.
+        max_calibration: Most questions of the calibration fold; 0 for no limit.
+        max_test: Most questions of the test fold; 0 for no limit.
+        preference_test_fraction: Share of the preference prompts that is held out for the win rate.
+
+    Returns:
+        data: Data folder: one Parquet file per fold, and data.json with counts and fingerprints.
+    """
+    arguments = locals()
+    from pathlib import Path
+
+    from calib_core.parameters import config_from
+    from calib_core.steps import prepare as step
+    from calib_core.steps.task import reported_errors
+
+    with reported_errors():
+        config = config_from(step.PrepareConfig, arguments)
+        step.prepare(config, Path(data.path))

@@ -1,0 +1,68 @@
+"""Component `promote`: the gate between a model and its recalibrated successor, and the report."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+
+from calib_components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def promote(  # noqa: D417 - outputs stand under Returns
+    before: Input[Dataset],
+    after: Input[Dataset],
+    model_before: str,
+    model_after: str,
+    branch: str,
+    summary: Output[Artifact],
+    report: Output[HTML],
+    metrics: Output[Metrics],
+    accuracy_margin: float = 0.01,
+    n_bins: int = 10,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> NamedTuple("Outputs", promoted=bool, winner=str):  # type: ignore[valid-type]
+    """Promote the model only where it is better calibrated and no less accurate, and report why.
+
+    Args:
+        before: Evaluation folder of the input model.
+        after: Evaluation folder of the output model, or the same again.
+        model_before: URI of the input model.
+        model_after: URI of the output model.
+        branch: Branch that was taken: `none`, `cft` or `rcft`.
+        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
+            promoted.
+        n_bins: Equal-width confidence bins of every binned figure.
+        n_resamples: Bootstrap resamples behind every interval.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        summary: Folder with summary.json and report.html.
+        report: The report, one self-contained page.
+        metrics: Figures of the test fold, before and after.
+        promoted: Whether the output model passed the gate.
+        winner: URI of the model to use: the output model where it was promoted, else the input model.
+    """
+    arguments = locals()
+    from pathlib import Path
+
+    from calib_core.parameters import config_from
+    from calib_core.steps import promote as step
+    from calib_core.steps.task import log_figures, reported_errors
+
+    with reported_errors():
+        result = step.promote(
+            config_from(step.PromoteConfig, arguments),
+            before=Path(before.path),
+            after=Path(after.path),
+            model_before=model_before,
+            model_after=model_after,
+            branch=branch,
+            out=Path(summary.path),
+            report=report.uri,
+        )
+    Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
+    log_figures(metrics, result["before"], prefix="before_")
+    log_figures(metrics, result["after"], prefix="after_")
+    return (result["promoted"], result["model"])

@@ -1,0 +1,121 @@
+"""The command `calib`: the library's commands, the demo, and the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from calib_core.cli import Subparsers, add_commands, command, execute
+from calib_core.errors import ConfigError
+from calib_core.parameters import Parameter, add_flags
+from calib_core.text import summary_text
+from calib_core.version import __version__
+
+SCENARIOS = ("fresh", "memorised", "calibrated")
+KINDS = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `calib` and return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="calib",
+        description="Measure and restore the calibration of aligned language models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"calib {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    try:
+        _add_pipeline(commands, complete=given[:1] == ["pipeline"])
+    except ModuleNotFoundError as error:
+        if error.name != "kfp":
+            raise
+        sys.stderr.write(
+            "error: `calib pipeline` needs KFP; install it with: pip install 'calib-core[pipelines]'\n"
+        )
+        return ConfigError.exit_code
+    add_commands(commands)
+    return execute(parser, given)
+
+
+def _add_demo(commands: Subparsers) -> None:
+    parser = command(
+        commands, "demo", "run the whole pipeline on a real model and questions that come with packages"
+    )
+    parser.add_argument("--scenario", choices=SCENARIOS, default="fresh", help="input model (default: fresh)")
+    parser.add_argument("--out", type=Path, default=Path("calib-demo"), help="results (default: calib-demo)")
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        from calib_pipelines.demo import run_demo  # noqa: PLC0415 - needs KFP
+
+        return run_demo(given.scenario, given.out)
+
+    parser.set_defaults(run=run, text=summary_text)
+
+
+def _add_pipeline(commands: Subparsers, *, complete: bool) -> None:
+    """Add `calib pipeline`; its own subcommands, which import KFP, only where they are asked for."""
+    text = "run the pipeline here, or compile it"
+    parser = commands.add_parser("pipeline", help=text, description=text[0].upper() + text[1:] + ".")
+    if not complete:
+        return
+    from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415 - needs KFP
+
+    subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run = command(subcommands, "run", "run the compiled pipeline on this machine")
+    run.add_argument(
+        "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
+    )
+    parameters = _parameters(restore_calibration.component_spec.inputs)
+    add_flags(run, parameters)
+    run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
+    compile_ = command(subcommands, "compile", "compile the pipeline to a package that KFP takes")
+    compile_.add_argument(
+        "--target", choices=("kubeflow",), default="kubeflow", help="platform (default: kubeflow)"
+    )
+    compile_.add_argument(
+        "--output",
+        type=Path,
+        default=Path("restore-calibration.yaml"),
+        help="default: restore-calibration.yaml",
+    )
+    compile_.set_defaults(run=_compile)
+
+
+def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """A pipeline's parameters, as flags need them."""
+    return tuple(
+        Parameter(
+            name=name,
+            type=KINDS[given.type],
+            default=given.default if given.optional else MISSING,
+            description=" ".join((given.description or "").split()),
+        )
+        for name, given in inputs.items()
+    )
+
+
+def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[str, Any]:
+    from calib_pipelines.local import run_local  # noqa: PLC0415 - needs KFP
+
+    values = {parameter.name: getattr(given, parameter.name) for parameter in parameters}
+    return run_local(values, given.out)
+
+
+def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
+    from calib_pipelines.compile import write  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415
+
+    if given.output.suffix not in (".yaml", ".json"):
+        raise ConfigError(f"{given.output}: the package's name must end in .yaml or .json")
+    write(restore_calibration, given.output)
+    return {"package": str(given.output)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""Run the compiled pipeline on this machine through `kfp.local`: a process per task, this environment."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from kfp import local
+from kfp.components import load_component_from_file
+
+from calib_core.errors import CalibError, ConfigError
+from calib_core.files import read_json, whole_folder, write_json
+from calib_core.parameters import config_from, parameters_of
+from calib_core.progress import say
+from calib_core.steps.evaluate import EvaluateConfig
+from calib_core.steps.finetune import FinetuneConfig
+from calib_core.steps.prepare import PrepareConfig
+from calib_core.steps.promote import PromoteConfig
+from calib_core.steps.task import ERROR_FILE_VARIABLE
+
+PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
+LOG_TAIL_LINES = 15
+
+
+def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
+    """Run the compiled pipeline `restore-calibration` here, and gather its results in one folder.
+
+    Args:
+        parameters: the pipeline's parameters by name; those left out have their defaults.
+        out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
+            `run.log` with all that was printed, and `run` with what every task left.
+
+    Returns:
+        The summary, as in `out/summary.json`; its `report` and `model` are paths below `out`.
+
+    Raises:
+        ConfigError: a parameter is missing, unknown or not usable.
+        CalibError: a task stopped; message and exit code are the task's own.
+    """
+    pipeline = load_component_from_file(str(PIPELINE))
+    _check(pipeline.component_spec.inputs, parameters)
+    out = out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's
+        (out / name).unlink(missing_ok=True)
+    started_s = time.monotonic()
+    with (
+        tempfile.TemporaryDirectory(prefix="calib-") as scratch,
+        (out / "run.log").open("w", encoding="utf-8") as log,
+    ):
+        local.init(
+            local.SubprocessRunner(use_venv=False),
+            pipeline_root=str(out / "run"),
+            workspace_root=f"{scratch}/workspace",
+        )
+        error_file = Path(scratch) / "error.json"
+        screen = _Screen(log, _task_names(pipeline.pipeline_spec))
+        try:
+            with _environment(ERROR_FILE_VARIABLE, str(error_file)), contextlib.redirect_stdout(screen):
+                outputs = pipeline(**parameters).outputs
+        except RuntimeError:  # all that kfp.local says of a task that failed
+            error = _task_error(error_file, out / "run.log")
+            log.write(f"error: {error}\n")
+            raise error from None
+    return _gather(Path(outputs["summary"].path), out, seconds=time.monotonic() - started_s)
+
+
+def _check(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+    """Refuse before the first task what a later one would refuse."""
+    wrong = [f"{name}: no such parameter" for name in parameters if name not in inputs]
+    wrong += [
+        f"{name}: a value is needed"
+        for name, given in inputs.items()
+        if not given.optional and not parameters.get(name)
+    ]
+    if wrong:
+        raise ConfigError(f"pipeline {PIPELINE.stem}: {'; '.join(wrong)}; it takes {', '.join(inputs)}")
+    for config_class in (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig):
+        defaults = {parameter.name: parameter.default for parameter in parameters_of(config_class)}
+        config_from(config_class, {**defaults, **parameters})
+
+
+def _gather(results: Path, out: Path, *, seconds: float) -> dict[str, Any]:
+    """Put a finished run's results where a user looks for them, the summary last."""
+    summary = read_json(results / "summary.json")
+    shutil.rmtree(out / "model", ignore_errors=True)
+    if summary["promoted"]:
+        with whole_folder(out / "model") as folder:
+            shutil.copytree(summary["model"], folder, dirs_exist_ok=True)
+        summary["model"] = str(out / "model")
+    shutil.copyfile(results / "report.html", out / "report.html")
+    summary["report"] = str(out / "report.html")
+    summary["timing"]["total"] = round(seconds, 1)
+    write_json(out / "summary.json", summary)
+    return summary
+
+
+def _task_error(error_file: Path, log: Path) -> CalibError:
+    """The error of the task that stopped the run: its own message where it was a user's mistake."""
+    if error_file.is_file():
+        report = read_json(error_file)
+        error = CalibError(report["message"])
+        error.exit_code = report["exit_code"]
+        return error
+    tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_TAIL_LINES:])
+    return CalibError(f"a task of the pipeline failed; the whole log is in {log}, it ends with:\n{tail}")
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable for the tasks' processes, which inherit the environment."""
+    os.environ[name] = value
+    try:
+        with warnings.catch_warnings():
+            # An image's name without "python" in it, and names for a dashboard, are no reasons to warn here.
+            warnings.filterwarnings("ignore", message="You may be attemping", category=RuntimeWarning)
+            warnings.filterwarnings("ignore", message=".*'display_name'.*", category=UserWarning)
+            yield
+    finally:
+        del os.environ[name]
+
+
+def _task_names(spec: Any) -> dict[str, str]:
+    """Display names of the tasks that do any work, by the names that kfp.local uses."""
+    dags = [spec.root.dag, *(component.dag for component in spec.components.values())]
+    tasks = [task for dag in dags for task in dag.tasks.values()]
+    return {
+        task.component_ref.name.removeprefix("comp-"): task.task_info.name
+        for task in tasks
+        if not task.component_ref.name.startswith(("comp-importer", "comp-keep", "comp-condition"))
+    }
+
+
+class _Screen(io.TextIOBase):
+    """Writes all that kfp.local prints into the log, and what tasks themselves say to standard error.
+
+    kfp.local frames every task's output: "Executing task", "Streamed logs:", the task's lines indented by
+    four, "finished with status". Within it the KFP executor prints its input as JSON.
+    """
+
+    def __init__(self, log: TextIO, names: Mapping[str, str]) -> None:
+        self._log, self._names = log, names
+        self._line = ""
+        self._in_task = self._in_json = False
+
+    def write(self, text: str) -> int:
+        self._line += text
+        *lines, self._line = self._line.split("\n")
+        for line in lines:
+            plain = re.sub(r"\x1b\[\d+m", "", line)
+            self._log.write(plain + "\n")
+            self._log.flush()
+            self._show(plain)
+        return len(text)
+
+    def _show(self, line: str) -> None:
+        if started := re.search(r" - INFO - Executing task '([\w-]+)'", line):
+            if name := self._names.get(started.group(1)):
+                say(f"[{name}]")
+        elif line.endswith(" - INFO - Streamed logs:"):
+            self._in_task = True
+        elif " finished with status " in line:
+            self._in_task = False
+        elif "Got executor_input:" in line:
+            self._in_json = True
+        elif self._in_json:
+            self._in_json = line.rstrip() != "    }"
+        elif self._in_task and line.strip() and "[KFP Executor " not in line:
+            say(line.removeprefix("    "))

@@ -1,0 +1,204 @@
+"""Pipeline `restore-calibration`: measure, repair by the branch that the bounds choose, measure again."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Dataset, Model
+
+from calib_components import cft_finetune, data_prep, dpo_align, em_ece_finetune, evaluate, promote
+from calib_components.image import IMAGE
+
+
+class Outputs(NamedTuple):
+    """What a run of the pipeline leaves."""
+
+    summary: Artifact
+    report: HTML
+    promoted: bool
+    winner: str
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def keep(model: str, evaluation: str = "", regime: str = "", branch: str = "none") -> NamedTuple(
+    "Outputs", model=str, evaluation=str, regime=str, branch=str
+):  # type: ignore[valid-type]
+    """Hand on what there is: the branch of a condition in which nothing is done.
+
+    Args:
+        model: URI of the model.
+        evaluation: URI of its evaluation.
+        regime: Regime that the evaluation found.
+        branch: Branch that was taken so far.
+    """
+    return (model, evaluation, regime, branch)
+
+
+@dsl.pipeline(name="restore-calibration")
+def restore_calibration(
+    model: str,
+    questions: str = "",
+    fit: str = "",
+    calibration: str = "",
+    test: str = "",
+    out_of_domain: str = "",
+    preferences: str = "",
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
+    max_fit: int = 0,
+    max_calibration: int = 0,
+    max_test: int = 0,
+    align: bool = False,
+    dpo_epochs: int = 1,
+    dpo_learning_rate: float = 5e-5,
+    base_model: str = "",
+    dtype: str = "auto",
+    prompt_form: str = "plain",
+    shots: int = 0,
+    aim: str = "calibration",
+    target_ece: float = 0.08,
+    tolerance: float = 0.05,
+    epochs: int = 5,
+    learning_rate: float = 5e-4,
+    batch_size: int = 8,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    accuracy_margin: float = 0.01,
+    seed: int = 0,
+) -> Outputs:
+    """Measure a model's calibration, restore it by the branch that its bounds choose, and gate the result.
+
+    Args:
+        model: Model folder, adapter folder, hub id or URI of the model to measure and repair.
+        questions: File or hub id of questions that are to be split into the three folds.
+        fit: File or hub id of questions to train on; in place of `questions`, with `calibration` and
+            `test`.
+        calibration: File or hub id of questions that steer training and are never trained on.
+        test: File or hub id of questions for the gate and the report.
+        out_of_domain: File or hub id of questions from another field, for the report only.
+        preferences: File or hub id of preference pairs.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        max_fit: Most questions of the fit fold; 0 for no limit.
+        max_calibration: Most questions of the calibration fold; 0 for no limit.
+        max_test: Most questions of the test fold; 0 for no limit.
+        align: Align the model by DPO on the preference pairs first; leave it off for a model that is
+            aligned already.
+        dpo_epochs: Passes over the preference pairs.
+        dpo_learning_rate: Peak learning rate of AdamW in DPO.
+        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        shots: How many worked examples, taken from the fit fold, stand before each question.
+        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+            accuracy rises).
+        target_ece: Expected calibration error at or below which a model counts as calibrated.
+        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
+        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
+        learning_rate: Peak learning rate of AdamW.
+        batch_size: Questions in one forward and backward pass, over all processes.
+        lora_r: Rank of the LoRA update (an input adapter keeps its own).
+        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
+            promoted.
+        seed: Seed of everything random: LoRA weights, order, dropout, bootstrap.
+
+    Returns:
+        summary: Folder with summary.json and report.html.
+        report: The report, one self-contained page.
+        promoted: Whether the output model passed the gate.
+        winner: URI of the model to use: the output model where it was promoted, else the input model.
+    """
+    prepared = data_prep(
+        questions=questions,
+        fit=fit,
+        calibration=calibration,
+        test=test,
+        out_of_domain=out_of_domain,
+        preferences=preferences,
+        preset=preset,
+        on_bad_row=on_bad_row,
+        max_fit=max_fit,
+        max_calibration=max_calibration,
+        max_test=max_test,
+    )
+    data = prepared.outputs["data"]
+    loading = {"base_model": base_model, "dtype": dtype}
+    prompt = {"prompt_form": prompt_form, "shots": shots}
+    limits = {"target_ece": target_ece, "tolerance": tolerance}
+    lora = {"lora_r": lora_r, "lora_alpha": lora_alpha}
+    measuring = {**loading, **prompt, **limits, "seed": seed}
+    training = {
+        **measuring,
+        **lora,
+        "aim": aim,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+    }
+
+    with dsl.If(align == True, "align"):  # noqa: E712 - this builds the condition, it doesn't compare
+        given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
+        aligned = dpo_align(
+            model=given.output,
+            data=data,
+            epochs=dpo_epochs,
+            learning_rate=dpo_learning_rate,
+            seed=seed,
+            **loading,
+            **lora,
+        )
+    with dsl.Else("is-aligned"):
+        as_given = keep(model=model)
+    input_uri = dsl.OneOf(aligned.outputs["uri"], as_given.outputs["model"])
+    start = dsl.importer(artifact_uri=input_uri, artifact_class=Model, reimport=False)
+    start.set_display_name("input-model")
+    before = evaluate(model=start.output, data=data, **measuring)
+    before.set_display_name("evaluate-before")
+
+    # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
+    # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
+    with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
+        cft = cft_finetune(model=start.output, data=data, **training)
+        after_cft = evaluate(model=cft.outputs["adapter"], data=data, **measuring)
+        after_cft.set_display_name("evaluate-cft")
+    with dsl.Else("not-calibratable"):
+        kept = keep(
+            model=input_uri, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
+        )
+    first_model = dsl.OneOf(cft.outputs["uri"], kept.outputs["model"])
+    first_evaluation = dsl.OneOf(after_cft.outputs["uri"], kept.outputs["evaluation"])
+    first_regime = dsl.OneOf(after_cft.outputs["regime"], kept.outputs["regime"])
+    first_branch = dsl.OneOf(cft.outputs["branch"], kept.outputs["branch"])
+
+    with dsl.If(first_regime == "non_calibratable", "non-calibratable"):
+        rcft = em_ece_finetune(model=start.output, data=data, **training)
+        after_rcft = evaluate(model=rcft.outputs["adapter"], data=data, **measuring)
+        after_rcft.set_display_name("evaluate-rcft")
+    with dsl.Else("within-bounds"):
+        passed = keep(
+            model=first_model, evaluation=first_evaluation, regime=first_regime, branch=first_branch
+        )
+    output_uri = dsl.OneOf(rcft.outputs["uri"], passed.outputs["model"])
+    branch = dsl.OneOf(rcft.outputs["branch"], passed.outputs["branch"])
+    after = dsl.importer(
+        artifact_uri=dsl.OneOf(after_rcft.outputs["uri"], passed.outputs["evaluation"]),
+        artifact_class=Dataset,
+        reimport=False,
+    )
+    after.set_display_name("last-evaluation")
+
+    gate = promote(
+        before=before.outputs["evaluation"],
+        after=after.output,
+        model_before=input_uri,
+        model_after=output_uri,
+        branch=branch,
+        accuracy_margin=accuracy_margin,
+        seed=seed,
+    )
+    return Outputs(
+        summary=gate.outputs["summary"],
+        report=gate.outputs["report"],
+        promoted=gate.outputs["promoted"],
+        winner=gate.outputs["winner"],
+    )

@@ -1,0 +1,204 @@
+"""The command `calib`: the components' parameters as flags, exit codes, and what works without torch and KFP."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+
+import calib_components
+import pytest
+from calib_pipelines import cli
+from calib_pipelines.restore_calibration import restore_calibration
+
+from calib_core.cli import add_commands
+from calib_core.predictions import write_predictions
+from calib_core.version import __version__
+from synthetic import make_world, memorised, tempered
+
+COMPONENTS = {
+    "prepare": "data_prep",
+    "align": "dpo_align",
+    "evaluate": "evaluate",
+    "cft": "cft_finetune",
+    "rcft": "em_ece_finetune",
+    "promote": "promote",
+    "calibrate": "calibrate",
+}
+COMMAND_ONLY = {"help", "json", "out"}
+WORLD, OTHER = make_world(500, 1), make_world(500, 2)
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    root = tmp_path_factory.mktemp("tables")
+    content = {
+        "sure": WORLD.predictions(tempered(WORLD.q, 0.3)),
+        "right": WORLD.predictions(WORLD.q),
+        "sure_elsewhere": OTHER.predictions(tempered(OTHER.q, 0.3)),
+        "by_heart": WORLD.predictions(memorised(tempered(WORLD.q, 0.3), WORLD.labels, 0.95)),
+        "few": OTHER.predictions(OTHER.q).subset(range(50)),
+    }
+    for name, predictions in content.items():
+        write_predictions(predictions, root / f"{name}.parquet")
+    return root
+
+
+def library_parsers() -> dict[str, argparse.ArgumentParser]:
+    commands = argparse.ArgumentParser().add_subparsers()
+    add_commands(commands)
+    return dict(commands.choices)
+
+
+@pytest.mark.parametrize(("command", "component"), COMPONENTS.items())
+def test_command_has_the_components_parameters(command, component):
+    inputs = getattr(calib_components, component).component_spec.inputs
+    actions = {
+        action.dest: action
+        for action in library_parsers()[command]._actions
+        if action.dest not in COMMAND_ONLY
+    }
+    assert set(actions) == set(inputs)
+    for name, given in inputs.items():
+        assert actions[name].required == (not given.optional), name
+        assert actions[name].default == given.default, name
+
+
+def test_pipeline_command_has_the_pipelines_parameters(capsys):
+    inputs = restore_calibration.component_spec.inputs
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["pipeline", "run", "--help"])
+    shown = capsys.readouterr().out
+    for name in inputs:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert "--no-align" in shown
+
+
+def test_metrics_prints_every_figure(tables, capsys):
+    assert cli.main(["metrics", str(tables / "sure.parquet"), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["n"] == 500
+    assert figures["mean_confidence"]["value"] - figures["accuracy"]["value"] > 0.1
+    assert cli.main(["metrics", str(tables / "sure.parquet")]) == 0
+    rows = {line.split("  ")[0]: line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()}
+    ece = figures["conf_ece"]
+    assert rows["conf-ECE"].strip() == f"{ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f})"
+    assert rows["AUROC of confidence"].strip() == f"{figures['auroc']:.3f}"
+
+
+@pytest.mark.parametrize(
+    ("fit", "heldout", "regime"),
+    [
+        ("sure", "sure_elsewhere", "calibratable"),
+        ("by_heart", "sure_elsewhere", "non_calibratable"),
+    ],
+)
+def test_regime_is_named_with_reasons(tables, capsys, fit, heldout, regime):
+    given = [
+        "regime",
+        "--fit",
+        str(tables / f"{fit}.parquet"),
+        "--heldout",
+        str(tables / f"{heldout}.parquet"),
+    ]
+    assert cli.main([*given, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["regime"] == regime
+    assert cli.main(given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [f"regime: {regime}", *(f"- {reason}" for reason in result["reasons"])]
+
+
+def test_report_of_one_table_and_of_two(tables, tmp_path, capsys):
+    one, two = tmp_path / "one.html", tmp_path / "two.html"
+    assert cli.main(["report", str(tables / "sure.parquet"), "--out", str(one), "--title", "My model"]) == 0
+    assert "My model" in one.read_text()
+    assert str(one) in capsys.readouterr().out
+    given = [
+        "report",
+        str(tables / "sure.parquet"),
+        "--after",
+        str(tables / "right.parquet"),
+        "--out",
+        str(two),
+    ]
+    assert cli.main([*given, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["promoted"] is True
+    assert "Promoted" in two.read_text()
+
+
+def test_missing_table_is_the_users_mistake(tmp_path, capsys):
+    assert cli.main(["metrics", str(tmp_path / "absent.parquet"), "--json"]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == f"error: {tmp_path / 'absent.parquet'}: no such file; check the path\n"
+
+
+def test_too_few_questions_end_with_3(tables, capsys):
+    given = ["regime", "--fit", str(tables / "sure.parquet"), "--heldout", str(tables / "few.parquet")]
+    assert cli.main(given) == 3
+    assert "50" in capsys.readouterr().err
+
+
+def test_wrong_flags_and_values_end_with_2(tables, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["metrics", str(tables / "sure.parquet"), "--bins", "3"])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+    assert cli.main(["metrics", str(tables / "sure.parquet"), "--n-bins", "0"]) == 2
+    assert cli.main(["pipeline", "compile", "--output", str(tmp_path / "p.txt")]) == 2
+    assert "p.txt" in capsys.readouterr().err
+
+
+def test_pipeline_compiles(tmp_path, capsys):
+    target = tmp_path / "new" / "package.yaml"
+    assert cli.main(["pipeline", "compile", "--output", str(target), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"package": str(target)}
+    assert "name: restore-calibration" in target.read_text()
+
+
+def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `calib` in a process in which importing `modules` fails as if they weren't installed."""
+    script = (
+        "import sys\n"
+        "class Missing:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name.partition('.')[0] in {modules!r}:\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Missing())\n"
+        "from calib_pipelines.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("command", ["metrics", "regime", "report"])
+def test_tables_need_neither_torch_nor_kfp(tables, tmp_path, command):
+    table = str(tables / "sure.parquet")
+    arguments = {
+        "metrics": [table],
+        "regime": ["--fit", table, "--heldout", str(tables / "sure_elsewhere.parquet")],
+        "report": [table, "--out", str(tmp_path / "report.html")],
+    }[command]
+    missing = ("torch", "transformers", "peft", "trl", "accelerate", "datasets", "kfp")
+    done = run_without(missing, command, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert isinstance(json.loads(done.stdout), dict)
+
+
+def test_pipeline_without_kfp_says_what_to_install():
+    done = run_without(("kfp",), "pipeline", "run")
+    assert done.returncode == 2
+    assert (
+        done.stderr
+        == "error: `calib pipeline` needs KFP; install it with: pip install 'calib-core[pipelines]'\n"
+    )
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"calib {__version__}\n"

@@ -1,0 +1,128 @@
+"""Components: the same parameters as the steps' configs, nothing stale, nothing heavy at module scope."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import calib_components
+import pytest
+import yaml
+from calib_pipelines import compile as compiling
+from calib_pipelines import docs
+from kfp.components import load_component_from_file
+
+from calib_core.parameters import parameters_of
+from calib_core.steps.align import AlignConfig
+from calib_core.steps.calibrate import CalibrateConfig
+from calib_core.steps.evaluate import EvaluateConfig
+from calib_core.steps.finetune import FinetuneConfig
+from calib_core.steps.prepare import PrepareConfig
+from calib_core.steps.promote import PromoteConfig
+from calib_core.version import __version__
+
+ROOT = Path(calib_components.__file__).parent
+CONFIGS = {
+    "data_prep": PrepareConfig,
+    "dpo_align": AlignConfig,
+    "evaluate": EvaluateConfig,
+    "cft_finetune": FinetuneConfig,
+    "em_ece_finetune": FinetuneConfig,
+    "promote": PromoteConfig,
+    "calibrate": CalibrateConfig,
+}
+GIVEN_BY_PIPELINES = {"model_before", "model_after", "branch"}
+TYPES = {str: "String", int: "Integer", float: "Float", bool: "Boolean"}
+
+
+def test_every_component_is_tested():
+    assert set(CONFIGS) == set(calib_components.__all__)
+    folders = {path.parent.name for path in ROOT.glob("*/component.py")}
+    assert folders == set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameters_mirror_the_config(name):
+    spec = getattr(calib_components, name).component_spec
+    found = {
+        key: (given.type, given.default, " ".join((given.description or "").split()))
+        for key, given in spec.inputs.items()
+        if not given.type.startswith("system.") and key not in GIVEN_BY_PIPELINES
+    }
+    expected = {
+        parameter.name: (TYPES[parameter.type], parameter.default, parameter.description)
+        for parameter in parameters_of(CONFIGS[name])
+    }
+    assert found == expected
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_outputs_are_described_and_typed(name):
+    outputs = getattr(calib_components, name).component_spec.outputs
+    assert all(made.description for made in outputs.values())
+    kinds = {made.type for made in outputs.values()}
+    artifacts = {f"system.{kind}@0.0.1" for kind in ("Dataset", "Model", "Metrics", "HTML", "Artifact")}
+    assert kinds <= artifacts | set(TYPES.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_source_is_light(name):
+    tree = ast.parse((ROOT / name / "component.py").read_text())
+    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+    assert modules <= {"typing", "kfp", "kfp.dsl", "calib_components.image"}
+    assert not [node for node in tree.body if isinstance(node, ast.Import)]
+    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    first, last = function.body[1], function.body[-1]  # the first statement is the docstring
+    assert last.end_lineno - first.lineno < 36
+
+
+@pytest.mark.parametrize("path", compiling.targets(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_compiled_yaml_is_fresh(path, tmp_path):
+    fresh = tmp_path / "fresh.yaml"
+    compiling.write(compiling.targets()[path], fresh)
+    assert path.read_text() == fresh.read_text(), "stale: run `make docs`"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_compiled_yaml_loads_and_needs_no_pip(name):
+    path = ROOT / name / "component.yaml"
+    loaded = load_component_from_file(str(path))
+    assert set(loaded.component_spec.inputs) == set(getattr(calib_components, name).component_spec.inputs)
+    (executor,) = yaml.safe_load(path.read_text())["deploymentSpec"]["executors"].values()
+    assert executor["container"]["image"] == f"calib:{__version__}"
+    assert "pip install" not in path.read_text()
+
+
+def test_image_is_a_compile_time_setting(tmp_path):
+    target = tmp_path / "evaluate.yaml"
+    script = (
+        "import calib_components, pathlib, sys; from calib_pipelines.compile import write;"
+        "write(calib_components.evaluate, pathlib.Path(sys.argv[1]))"
+    )
+    environment = {**os.environ, "CALIB_IMAGE": "registry.example/team/calib:7"}
+    subprocess.run([sys.executable, "-c", script, str(target)], env=environment, check=True)
+    assert "image: registry.example/team/calib:7\n" in target.read_text()
+
+
+@pytest.mark.parametrize("path", docs.readmes(), ids=lambda path: path.parent.name)
+def test_readme_tables_are_fresh(path):
+    text = path.read_text()
+    assert text == docs.with_tables(text, docs.readmes()[path]), "stale: run `make docs`"
+    for name in docs.readmes()[path].component_spec.inputs:
+        assert f"| `{name}` |" in text
+
+
+def test_readme_without_markers_is_refused():
+    with pytest.raises(ValueError, match="README of evaluate"):
+        docs.with_tables("# evaluate\n", calib_components.evaluate)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_metadata_names_the_component(name):
+    metadata = yaml.safe_load((ROOT / name / "metadata.yaml").read_text())
+    assert metadata["name"] == name
+    assert metadata["stability"] in {"alpha", "beta", "stable"}
+    assert {"description", "dependencies", "tags", "lastVerified"} <= metadata.keys()

@@ -1,0 +1,251 @@
+"""The compiled pipeline, run by kfp.local: every path through its conditions, with steps that only take notes."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from pathlib import Path
+
+import pytest
+from calib_pipelines import cli
+from calib_pipelines.local import run_local
+from calib_pipelines.restore_calibration import restore_calibration
+
+from calib_core.errors import CalibError, ConfigError
+from calib_core.parameters import parameters_of
+from calib_core.steps.align import AlignConfig
+from calib_core.steps.evaluate import EvaluateConfig
+from calib_core.steps.finetune import FinetuneConfig
+from calib_core.steps.prepare import PrepareConfig
+from calib_core.steps.promote import PromoteConfig
+
+# Read by every Python process that finds it first on its path: the tasks get these steps for the real ones.
+NOTING_STEPS = """
+import json, os, sys
+from dataclasses import make_dataclass
+from pathlib import Path
+from types import ModuleType
+
+import calib_core.steps
+from calib_core.errors import NotEnoughDataError
+
+HERE = Path(os.environ["NOTES"])
+SCRIPT = json.loads((HERE / "script.json").read_text())
+
+def short(path):
+    path = Path(path)
+    return path.name if path.name == "start" else path.parent.name
+
+def note(*facts):
+    with (HERE / "notes.jsonl").open("a") as stream:
+        stream.write(json.dumps(facts) + "\\n")
+
+def folder(out):
+    Path(out).mkdir(parents=True)
+    (Path(out) / "made").write_text("by a step")
+
+def fake_prepare(config, out):
+    note("prepare", config.questions)
+    folder(out)
+
+def fake_evaluate(config, model, data, out):
+    note("evaluate", short(model))
+    assert (data / "made").is_file()
+    if SCRIPT.get("error") == "mistake":
+        raise NotEnoughDataError("12 questions in calibration;\\n399 are needed")
+    if SCRIPT.get("error") == "bug":
+        raise RuntimeError("a bug")
+    folder(out)
+    print("scoring: 1/2 questions")
+    figures = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
+    return {"regime": {"regime": SCRIPT[short(model)]}, "figures": {"test": figures}}
+
+def training(name):
+    def step(config, model, data, out):
+        note(name, short(model), config.epochs)
+        folder(out)
+    return step
+
+def fake_promote(config, *, before, after, model_before, model_after, branch, out, report):
+    note("promote", short(before), short(after), short(model_before), short(model_after), branch)
+    folder(out)
+    promoted = branch != "none"
+    summary = {"regime": "?", "branch": branch, "promoted": promoted, "reasons": [], "report": report,
+               "model": model_after if promoted else model_before, "before": {}, "after": {}, "timing": {}}
+    (out / "report.html").write_text("<html>")
+    (out / "summary.json").write_text(json.dumps(summary))
+    return summary
+
+def module(name, config, fields, **steps):
+    made = ModuleType("calib_core.steps." + name)
+    vars(made).update({config: make_dataclass(config, fields), **steps})
+    sys.modules[made.__name__] = made
+    setattr(calib_core.steps, name, made)
+
+module("prepare", "PrepareConfig", ["questions"], prepare=fake_prepare)
+module("align", "AlignConfig", ["epochs"], align=training("align"))
+module("evaluate", "EvaluateConfig", [], evaluate=fake_evaluate)
+module("finetune", "FinetuneConfig", ["epochs"], cft=training("cft"), rcft=training("rcft"))
+module("promote", "PromoteConfig", [], promote=fake_promote)
+"""
+
+
+class Stage:
+    """A pipeline run whose steps follow a script: regime by model, or an error."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.out = folder / "out"
+
+    def run(self, script: dict[str, str], **parameters: object) -> dict[str, object]:
+        self.write(script)
+        return run_local({"model": "/models/start", "questions": "q.jsonl", **parameters}, self.out)
+
+    def write(self, script: dict[str, str]) -> None:
+        (self._folder / "script.json").write_text(json.dumps(script))
+
+    def notes(self) -> list[list[object]]:
+        return [json.loads(line) for line in (self._folder / "notes.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture()
+def stage(tmp_path, monkeypatch):
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "sitecustomize.py").write_text(textwrap.dedent(NOTING_STEPS))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setenv("NOTES", str(tmp_path))
+    return Stage(tmp_path)
+
+
+@pytest.mark.slow()
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        pytest.param(
+            {"start": "calibrated"},
+            [["promote", "evaluate", "evaluate", "start", "start", "none"]],
+            id="none",
+        ),
+        pytest.param(
+            {"start": "calibratable", "cft-finetune": "calibrated"},
+            [
+                ["cft", "start", 7],
+                ["evaluate", "cft-finetune"],
+                ["promote", "evaluate", "evaluate-2", "start", "cft-finetune", "cft"],
+            ],
+            id="cft",
+        ),
+        pytest.param(
+            {"start": "calibratable", "cft-finetune": "calibratable"},
+            [
+                ["cft", "start", 7],
+                ["evaluate", "cft-finetune"],
+                ["promote", "evaluate", "evaluate-2", "start", "cft-finetune", "cft"],
+            ],
+            id="cft-falls-short",
+        ),
+        pytest.param(
+            {"start": "calibratable", "cft-finetune": "non_calibratable", "em-ece-finetune": "calibrated"},
+            [
+                ["cft", "start", 7],
+                ["evaluate", "cft-finetune"],
+                ["rcft", "start", 7],
+                ["evaluate", "em-ece-finetune"],
+                ["promote", "evaluate", "evaluate-3", "start", "em-ece-finetune", "rcft"],
+            ],
+            id="cft-then-rcft",
+        ),
+        pytest.param(
+            {"start": "non_calibratable", "em-ece-finetune": "calibrated"},
+            [
+                ["rcft", "start", 7],
+                ["evaluate", "em-ece-finetune"],
+                ["promote", "evaluate", "evaluate-3", "start", "em-ece-finetune", "rcft"],
+            ],
+            id="rcft",
+        ),
+    ],
+)
+def test_measured_regime_chooses_the_branch(stage, script, expected):
+    summary = stage.run(script, epochs=7)
+    assert stage.notes() == [["prepare", "q.jsonl"], ["evaluate", "start"], *expected]
+    assert summary["branch"] == expected[-1][-1]
+    assert summary == json.loads((stage.out / "summary.json").read_text())
+    assert summary["report"] == str(stage.out / "report.html")
+    assert (stage.out / "report.html").is_file()
+    if summary["promoted"]:
+        assert summary["model"] == str(stage.out / "model")
+        assert (stage.out / "model" / "made").is_file()
+    else:
+        assert summary["model"] == "/models/start"
+        assert not (stage.out / "model").exists()
+
+
+@pytest.mark.slow()
+def test_alignment_comes_first_where_it_is_asked_for(stage, capfd):
+    stage.run({"dpo-align": "calibrated"}, align=True, dpo_epochs=3)
+    assert stage.notes() == [
+        ["prepare", "q.jsonl"],
+        ["align", "start", 3],
+        ["evaluate", "dpo-align"],
+        ["promote", "evaluate", "evaluate", "dpo-align", "dpo-align", "none"],
+    ]
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "[data-prep]",
+        "[dpo-align]",
+        "[evaluate-before]",
+        "scoring: 1/2 questions",
+        "[promote]",
+    ]
+
+
+@pytest.mark.slow()
+def test_users_mistake_in_a_task_ends_the_command_with_its_message(stage, capfd):
+    stage.write({"error": "mistake"})
+    code = cli.main(
+        ["pipeline", "run", "--json", "--model", "m/start", "--questions", "q.jsonl", "--out", str(stage.out)]
+    )
+    shown = capfd.readouterr()
+    assert code == 3
+    assert shown.out == ""
+    assert shown.err.endswith("error: 12 questions in calibration;\n399 are needed\n")
+    assert "Traceback" not in shown.err
+    assert not (stage.out / "summary.json").exists()
+
+
+@pytest.mark.slow()
+def test_failing_task_is_told_with_the_end_of_its_log(stage):
+    with pytest.raises(CalibError, match=r"run\.log, it ends with:[\s\S]*RuntimeError: a bug") as caught:
+        stage.run({"error": "bug"})
+    assert caught.value.exit_code == 1
+    assert "RuntimeError: a bug" in (stage.out / "run.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"questions": "q.jsonl"}, "model: a value is needed"),
+        ({"model": "m", "questions": "q.jsonl", "epoch": 3}, "epoch: no such parameter"),
+        ({"model": "m", "questions": "q.jsonl", "aim": "speed"}, "aim is 'speed'"),
+        ({"model": "m", "questions": "q.jsonl", "accuracy_margin": -1.0}, "accuracy_margin is -1.0"),
+    ],
+)
+def test_unusable_parameters_are_refused_before_the_first_task(tmp_path, parameters, message):
+    with pytest.raises(ConfigError, match=message):
+        run_local(parameters, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_parameters_agree_with_those_of_the_steps():
+    inputs = restore_calibration.component_spec.inputs
+    steps = {}
+    for config in (PromoteConfig, EvaluateConfig, FinetuneConfig, PrepareConfig):
+        steps |= {parameter.name: parameter.default for parameter in parameters_of(config)}
+    align = {f"dpo_{parameter.name}": parameter.default for parameter in parameters_of(AlignConfig)}
+    own = {"model": None, "align": False}
+    assert {name: given.default for name, given in inputs.items()} == {
+        name: (own | align | steps)[name] for name in inputs
+    }
+    assert all(given.description for given in inputs.values())
