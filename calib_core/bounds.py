@@ -38,8 +38,6 @@ Regime = Literal["calibrated", "calibratable", "non_calibratable"]
 
 CROSS_FIT_FOLDS = 5
 LOG_TEMPERATURE = 5.0  # temperatures from 0.007 to 148 are tried
-POWER = 0.8
-"""How often a perfectly calibrated model passes on as many questions as `required_examples` says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,18 +239,19 @@ def regime_test(  # noqa: PLR0913
 def required_examples(target_ece: float, *, n_bins: int = 10, confidence: float = 0.95) -> int:
     """Questions that each set needs before the regime test can decide anything at this target.
 
-    The smallest n at which a perfectly calibrated model passes (upper limit of the debiased ECE at or below
-    the target) four times in five (`POWER`). Below it a test could hardly end but one way, whatever the
-    model.
+    The smallest n at which a perfectly calibrated model is as likely as not to pass (upper limit of its ECE
+    at or below the target), in the world where chance disturbs most; elsewhere it passes more often. Below it
+    the test would send most models to be mended whatever they are like.
 
-    The noise model repeats the construction of the interval: in bin b with a share w_b of the questions the
-    gap between accuracy and confidence is normal with variance m_b (1 - m_b) / (n w_b), m_b the bin's middle;
-    the debiased ECE and the spread of its resamples follow from it in closed form, both fall as 1 / sqrt(n),
-    so that n is a square. Shares w_b in proportion to m_b (1 - m_b) make the noise largest: models with
-    another spread of confidences pass more often.
+    The noise model repeats how the interval is made. In bin b with a share w_b of the questions the gap
+    between accuracy and confidence is normal with variance m_b (1 - m_b) / (n w_b), m_b the bin's middle, and
+    shares w_b in proportion to m_b (1 - m_b) make the sum of the noise largest. The upper limit is the sum of
+    true gaps, those seen moved outwards by a common number of standard errors, under which an ECE as small as
+    the one seen is rare (see `bootstrap.GapModel`; here with the mean and variance of folded normals in place
+    of resamples). All of it falls as 1 / sqrt(n), so that n is a square.
 
-    With that many questions in both sets a gap between the two accuracies is known within the target ECE
-    either way (variance of an accuracy at most 1/4); where that needs more than the above, it counts.
+    With that many questions in both sets the difference of their accuracies is known within the target either
+    way (an accuracy's variance is at most 1/4 / n); where that needs more, it counts.
 
     Args:
         target_ece: in (0, 1).
@@ -263,19 +262,24 @@ def required_examples(target_ece: float, *, n_bins: int = 10, confidence: float 
         ConfigError: a parameter is out of range.
 
     >>> [required_examples(target) for target in (0.05, 0.08, 0.15)]
-    [1020, 399, 114]
+    [908, 355, 101]
     """
     _check_parameters(target_ece, 0.0, None, "branch")
     check_n_bins(n_bins)
     z = float(ndtri(1 - tail_share(confidence)))
     middle = (np.arange(n_bins) + 0.5) / n_bins
-    share = middle * (1 - middle) / (middle * (1 - middle)).sum()
-    noise = np.sqrt(middle * (1 - middle) / share)  # of a bin's gap, times sqrt(n)
-    gap = np.random.default_rng(0).standard_normal((10_000, n_bins)) * noise
-    resampled_mean = folded_normal_mean(gap, np.broadcast_to(noise, gap.shape))
-    debiased = np.maximum((2 * np.abs(gap) - resampled_mean) @ share, 0.0)
-    resampled_variance = (gap**2 + noise**2 - resampled_mean**2) @ share**2
-    upper = np.quantile(debiased + z * np.sqrt(resampled_variance), POWER)
+    variance = middle * (1 - middle)
+    sd = variance / math.sqrt(variance.sum())  # of a bin's share of the ECE, times sqrt(n)
+    seen = np.abs(np.random.default_rng(0).standard_normal((2000, n_bins))) * sd
+    low, high = -(seen / sd).max(axis=1), np.full(len(seen), z)
+    for _ in range(20):
+        shift = (low + high) / 2
+        truth = np.maximum(seen + shift[:, None] * sd, 0.0)
+        mean = folded_normal_mean(truth, np.broadcast_to(sd, truth.shape))
+        spread = np.sqrt((truth**2 + sd**2 - mean**2).sum(axis=1))
+        explains = mean.sum(axis=1) - z * spread >= seen.sum(axis=1)
+        low, high = np.where(explains, low, shift), np.where(explains, shift, high)
+    upper = np.median(np.maximum(seen + high[:, None] * sd, 0.0).sum(axis=1))
     return math.ceil(max(upper**2, z**2 / 2) / target_ece**2)
 
 

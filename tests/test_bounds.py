@@ -1,0 +1,338 @@
+"""The bounds hold in every world; the regime test is right where the target is known."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic import make_world, memorised, scrambled, softmax, tempered
+
+from calib_core.binning import bin_index
+from calib_core.bootstrap import debiased_ece_interval
+from calib_core.bounds import (
+    regime_test,
+    required_examples,
+    target_calibration_error,
+    upper_bounds,
+)
+from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
+from calib_core.metrics import conf_ece
+
+ROUNDING = 1e-12
+
+
+@st.composite
+def worlds_with_models(draw):
+    """A world, and a model in it from exact to unrelated, sure or unsure."""
+    seed = draw(st.integers(0, 2**31))
+    world = make_world(
+        draw(st.integers(1, 200)),
+        seed,
+        options=tuple(draw(st.lists(st.integers(2, 8), min_size=1, max_size=3))),
+        spread=draw(st.sampled_from([0.0, 0.3, 1.0, 3.0, 10.0])),
+    )
+    p = world.q
+    if draw(st.booleans()):
+        p = scrambled(p, world.n_options, draw(st.sampled_from([0.3, 1.0])), seed)
+    p = tempered(p, draw(st.sampled_from([0.1, 0.5, 1.0, 3.0])))
+    if draw(st.booleans()):
+        p = memorised(p, world.labels, draw(st.sampled_from([0.1, 0.5, 0.99])))
+    return world, p
+
+
+def population_ece(p, q):
+    """ECE of p on these questions where each label is replaced by its expectation under q."""
+    top = p.argmax(axis=1)
+    conf = np.minimum(p.max(axis=1), 1.0)
+    gaps = np.bincount(bin_index(conf, 10), weights=q[np.arange(len(q)), top] - conf)
+    return np.abs(gaps).sum() / len(q)
+
+
+@given(worlds_with_models())
+@settings(max_examples=300, deadline=None)
+def test_upper_bounds_hold_in_every_world(case):
+    world, p = case
+    bounds = upper_bounds(p, world.q)
+    chain = [
+        population_ece(p, world.q),
+        bounds.target_calibration_error,
+        bounds.total_variation,
+        bounds.pinsker,
+        bounds.information,
+    ]
+    assert all(a <= b + ROUNDING for a, b in itertools.pairwise(chain)), chain
+
+
+@given(worlds_with_models())
+@settings(max_examples=300, deadline=None)
+def test_lower_bounds_hold_for_every_labelled_set(case):
+    world, p = case
+    conf, top = np.minimum(p.max(axis=1), 1.0), p.argmax(axis=1)
+    correct = (top == world.labels).astype(float)
+    ece = conf_ece(conf, correct)
+    expected = world.q[np.arange(len(p)), top].mean()
+    assert ece >= abs(correct.mean() - conf.mean()) - ROUNDING
+    assert ece + target_calibration_error(p, world.q) >= correct.mean() - expected - ROUNDING
+    assert expected <= world.critical_accuracy + ROUNDING
+
+
+def test_upper_bounds_by_hand():
+    q, p = [[0.5, 0.5], [1.0, 0.0]], [[0.8, 0.2], [0.5, 0.5]]
+    kl = [0.5 * np.log(0.5 / 0.8) + 0.5 * np.log(0.5 / 0.2), np.log(2)]
+    bounds = upper_bounds(p, q)
+    assert bounds.target_calibration_error == pytest.approx((0.3 + 0.5) / 2, abs=1e-15)
+    assert bounds.total_variation == pytest.approx((0.3 + 0.5) / 2, abs=1e-15)
+    assert bounds.pinsker == pytest.approx((np.sqrt(kl[0] / 2) + np.sqrt(kl[1] / 2)) / 2, abs=1e-15)
+    assert bounds.information == pytest.approx(np.sqrt((kl[0] + kl[1]) / 4), abs=1e-15)
+    assert upper_bounds(q, q).information == 0
+
+
+TRIALS = 40
+
+
+def models(name, world, *, seen):
+    """The three models whose regimes are known, on questions trained on (`seen`) and on fresh ones."""
+    sharp = tempered(world.q, 0.5)
+    p = {
+        "q itself": world.q,
+        "tempered": sharp,
+        "memoriser": memorised(sharp, world.labels, 0.9) if seen else sharp,
+        "calibrated memoriser": memorised(world.q, world.labels, 0.9) if seen else world.q,
+    }[name]
+    return world.predictions(p)
+
+
+@functools.cache
+def in_world(name, trial, *, n=1000, **options):
+    options = {"n_resamples": 200, "seed": trial, **options}
+    fit, heldout = make_world(n, 2 * trial), make_world(n, 2 * trial + 1)
+    return regime_test(models(name, fit, seen=True), models(name, heldout, seen=False), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "regime"),
+    [
+        ("q itself", "calibrated"),
+        ("tempered", "calibratable"),
+        ("memoriser", "non_calibratable"),
+        ("calibrated memoriser", "calibrated"),
+    ],
+)
+def test_the_regime_is_right_in_95_of_100_worlds(name, regime):
+    """A small version of benchmarks/regime_rates.py."""
+    found = Counter(in_world(name, trial).regime for trial in range(TRIALS))
+    assert found[regime] >= 0.95 * TRIALS, found
+
+
+@pytest.mark.parametrize("model", ["q itself", "tempered", "memoriser"])
+def test_critical_accuracy_is_the_targets_expected_accuracy(model):
+    """A model that ranks as q does: the estimate is E max q, without bias, and its interval says so."""
+    truth = make_world(200_000, 999).critical_accuracy
+    found = [in_world(model, trial).critical_accuracy for trial in range(TRIALS)]
+    assert np.mean([interval.value for interval in found]) == pytest.approx(truth, abs=0.005)
+    assert np.mean([interval.low <= truth <= interval.high for interval in found]) >= 0.85
+
+
+def test_a_worse_ranking_lowers_the_critical_accuracy_to_what_it_can_reach():
+    fit, heldout = make_world(5000, 0), make_world(5000, 1)
+    p = [scrambled(tempered(w.q, 0.5), w.n_options, 0.6, 7) for w in (fit, heldout)]
+    result = regime_test(fit.predictions(p[0]), heldout.predictions(p[1]), n_resamples=200)
+    reachable = heldout.q[np.arange(5000), p[1].argmax(axis=1)].mean()
+    assert result.critical_accuracy.value == pytest.approx(reachable, abs=0.02)
+    assert result.critical_accuracy.value < heldout.critical_accuracy - 0.2
+    assert result.regime == "calibratable"
+
+
+def test_a_model_worse_than_guessing_has_the_guesss_critical_accuracy():
+    """Its target knows better than to follow it: 1 / K, which max_k q_k is never below."""
+    worlds = [make_world(2000, seed, spread=1.0) for seed in (0, 1)]
+    p = [tempered(softmax(-3 * np.log(w.q)), 1.0) for w in worlds]
+    result = regime_test(*(w.predictions(x) for w, x in zip(worlds, p, strict=True)), n_resamples=200)
+    assert result.accuracy_heldout.high < 0.2
+    assert result.critical_accuracy.value == pytest.approx(0.25, abs=1e-3)
+    assert result.lower_bound.value == 0
+
+
+def test_critical_accuracy_with_mixed_numbers_of_options_guesses_by_row():
+    worlds = [make_world(2000, seed, options=(2, 5), spread=1.0) for seed in (0, 1)]
+    p = [softmax(np.where(w.q > 0, -3 * np.log(np.maximum(w.q, 1e-300)), -np.inf)) for w in worlds]
+    result = regime_test(*(w.predictions(x) for w, x in zip(worlds, p, strict=True)), n_resamples=200)
+    guess = (1 / worlds[1].n_options).mean()
+    assert result.critical_accuracy.value == pytest.approx(guess, abs=0.02)
+    assert result.accuracy_heldout.high < guess - 0.03
+
+
+def test_a_given_critical_accuracy_is_taken_as_it_is():
+    result = in_world("memoriser", 0, critical_accuracy=0.97)
+    assert (result.critical_accuracy.low, result.critical_accuracy.high) == (0.97, 0.97)
+    assert result.lower_bound.value == pytest.approx(result.accuracy_fit.value - 0.97, abs=1e-12)
+    assert result.regime == "calibratable"
+    assert any("as given" in reason for reason in result.reasons)
+
+
+def test_lower_bounds_interval_holds_the_independent_difference():
+    result = in_world("memoriser", 3, n_resamples=4000)
+    low, value, high = (getattr(result.lower_bound, name) for name in ("low", "value", "high"))
+    assert value == pytest.approx(result.accuracy_fit.value - result.critical_accuracy.value, abs=1e-12)
+    sd = np.sqrt(sum(a.value * (1 - a.value) / 1000 for a in (result.accuracy_fit, result.critical_accuracy)))
+    assert value - low == pytest.approx(1.96 * sd, rel=0.1)
+    assert high - value == pytest.approx(1.96 * sd, rel=0.1)
+
+
+def test_sets_of_one_size_are_not_resampled_in_step():
+    """The same questions under other names: the difference is 0, but as uncertain as that of two sets."""
+    world = make_world(1000, 0)
+    sharp = world.predictions(tempered(world.q, 0.5))
+    renamed = replace(sharp, ids=tuple(f"{key}'" for key in sharp.ids))
+    result = regime_test(sharp, renamed, n_resamples=4000)
+    a = result.accuracy_fit.value
+    assert result.lower_bound.value == pytest.approx(0, abs=0.005)
+    assert result.lower_bound.high == pytest.approx(1.96 * np.sqrt(2 * a * (1 - a) / 1000), rel=0.15)
+
+
+def test_information_bound_and_entropy_are_those_of_the_target():
+    worlds = [make_world(20_000, seed) for seed in (0, 1)]
+    p = [tempered(w.q, 0.5) for w in worlds]
+    result = regime_test(*(w.predictions(x) for w, x in zip(worlds, p, strict=True)), n_resamples=50)
+    q = worlds[1].q
+    entropy = -(q * np.log(q)).sum(axis=1).mean()
+    assert result.entropy_nats == pytest.approx(entropy, abs=0.02)
+    assert result.information_bound.value == pytest.approx(upper_bounds(p[1], q).information, abs=0.02)
+    assert result.information_bound.value == pytest.approx(
+        np.sqrt((result.cross_entropy_nats - result.entropy_nats) / 2), abs=1e-9
+    )
+    assert result.upper_bound.high <= result.information_bound.high
+
+
+def test_ece_figures_are_those_of_the_other_modules():
+    result = in_world("tempered", 1)
+    heldout = models("tempered", make_world(1000, 3), seen=False)
+    conf, correct = heldout.confidence(), heldout.correct()
+    assert result.upper_bound.value == pytest.approx(conf_ece(conf, correct), abs=1e-12)
+    assert result.debiased_ece == debiased_ece_interval(conf, correct, n_resamples=200, seed=1)
+    assert result.mean_confidence_heldout.value == pytest.approx(conf.mean(), abs=1e-12)
+    assert result.accuracy_heldout.value == pytest.approx(correct.mean(), abs=1e-12)
+
+
+def test_memorising_is_reported_of_a_calibrated_model():
+    result = in_world("calibrated memoriser", 0)
+    assert result.regime == "calibrated"
+    assert result.lower_bound.low > 0.05
+    assert any("has memorised answers" in reason for reason in result.reasons)
+    assert result.reasons[-1] == "Nothing needs doing."
+
+
+def test_an_interval_that_holds_the_target_branches_or_stops():
+    target_ece = in_world("tempered", 0).debiased_ece.value
+    result = in_world("tempered", 0, target_ece=target_ece)
+    assert result.undecided
+    assert result.regime == "calibratable"
+    assert any("not shown to be calibrated" in reason for reason in result.reasons)
+    with pytest.raises(NotEnoughDataError, match="questions leave open"):
+        in_world("tempered", 0, target_ece=target_ece, on_undecided="stop")
+    with pytest.raises(NotEnoughDataError, match=r"about \d+ would decide"):
+        in_world("tempered", 0, target_ece=target_ece + 0.02, on_undecided="stop")
+    assert not in_world("tempered", 0, on_undecided="stop").undecided
+
+
+def test_reasons_tell_the_figures():
+    result = in_world("memoriser", 0)
+    text = " ".join(result.reasons)
+    assert f"right {100 * result.accuracy_heldout.value:.1f} % of the time" in text
+    assert f"{100 * result.mean_confidence_heldout.value:.1f} % sure" in text
+    assert f"{result.debiased_ece.value:.3f}" in text
+    assert f"{result.lower_bound.value:.3f}" in text
+    assert "RCFT" in result.reasons[-1]
+
+
+def test_the_record_is_json():
+    result = in_world("memoriser", 0)
+    value = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert value["regime"] == "non_calibratable"
+    assert value["lower_bound"] == result.lower_bound.to_dict()
+    assert value["reasons"] == list(result.reasons)
+
+
+def test_the_same_seed_gives_the_same_record():
+    assert in_world("tempered", 4) == in_world("tempered", 4)
+    assert in_world("tempered", 4) != in_world("tempered", 4, seed=5)
+
+
+def test_on_required_examples_a_perfectly_calibrated_model_passes_as_likely_as_not():
+    """In the world that the noise model calls worst: confidences in all bins in proportion to m (1 - m)."""
+    n = required_examples(0.08)
+    middle = (np.arange(10) + 0.5) / 10
+    share = middle * (1 - middle) / (middle * (1 - middle)).sum()
+    passed = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        conf = (rng.choice(10, size=n, p=share) + rng.random(n)) / 10
+        correct = rng.random(n) < conf
+        passed += debiased_ece_interval(conf, correct, n_resamples=200, seed=10**6 + trial).high <= 0.08
+    assert 0.4 <= passed / 200 <= 0.7
+
+
+def test_required_examples_rise_with_what_is_asked():
+    assert required_examples(0.02) > required_examples(0.08) > required_examples(0.3) > 2
+    assert required_examples(0.08, confidence=0.99) > required_examples(0.08, confidence=0.9)
+    assert required_examples(0.08, n_bins=20) > required_examples(0.08, n_bins=10)
+    # both accuracies known within the target either way: 1.96 sqrt(2 / 4 / n) <= 0.08
+    assert required_examples(0.08, n_bins=2) == 301
+
+
+def test_too_few_questions_are_refused_with_the_number_needed():
+    fit, heldout = make_world(354, 0), make_world(1000, 1)
+    with pytest.raises(
+        NotEnoughDataError, match=r"fit has 354 questions, but at target_ece 0\.08 .* needs 355"
+    ):
+        regime_test(fit.predictions(fit.q), heldout.predictions(heldout.q))
+    with pytest.raises(NotEnoughDataError, match=r"fit has 354 and heldout has 300"):
+        regime_test(fit.predictions(fit.q), heldout.predictions(heldout.q).subset(range(300)))
+    enough = make_world(355, 2)
+    assert regime_test(enough.predictions(enough.q), heldout.predictions(heldout.q)).n_required == 355
+
+
+def test_unknown_labels_are_refused():
+    fit, heldout = (make_world(400, seed) for seed in (0, 1))
+    unlabelled = replace(
+        heldout.predictions(heldout.q), labels=np.where(np.arange(400) == 7, -1, heldout.labels)
+    )
+    with pytest.raises(DataFormatError, match=r"^heldout: .*1 of 400 rows have no label"):
+        regime_test(fit.predictions(fit.q), unlabelled)
+    with pytest.raises(DataFormatError, match=r"^fit: "):
+        regime_test(unlabelled, fit.predictions(fit.q))
+
+
+def test_two_protocols_or_two_adapters_are_refused():
+    fit, heldout = (make_world(400, seed) for seed in (0, 1))
+    ours = {"model": "m", "adapter": "a"}
+    table = fit.predictions(fit.q, ours)
+    for other in ({**ours, "model": "n"}, {**ours, "adapter": None}, None):
+        with pytest.raises(DataFormatError):
+            regime_test(table, heldout.predictions(heldout.q, other))
+    assert regime_test(table, heldout.predictions(heldout.q, ours)).n_fit == 400
+
+
+def test_a_heldout_question_that_was_trained_on_is_refused():
+    fit, heldout = (make_world(400, seed) for seed in (0, 1))
+    table = fit.predictions(fit.q)
+    overlapping = replace(heldout.predictions(heldout.q), ids=(*heldout.ids[:-2], *fit.ids[:2]))
+    with pytest.raises(DataFormatError, match="share 2 question ids"):
+        regime_test(table, overlapping)
+
+
+def test_parameters_out_of_range_are_all_named():
+    with pytest.raises(ConfigError) as error:
+        in_world("q itself", 0, target_ece=0.0, tolerance=-1.0, critical_accuracy=2.0, on_undecided="maybe")
+    for received in ("0.0", "-1.0", "2.0", "'maybe'"):
+        assert received in str(error.value)
+    for options in ({"n_bins": 0}, {"confidence": 1.0}, {"n_resamples": 0}):
+        with pytest.raises(ConfigError):
+            in_world("q itself", 0, **options)
