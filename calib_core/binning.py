@@ -1,4 +1,4 @@
-"""Checks of metric inputs, equal-width bins, and the noise of a bin's gap: what metrics and intervals share."""
+"""What metrics and intervals share: input checks, equal-width bins, and the noise of a bin's gap."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def check_probs_labels(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
         labels: (N,) integers in 0..K-1.
 
     Raises:
-        DataFormatError: shapes differ, values are NaN or outside their range, rows don't sum to 1 within 1e-4.
+        DataFormatError: shapes differ, values are NaN or outside their range, rows don't sum to 1 within
+            1e-4.
         NotEnoughDataError: no rows.
     """
     probs64, label_array = _float64("probs", probs), np.asarray(labels)
@@ -62,7 +63,8 @@ def check_probs_labels(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
     if off.any():
         row = int(np.argmax(off))
         raise DataFormatError(
-            f"probs must sum to 1 over a row's options; row {row + 1} sums to {probs64[row].sum():.6g}: are these logits?"
+            f"probs must sum to 1 over a row's options; row {row + 1} sums to {probs64[row].sum():.6g}: "
+            "are these logits? take their softmax first"
         )
     if not np.issubdtype(label_array.dtype, np.integer):
         raise DataFormatError(f"labels must be integers, found {label_array.dtype}")
@@ -70,8 +72,8 @@ def check_probs_labels(probs: ArrayLike, labels: ArrayLike) -> tuple[NDArray[np.
     if outside.any():
         row = int(np.argmax(outside))
         raise DataFormatError(
-            f"labels must lie in 0..{probs64.shape[1] - 1}, found {label_array[row]} in row {row + 1}; rows without a "
-            "label must be left out"
+            f"labels must lie in 0..{probs64.shape[1] - 1}, found {label_array[row]} in row {row + 1}; "
+            "leave out rows without a label"
         )
     return probs64, label_array.astype(np.int64)
 
@@ -94,7 +96,8 @@ def bin_index(values: NDArray[np.float64], n_bins: int) -> NDArray[np.int64]:
         array([0, 1, 5, 9])
     """
     check_n_bins(n_bins)
-    # searchsorted on the edges themselves: values * n_bins rounds across an edge (0.29 * 100 is 28.999999999999996).
+    # searchsorted on the edges themselves: values * n_bins rounds across an edge (0.29 * 100 is
+    # 28.999999999999996).
     edges = np.linspace(0.0, 1.0, n_bins + 1)
     return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, n_bins - 1).astype(np.int64)
 
@@ -124,6 +127,26 @@ def folded_normal_mean(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> ND
     return sd * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + size * erf(ratio / np.sqrt(2))
 
 
+def debiased_gap_sum(conf: NDArray[np.float64], correct: NDArray[np.float64], n_bins: int) -> float:
+    """conf-ECE minus its bias as binomial noise makes it, at least 0; see `metrics.debiased_ece`.
+
+    Args:
+        conf: float64 (N,) in [0, 1], checked.
+        correct: float64 (N,), 0 or 1, checked.
+        n_bins: equal-width bins.
+    """
+    index = bin_index(conf, n_bins)
+    counts = np.bincount(index, minlength=n_bins)
+    divisor = np.maximum(counts, 1)
+    accuracy = np.bincount(index, correct, n_bins) / divisor
+    gap = np.bincount(index, correct - conf, n_bins) / divisor
+    noise = np.sqrt(accuracy * (1 - accuracy) / divisor)
+    debiased = 2 * np.abs(gap) - folded_normal_mean(
+        gap, noise
+    )  # |gap| minus its bias, E|gap + noise Z| - |gap|
+    return max(0.0, float((counts * debiased).sum() / len(conf)))
+
+
 def _float64(name: str, values: ArrayLike) -> NDArray[np.float64]:
     array = np.asarray(values)
     if array.size and array.dtype.kind not in "bfiu":
@@ -136,6 +159,6 @@ def _check_unit(name: str, values: NDArray[np.float64]) -> None:
     if wrong.any():
         where: tuple[Any, ...] = np.unravel_index(int(np.argmax(wrong)), values.shape)
         raise DataFormatError(
-            f"{name} must be probabilities in [0, 1], found {values[where]} in row {int(where[0]) + 1}: are these logits? "
-            "take their softmax first"
+            f"{name} must be probabilities in [0, 1], found {values[where]} in row {int(where[0]) + 1}: "
+            "are these logits? take their softmax first"
         )

@@ -1,7 +1,8 @@
 """Calibration, accuracy and selective-prediction figures from confidences, outcomes and probabilities.
 
-Everything is float64 numpy, takes probabilities (logits are refused, never guessed at) and doesn't depend on the order
-of the rows. `conf (N,)` is the top option's probability, `correct (N,)` whether the top option is right.
+Everything is float64 numpy, takes probabilities (logits are refused, never guessed at) and doesn't depend on
+the order of the rows. `conf (N,)` is the top option's probability, `correct (N,)` whether the top option is
+right.
 """
 
 from __future__ import annotations
@@ -10,24 +11,55 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.fft import dct, idct
 from scipy.optimize import brentq
-from scipy.stats import norm, rankdata
 
-from calib_core.binning import bin_index, check_conf_correct, check_n_bins, check_probs_labels
-from calib_core.bootstrap import (
-    bootstrap_interval,
-    classwise_ece_interval,
-    classwise_ece_statistic,
-    conf_ece_interval,
-    debiased_ece_statistic,
-    ece_statistic,
-    mean_statistic,
-    on_data,
+from calib_core.binning import (
+    bin_index,
+    check_conf_correct,
+    check_n_bins,
+    check_probs_labels,
+    debiased_gap_sum,
 )
-from calib_core.errors import ConfigError, NotEnoughDataError
+from calib_core.bootstrap import (
+    bin_gaps,
+    bootstrap_interval,
+    class_gaps,
+    classwise_ece_interval,
+    conf_ece_interval,
+    mean_statistic,
+)
 from calib_core.predictions import Predictions
+from calib_core.selective import (
+    OperatingPoint,
+    RiskCoverage,
+    auroc,
+    risk_coverage,
+    threshold_at_risk,
+    wilson,
+)
+
+__all__ = [
+    "OperatingPoint",
+    "ReliabilityBin",
+    "RiskCoverage",
+    "adaptive_ece",
+    "auroc",
+    "brier",
+    "classwise_ece",
+    "conf_ece",
+    "debiased_ece",
+    "mce",
+    "nll_nats",
+    "per_subject",
+    "reliability_bins",
+    "risk_coverage",
+    "smooth_ece",
+    "summarize",
+    "threshold_at_risk",
+    "wilson",
+]
 
 SMOOTH_GRID = 4096  # cells; a bandwidth of 0.001 spans four of them
 
@@ -35,8 +67,9 @@ SMOOTH_GRID = 4096  # cells; a bandwidth of 0.001 spans four of them
 def conf_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
     """Expected calibration error of the top option's confidence, in [0, 1].
 
-    sum_b (n_b / N) |mean correct - mean conf| over equal-width bins [m/M, (m+1)/M), the last one closed. On N rows a
-    perfectly calibrated model shows about sum_b sqrt(2 acc_b (1 - acc_b) n_b / pi) / N, not 0: see `debiased_ece`.
+    sum_b (n_b / N) |mean correct - mean conf| over equal-width bins [m/M, (m+1)/M), the last one closed. On N
+    rows a perfectly calibrated model shows about sum_b sqrt(2 acc_b (1 - acc_b) n_b / pi) / N, not 0: see
+    `debiased_ece`.
 
     Args:
         conf: (N,) in [0, 1].
@@ -54,14 +87,14 @@ def conf_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
         >>> round(conf_ece([0.5, 0.5, 0.5, 0.9, 1.0], [0, 1, 0, 1, 1], n_bins=2), 12)
         0.08
     """
-    return on_data(ece_statistic(conf, correct, n_bins=n_bins), len(np.asarray(conf)))
+    return float(np.abs(bin_gaps(conf, correct, n_bins=n_bins).mean(axis=0)).sum())
 
 
 def classwise_ece(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 10) -> float:
     """Class-wise expected calibration error, in [0, 1].
 
-    (1/K) sum_k sum_b (n_kb / N) |freq(y = k) - mean p_k|, empty bins skipped. Options that a row hasn't got have
-    probability 0 and add nothing.
+    (1/K) sum_k sum_b (n_kb / N) |freq(y = k) - mean p_k|, empty bins skipped. Options that a row hasn't got
+    have probability 0 and add nothing.
 
     Args:
         probs: (N, K), rows sum to 1.
@@ -69,7 +102,8 @@ def classwise_ece(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 10) -> f
         n_bins: equal-width bins.
 
     Raises:
-        DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside 0..K-1.
+        DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside
+            0..K-1.
         NotEnoughDataError: no rows.
         ConfigError: `n_bins` isn't a positive integer.
 
@@ -79,14 +113,15 @@ def classwise_ece(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 10) -> f
         >>> round(classwise_ece([[0.8, 0.2], [0.6, 0.4]], [0, 1]), 12)  # gaps .2, -.6; -.2, .6
         0.4
     """
-    return on_data(classwise_ece_statistic(probs, labels, n_bins=n_bins), len(np.asarray(probs)))
+    return float(np.abs(class_gaps(probs, labels, n_bins=n_bins).mean(axis=0)).sum())
 
 
 def adaptive_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
     """ECE over bins of equal mass, in [0, 1].
 
-    Rows are sorted by confidence and cut into `n_bins` runs whose sizes differ by at most one (fewer where N is
-    smaller). Rows of one confidence that a cut divides share their outcomes evenly, so that their order doesn't matter.
+    Rows are sorted by confidence and cut into `n_bins` runs whose sizes differ by at most one (fewer where N
+    is smaller). Rows of one confidence that a cut divides share their outcomes evenly, so that their order
+    doesn't matter.
 
     Args:
         conf: (N,) in [0, 1].
@@ -117,9 +152,10 @@ def adaptive_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> fl
 def debiased_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
     """conf-ECE minus its estimated finite-sample bias, in [0, 1].
 
-    In bin b the observed gap g_b = acc_b - conf_b carries binomial noise of s_b = sqrt(acc_b (1 - acc_b) / n_b), and
-    E|g_b + s_b Z| - |g_b| is how much such noise adds. Kumar et al. estimate that expectation by drawing normals; here it
-    is the folded normal's mean in closed form, so the figure is deterministic. What falls below 0 is returned as 0.
+    In bin b the observed gap g_b = acc_b - conf_b carries binomial noise of s_b = sqrt(acc_b (1 - acc_b) /
+    n_b), and E|g_b + s_b Z| - |g_b| is how much such noise adds. Kumar et al. estimate that expectation by
+    drawing normals; here it is the folded normal's mean in closed form, so the figure is deterministic. What
+    falls below 0 is returned as 0.
 
     Args:
         conf: (N,) in [0, 1].
@@ -136,18 +172,19 @@ def debiased_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> fl
     Example:
         >>> conf, correct = [0.7] * 100, [1] * 80 + [0] * 20
         >>> round(conf_ece(conf, correct), 6), round(debiased_ece(conf, correct), 6)
-        (0.1, 0.099326)
+        (0.1, 0.09984)
     """
-    return max(0.0, on_data(debiased_ece_statistic(conf, correct, n_bins=n_bins), len(np.asarray(conf))))
+    conf64, correct64 = check_conf_correct(conf, correct)
+    return debiased_gap_sum(conf64, correct64, n_bins)
 
 
 def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
     """Smooth ECE, in [0, 1]: no bins, and a bandwidth that the data choose.
 
-    The residuals correct - conf are smoothed with a Gaussian kernel of width sigma that is reflected at 0 and 1;
-    smECE_sigma is the integral of the result's absolute value, and the smooth ECE is the sigma at which
-    smECE_sigma = sigma. The reflected kernel is diagonal under the cosine transform, so that one transform of the
-    residuals on a fine grid serves every sigma.
+    The residuals correct - conf are smoothed with a Gaussian kernel of width sigma that is reflected at 0 and
+    1; smECE_sigma is the integral of the result's absolute value, and the smooth ECE is the sigma at which
+    smECE_sigma = sigma. The reflected kernel is diagonal under the cosine transform, so that one transform of
+    the residuals on a fine grid serves every sigma.
 
     Args:
         conf: (N,) in [0, 1].
@@ -161,7 +198,8 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
     """
     conf64, correct64 = check_conf_correct(conf, correct)
     residuals = (correct64 - conf64) / len(conf64)
-    # Residuals are shared between the two nearest cell centres; beyond the outer centres reflection gives all to one.
+    # Residuals are shared between the two nearest cell centres; beyond the outer centres reflection gives all
+    # to one.
     position = np.clip(conf64 * SMOOTH_GRID - 0.5, 0, SMOOTH_GRID - 1)
     left = np.minimum(position.astype(np.int64), SMOOTH_GRID - 2)
     share = position - left
@@ -179,7 +217,7 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
 
 
 def mce(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
-    """Maximum calibration error: the largest |accuracy - mean confidence| of a bin that isn't empty, in [0, 1].
+    """Maximum calibration error, the largest |accuracy - mean confidence| of a non-empty bin, in [0, 1].
 
     Args:
         conf: (N,) in [0, 1].
@@ -208,7 +246,8 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
         labels: (N,) integers in 0..K-1.
 
     Raises:
-        DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside 0..K-1.
+        DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside
+            0..K-1.
         NotEnoughDataError: no rows.
 
     Source: Brier 1950.
@@ -225,136 +264,13 @@ def nll_nats(probs: ArrayLike, labels: ArrayLike) -> float:
         labels: (N,) integers in 0..K-1.
 
     Raises:
-        DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside 0..K-1.
+        DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside
+            0..K-1.
         NotEnoughDataError: no rows.
     """
     probs64, labels64 = check_probs_labels(probs, labels)
     with np.errstate(divide="ignore"):
         return float(-np.log(probs64[np.arange(len(labels64)), labels64]).mean())
-
-
-def auroc(conf: ArrayLike, correct: ArrayLike) -> float:
-    """Chance that a right row is more confident than a wrong one (ties count half), in [0, 1].
-
-    Args:
-        conf: (N,) in [0, 1].
-        correct: (N,) 0 or 1.
-
-    Raises:
-        DataFormatError: wrong shapes, NaN, or values outside their range.
-        NotEnoughDataError: all rows are right, or all are wrong, or there are none.
-
-    Source: Mann & Whitney 1947, with mid-ranks.
-    """
-    conf64, correct64 = check_conf_correct(conf, correct)
-    n_right = int(correct64.sum())
-    n_wrong = len(correct64) - n_right
-    if not n_right or not n_wrong:
-        raise NotEnoughDataError(
-            f"AUROC needs a right and a wrong row, found {n_right} right and {n_wrong} wrong; measure on more rows"
-        )
-    ranks = rankdata(conf64)[correct64 == 1].sum()
-    return float((ranks - n_right * (n_right + 1) / 2) / (n_right * n_wrong))
-
-
-@dataclass(frozen=True, eq=False)
-class RiskCoverage:
-    """What answering only above a confidence costs and saves; one point per distinct confidence, coverage ascending.
-
-    Attributes:
-        threshold: float64 (T,), rows with conf >= threshold are answered.
-        coverage: float64 (T,), share of rows answered, in (0, 1].
-        risk: float64 (T,), share of wrong rows among the answered.
-        aurc: area under the curve, the mean risk over the N coverages i/N (rows of equal confidence in random order).
-    """
-
-    threshold: NDArray[np.float64]
-    coverage: NDArray[np.float64]
-    risk: NDArray[np.float64]
-    aurc: float
-
-
-def risk_coverage(conf: ArrayLike, correct: ArrayLike) -> RiskCoverage:
-    """The risk-coverage curve and the area under it.
-
-    Args:
-        conf: (N,) in [0, 1].
-        correct: (N,) 0 or 1.
-
-    Raises:
-        DataFormatError: wrong shapes, NaN, or values outside their range.
-        NotEnoughDataError: no rows.
-
-    Source: Geifman & El-Yaniv 2017; Geifman et al. 2019 for the area.
-
-    Example:
-        >>> curve = risk_coverage([0.9, 0.8, 0.8, 0.6], [1, 1, 0, 0])
-        >>> curve.threshold.tolist(), curve.coverage.tolist(), round(curve.aurc, 6)
-        ([0.9, 0.8, 0.6], [0.25, 0.75, 1.0], 0.270833)
-    """
-    conf64, correct64 = check_conf_correct(conf, correct)
-    levels, level = np.unique(-conf64, return_inverse=True)
-    counts = np.bincount(level)
-    wrong = np.bincount(level, 1 - correct64)
-    answered = counts.cumsum()
-    errors_by_rank = np.repeat(wrong / counts, counts).cumsum()
-    aurc = float((errors_by_rank / np.arange(1, len(conf64) + 1)).mean())
-    return RiskCoverage(-levels, answered / len(conf64), wrong.cumsum() / answered, aurc)
-
-
-@dataclass(frozen=True)
-class OperatingPoint:
-    """A confidence threshold and what came of it on the rows that it was chosen on.
-
-    Attributes:
-        threshold: rows with conf >= threshold are answered.
-        coverage: share of rows answered.
-        risk: share of wrong rows among the answered.
-        risk_high: upper limit of the 95 % Wilson interval of the risk.
-    """
-
-    threshold: float
-    coverage: float
-    risk: float
-    risk_high: float
-
-
-def threshold_at_risk(conf: ArrayLike, correct: ArrayLike, *, target_risk: float) -> OperatingPoint | None:
-    """The threshold that answers the most rows with a risk of at most `target_risk`; None where none does.
-
-    Chosen and measured on the same rows, so the risk is somewhat flattering: check it on fresh rows.
-
-    Args:
-        conf: (N,) in [0, 1].
-        correct: (N,) 0 or 1.
-        target_risk: share of wrong answers that is accepted, in [0, 1].
-
-    Raises:
-        ConfigError: `target_risk` isn't in [0, 1].
-        DataFormatError: wrong shapes, NaN, or values outside their range.
-        NotEnoughDataError: no rows.
-    """
-    if not 0 <= target_risk <= 1:
-        raise ConfigError(f"target_risk must lie in [0, 1], received {target_risk!r}")
-    curve = risk_coverage(conf, correct)
-    fitting = np.flatnonzero(curve.risk <= target_risk)
-    if not fitting.size:
-        return None
-    at = fitting[-1]
-    coverage, risk = float(curve.coverage[at]), float(curve.risk[at])
-    answered = round(coverage * len(np.asarray(conf)))
-    return OperatingPoint(float(curve.threshold[at]), coverage, risk, wilson(risk, answered)[1])
-
-
-def wilson(share: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share that was seen among `n` rows.
-
-    Source: Wilson 1927.
-    """
-    z = float(norm.isf((1 - confidence) / 2))
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 @dataclass(frozen=True)
@@ -418,9 +334,10 @@ def summarize(
     """Every figure of a predictions table, ready for JSON.
 
     Returns:
-        `accuracy`, `mean_confidence`, `conf_ece`, `cw_ece` as {value, low, high} (95 % bootstrap); `adaptive_ece`,
-        `debiased_ece`, `smooth_ece`, `mce`, `brier`, `nll_nats`, `auroc` (null where all rows are right or all wrong),
-        `aurc` and `letter_mass` (mean; null where the table has none) as numbers; `n` and `n_bins`.
+        `accuracy`, `mean_confidence`, `conf_ece`, `cw_ece` as {value, low, high} (95 % bootstrap);
+        `adaptive_ece`, `debiased_ece`, `smooth_ece`, `mce`, `brier`, `nll_nats`, `auroc` (null where all rows
+        are right or all wrong), `aurc` and `letter_mass` (mean; null where the table has none) as numbers;
+        `n` and `n_bins`.
 
     Raises:
         DataFormatError: a row has no label.
@@ -448,7 +365,8 @@ def summarize(
         "smooth_ece": smooth_ece(conf, correct),
         "mce": mce(conf, correct, n_bins=n_bins),
         "brier": brier(probs, labels),
-        # From log-probabilities: a probability below 1e-308 would make it infinite, which JSON has no word for.
+        # From log-probabilities: a probability below 1e-308 would make it infinite, which JSON has no word
+        # for.
         "nll_nats": float(-log_probs[np.arange(len(labels)), labels].mean()),
         "auroc": auroc(conf, correct) if 0 < correct.sum() < len(correct) else None,
         "aurc": risk_coverage(conf, correct).aurc,
@@ -464,8 +382,8 @@ def per_subject(
     """Accuracy, confidence and ECE of each subject, by name; rows without a subject come last, under None.
 
     Returns:
-        One dictionary per subject: `subject`, `n`, `accuracy`, `mean_confidence` (numbers), `conf_ece` {value, low,
-        high}. Empty where no row has a subject.
+        One dictionary per subject: `subject`, `n`, `accuracy`, `mean_confidence` (numbers), `conf_ece`
+        {value, low, high}. Empty where no row has a subject.
 
     Raises:
         DataFormatError: a row has no label.

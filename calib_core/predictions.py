@@ -1,19 +1,15 @@
 """The table of option logits that scoring leaves and that everything after it reads.
 
-A table is made here or elsewhere: ours has a column `logits` and a protocol that says how it was made; other tools'
-tables may have `logprobs` or `probs` instead. What is missing is refused, never filled in.
+A table is made here or elsewhere: ours has a column `logits` and a protocol that says how it was made; other
+tools' tables may have `logprobs` or `probs` instead. What is missing is refused, never filled in.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn
-from urllib.parse import unquote, urlparse
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,36 +18,39 @@ from numpy.typing import ArrayLike, NDArray
 
 from calib_core.errors import DataFormatError
 from calib_core.files import whole_file
-
-MIN_OPTIONS, MAX_OPTIONS = 2, 26
-PROTOCOL_KEY = b"calib.protocol"
-VALUE_FIELDS = ("logits", "logprobs", "probs")
-SHOWN_PROBLEMS = 20
-SUM_TOLERANCE = 1e-3
-# A probability of exactly 0 has no finite logit. It stands for "below what float32 tells from 0", so it becomes the
-# smallest normal float32, whose log is -87.3: every metric but the NLL of such a row is unaffected.
-SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
+from calib_core.prediction_rows import (
+    MAX_OPTIONS,
+    MIN_OPTIONS,
+    PROTOCOL_KEY,
+    SUM_TOLERANCE,
+    local_path,
+    read_rows,
+    refuse,
+    short,
+    to_logits,
+)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
     """What a model says about N questions with up to K options each.
 
-    Arrays are copied and made read-only. Columns that no row uses are dropped, so that K is the largest number of
-    options.
+    Arrays are copied and made read-only. Columns that no row uses are dropped, so that K is the largest
+    number of options.
 
     Attributes:
         ids: the N questions' ids, each once.
         labels: int64 (N,), the right option counted from 0, or -1 where it isn't known.
         logits: float32 (N, K), finite for a row's own options, -inf beyond them.
         n_options: int64 (N,), each in 2..26.
-        letter_mass: float32 (N,) in [0, 1], the share of the whole vocabulary's probability that lies on the letters;
-            None where the table has none.
+        letter_mass: float32 (N,) in [0, 1], the share of the whole vocabulary's probability that lies on the
+            letters; None where the table has none.
         subjects: N names, or None where a question has none.
         protocol: how the predictions were made; None for tables from elsewhere.
 
     Raises:
-        DataFormatError: shapes don't agree, or rows break the rules above; the first 20 rows are named, all counted.
+        DataFormatError: shapes don't agree, or rows break the rules above; the first 20 rows are named, all
+            counted.
     """
 
     ids: tuple[str, ...]
@@ -71,7 +70,7 @@ class Predictions:
         if self.letter_mass is not None:
             object.__setattr__(self, "letter_mass", _floats("letter_mass", self.letter_mass))
         self._check_shapes()
-        _refuse("predictions", self._problems())
+        refuse("predictions", self._problems())
         used = int(self.n_options.max()) if len(self) else self.logits.shape[1]
         object.__setattr__(self, "logits", self.logits[:, :used])
 
@@ -105,8 +104,8 @@ class Predictions:
         unknown = np.flatnonzero(self.labels < 0)
         if unknown.size:
             raise DataFormatError(
-                f"predictions: {unknown.size} of {len(self)} rows have no label (first: row {unknown[0] + 1}, id "
-                f"{self.ids[unknown[0]]!r}, field 'label'); give every row its label, or leave those rows out"
+                f"predictions: {unknown.size} of {len(self)} rows have no label (first: row "
+                f"{unknown[0] + 1}, id {self.ids[unknown[0]]!r}, field 'label'); label them or leave them out"
             )
         return (self.top() == self.labels).astype(np.float64)
 
@@ -140,14 +139,15 @@ class Predictions:
             wrong.append(f"logits {self.logits.shape}")
         if wrong:
             raise DataFormatError(
-                f"predictions: {n} ids, so that every field has {n} rows and logits are (N, K); found {', '.join(wrong)}"
+                f"predictions: with {n} ids every field needs {n} rows, and logits (N, K); "
+                f"found {', '.join(wrong)}"
             )
 
     def _problems(self) -> list[tuple[int, str, str]]:
         """(row, field, message) of every row that breaks a rule."""
         problems: list[tuple[int, str, str]] = []
 
-        def add(rows: NDArray[Any], field: str, message: str) -> None:
+        def add(rows: Any, field: str, message: str) -> None:
             problems.extend((int(row), field, message) for row in np.flatnonzero(rows))
 
         seen: dict[str, int] = {}
@@ -189,36 +189,23 @@ class Predictions:
 def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
     """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`).
 
-    Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list with one
-    number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns are ignored.
-    `logprobs` (natural logs, at most 0) are normalised by the softmax over the row's options. `probs` lie in [0, 1]
-    and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as the smallest normal float32
-    (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as float32, so that probabilities come
-    back to about 1e-7.
+    Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list
+    with one number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns
+    are ignored. `logprobs` (natural logs, at most 0) are normalised by the softmax over the row's options.
+    `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as
+    the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
+    float32, so that probabilities come back to about 1e-7.
 
     Args:
         uri: a path or a `file://` URI.
 
     Raises:
-        DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows, or
-            lines, count from 1).
+        DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
+            or lines, count from 1).
     """
-    path = _local_path(uri)
-    if not path.is_file():
-        raise DataFormatError(f"{path}: no such file; check the path")
-    if path.suffix == ".parquet":
-        rows, columns, protocol = _read_parquet(path)
-    elif path.suffix == ".jsonl":
-        rows, columns, protocol = _read_jsonl(path)
-    else:
-        raise DataFormatError(
-            f"{path}: unknown file type {path.suffix!r}; give a .parquet or .jsonl predictions table"
-        )
-    if not rows:
-        raise DataFormatError(f"{path}: the table has no rows; check how it was written")
-    kind = _value_field(path, columns)
-    _refuse(str(path), _row_problems(rows, kind, "letter_mass" in columns))
-    lists = [_to_logits(row[kind], kind) for row in rows]
+    path = local_path(uri)
+    rows, kind, has_letter_mass, protocol = read_rows(path)
+    lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
     logits = np.full((len(rows), int(n_options.max())), -np.inf, dtype=np.float32)
     for target, values in zip(logits, lists, strict=True):
@@ -231,7 +218,7 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
             logits=logits,
             n_options=n_options,
             letter_mass=np.array([row["letter_mass"] for row in rows], np.float32)
-            if "letter_mass" in columns
+            if has_letter_mass
             else None,
             subjects=tuple(row.get("subject") for row in rows),
             protocol=protocol,
@@ -246,7 +233,7 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     Raises:
         DataFormatError: `uri` isn't a local path that ends in `.parquet`.
     """
-    path = _local_path(uri)
+    path = local_path(uri)
     if path.suffix != ".parquet":
         raise DataFormatError(f"{path}: predictions are written as Parquet; let the name end in .parquet")
     own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
@@ -282,12 +269,12 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
     if a.protocol is None or b.protocol is None:
         which = "first" if a.protocol is None else "second"
         raise DataFormatError(
-            f"the {which} predictions table has no protocol (file metadata 'calib.protocol') and the other has one, so "
-            "that they can't be compared; score both with the same version and settings"
+            f"the {which} predictions table has no protocol (file metadata 'calib.protocol') and the other "
+            "has one, so that they can't be compared; score both with the same version and settings"
         )
     names = sorted((a.protocol.keys() | b.protocol.keys()) - {"adapter"})
     different = [
-        f"{name}: {_short(a.protocol.get(name))} and {_short(b.protocol.get(name))}"
+        f"{name}: {short(a.protocol.get(name))} and {short(b.protocol.get(name))}"
         for name in names
         if a.protocol.get(name) != b.protocol.get(name)
     ]
@@ -321,144 +308,3 @@ def _floats(name: str, values: ArrayLike) -> NDArray[np.float32]:
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
     array.setflags(write=False)
     return array
-
-
-def _refuse(source: str, problems: Sequence[tuple[int, str, str]]) -> None:
-    """Raise one error for all problems (row from 0, field, message), if there are any."""
-    if not problems:
-        return
-    shown = [f"  row {row + 1}, field '{field}': {text}" for row, field, text in problems[:SHOWN_PROBLEMS]]
-    if len(problems) > SHOWN_PROBLEMS:
-        shown.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
-    raise DataFormatError(
-        f"{source}: {len(problems)} problems; mend or leave out these rows:\n" + "\n".join(shown)
-    )
-
-
-def _local_path(uri: str | os.PathLike[str]) -> Path:
-    text = os.fspath(uri)
-    if "://" not in text:
-        return Path(text)
-    parts = urlparse(text)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
-    raise DataFormatError(
-        f"{text}: only local paths and file:// are read here; mount the bucket, or download the file"
-    )
-
-
-def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], set[str], dict[str, Any] | None]:
-    try:
-        with pq.ParquetFile(path) as file:
-            known = {"id", "label", "letter_mass", "subject", *VALUE_FIELDS} & set(file.schema_arrow.names)
-            table = file.read(columns=sorted(known))
-    except (pa.ArrowException, OSError) as error:
-        raise DataFormatError(f"{path}: not a readable Parquet file ({error}); write it anew") from None
-    protocol = None
-    if text := (table.schema.metadata or {}).get(PROTOCOL_KEY):
-        try:
-            protocol = json.loads(text)
-        except ValueError:
-            protocol = None
-        if not isinstance(protocol, dict):
-            raise DataFormatError(
-                f"{path}: file metadata 'calib.protocol' isn't a JSON object; write the file anew"
-            )
-    return table.to_pylist(), known, protocol
-
-
-def _read_jsonl(path: Path) -> tuple[list[dict[str, Any]], set[str], None]:
-    rows: list[dict[str, Any]] = []
-    try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # splitlines would also split at U+2028 inside strings
-    except UnicodeDecodeError as error:
-        raise DataFormatError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
-    if not lines[-1]:
-        lines.pop()
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            _bad_line(path, number, f"not valid JSON ({error})")
-        if not isinstance(row, dict):
-            _bad_line(path, number, "not a JSON object")
-        rows.append(row)
-    return rows, set().union(*rows), None
-
-
-def _bad_line(path: Path, number: int, message: str) -> NoReturn:
-    raise DataFormatError(f"{path}: row {number}: {message}; write one JSON object per line")
-
-
-def _value_field(path: Path, columns: Iterable[str]) -> str:
-    present = [field for field in VALUE_FIELDS if field in columns]
-    missing = [field for field in ("id", "label") if field not in columns]
-    if missing or len(present) != 1:
-        found = f"; of {', '.join(VALUE_FIELDS)} it has {' and '.join(present) or 'none'}, exactly one is expected"
-        raise DataFormatError(
-            f"{path}: "
-            + (f"column {' and '.join(missing)} missing" if missing else "option scores are not clear")
-            + (found if len(present) != 1 else "")
-            + "; see the format of predictions tables"
-        )
-    return present[0]
-
-
-def _row_problems(
-    rows: Sequence[dict[str, Any]], kind: str, has_letter_mass: bool
-) -> list[tuple[int, str, str]]:
-    """What is wrong with rows as read, before they fit into arrays."""
-    problems: list[tuple[int, str, str]] = []
-    for index, row in enumerate(rows):
-        if not isinstance(row.get("id"), str):
-            problems.append((index, "id", f"{row.get('id')!r} where a string is expected"))
-        label = row.get("label")
-        if "label" not in row or (
-            label is not None and (type(label) is not int or not 0 <= label < MAX_OPTIONS)
-        ):
-            problems.append(
-                (index, "label", f"{label!r} where an option's number, from 0, or null is expected")
-            )
-        if message := _value_problem(row.get(kind), kind):
-            problems.append((index, kind, message))
-        if has_letter_mass and not _is_number(row.get("letter_mass")):
-            problems.append((index, "letter_mass", f"{row.get('letter_mass')!r} where a number is expected"))
-    return problems
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _value_problem(values: object, kind: str) -> str:
-    """Why a row's list of option scores can't be used, or an empty string."""
-    if not isinstance(values, list) or not all(_is_number(value) for value in values):
-        return f"{_short(values)} where a list of numbers is expected"
-    if not MIN_OPTIONS <= len(values) <= MAX_OPTIONS:
-        return f"{len(values)} options where {MIN_OPTIONS} to {MAX_OPTIONS} are expected"
-    if not all(math.isfinite(value) for value in values):
-        return f"{_short(values)} holds NaN or an infinity"
-    if kind == "logprobs" and max(values) > SUM_TOLERANCE:
-        return f"{max(values):g} is above 0, so that it can't be the log of a probability; are these logits?"
-    if kind == "probs":
-        if min(values) < 0 or max(values) > 1:
-            return f"{_short(values)} has values outside [0, 1]; are these logits?"
-        if abs(sum(values) - 1) > SUM_TOLERANCE:
-            return f"the options' probabilities sum to {sum(values):.6g}, not to 1"
-    return ""
-
-
-def _to_logits(values: list[float], kind: str) -> NDArray[np.float64]:
-    array = np.array(values, dtype=np.float64)
-    if kind == "logits":
-        return array
-    if kind == "probs":
-        array = np.log(np.maximum(array / array.sum(), SMALLEST_PROBABILITY))
-    return array - np.logaddexp.reduce(array)
-
-
-def _short(value: object, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
