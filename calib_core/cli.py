@@ -93,11 +93,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
-    text = (
-        json.dumps(result, ensure_ascii=False, allow_nan=False)
-        if given.json
-        else given.text(result)
-    )
+    text = json.dumps(result, ensure_ascii=False, allow_nan=False) if given.json else given.text(result)
     sys.stdout.write(text + "\n")
     return 0
 

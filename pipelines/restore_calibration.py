@@ -19,9 +19,12 @@ class Outputs(NamedTuple):
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def keep(model: str, evaluation: str = "", regime: str = "", branch: str = "none") -> NamedTuple(
-    "Outputs", model=str, evaluation=str, regime=str, branch=str
-):  # type: ignore[valid-type]
+def keep(
+    model: str,
+    evaluation: str = "",
+    regime: str = "",
+    branch: str = "none",
+) -> NamedTuple("Outputs", model=str, evaluation=str, regime=str, branch=str):  # type: ignore[valid-type]
     """Hand on what there is: the branch of a condition in which nothing is done.
 
     Args:

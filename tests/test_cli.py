@@ -1,4 +1,4 @@
-"""The command `calib`: the components' parameters as flags, exit codes, and what works without torch and KFP."""
+"""The command `calib`: components' parameters as flags, exit codes, what works without torch and KFP."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import json
 import subprocess
 import sys
 
-import calib_components
 import pytest
-from calib_pipelines import cli
-from calib_pipelines.restore_calibration import restore_calibration
+from synthetic import make_world, memorised, tempered
 
+import calib_components
 from calib_core.cli import add_commands
 from calib_core.predictions import write_predictions
 from calib_core.version import __version__
-from synthetic import make_world, memorised, tempered
+from calib_pipelines import cli
+from calib_pipelines.restore_calibration import restore_calibration
 
 COMPONENTS = {
     "prepare": "data_prep",

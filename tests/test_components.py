@@ -8,13 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import calib_components
 import pytest
 import yaml
-from calib_pipelines import compile as compiling
-from calib_pipelines import docs
 from kfp.components import load_component_from_file
 
+import calib_components
 from calib_core.parameters import parameters_of
 from calib_core.steps.align import AlignConfig
 from calib_core.steps.calibrate import CalibrateConfig
@@ -23,6 +21,8 @@ from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.version import __version__
+from calib_pipelines import compile as compiling
+from calib_pipelines import docs
 
 ROOT = Path(calib_components.__file__).parent
 CONFIGS = {

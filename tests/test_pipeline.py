@@ -1,4 +1,4 @@
-"""The compiled pipeline, run by kfp.local: every path through its conditions, with steps that only take notes."""
+"""The compiled pipeline, run by kfp.local: scripted steps, then real ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from calib_pipelines import cli
-from calib_pipelines.local import run_local
-from calib_pipelines.restore_calibration import restore_calibration
 
 from calib_core.errors import CalibError, ConfigError
 from calib_core.parameters import parameters_of
@@ -18,6 +15,9 @@ from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
+from calib_pipelines import cli
+from calib_pipelines.local import run_local
+from calib_pipelines.restore_calibration import restore_calibration
 
 # Read by every Python process that finds it first on its path: the tasks get these steps for the real ones.
 NOTING_STEPS = """
@@ -108,7 +108,7 @@ class Stage:
         return [json.loads(line) for line in (self._folder / "notes.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture()
+@pytest.fixture
 def stage(tmp_path, monkeypatch):
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(textwrap.dedent(NOTING_STEPS))
@@ -117,7 +117,7 @@ def stage(tmp_path, monkeypatch):
     return Stage(tmp_path)
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("script", "expected"),
     [
@@ -181,7 +181,7 @@ def test_measured_regime_chooses_the_branch(stage, script, expected):
         assert not (stage.out / "model").exists()
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_alignment_comes_first_where_it_is_asked_for(stage, capfd):
     stage.run({"dpo-align": "calibrated"}, align=True, dpo_epochs=3)
     assert stage.notes() == [
@@ -201,7 +201,7 @@ def test_alignment_comes_first_where_it_is_asked_for(stage, capfd):
     ]
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_users_mistake_in_a_task_ends_the_command_with_its_message(stage, capfd):
     stage.write({"error": "mistake"})
     code = cli.main(
@@ -215,7 +215,7 @@ def test_users_mistake_in_a_task_ends_the_command_with_its_message(stage, capfd)
     assert not (stage.out / "summary.json").exists()
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_failing_task_is_told_with_the_end_of_its_log(stage):
     with pytest.raises(CalibError, match=r"run\.log, it ends with:[\s\S]*RuntimeError: a bug") as caught:
         stage.run({"error": "bug"})

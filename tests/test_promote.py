@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from synthetic import Floats, make_world, memorised, tempered
 
 from calib_core.bounds import regime_test
 from calib_core.errors import ConfigError, DataFormatError
@@ -13,7 +14,6 @@ from calib_core.files import write_json
 from calib_core.metrics import summarize
 from calib_core.predictions import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
-from synthetic import Floats, World, make_world, memorised, tempered
 
 N = 500
 WORLDS = {fold: make_world(N, seed) for seed, fold in enumerate(("fit", "calibration", "test"))}
@@ -130,7 +130,7 @@ def test_unknown_branch_is_refused(folders, tmp_path):
 def test_folder_that_is_no_evaluation_is_refused(folders, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(DataFormatError, match="evaluation.json"):
+    with pytest.raises(DataFormatError, match=r"evaluation\.json"):
         run(empty, folders["calibrated"], tmp_path / "out", "cft")
     write_json(empty / "evaluation.json", {"regime": {}, "figures": {}})
     with pytest.raises(DataFormatError, match="data, model missing"):

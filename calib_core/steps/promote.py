@@ -39,7 +39,7 @@ class PromoteConfig:
 
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
-        check.value("accuracy_margin", lambda margin: 0 <= margin < 1, "a share of at least 0 and below 1")
+        check.value("accuracy_margin", lambda margin: 0 <= margin <= 1, "a share from 0 to 1")
         check.value("n_bins", lambda n: n >= 1, "1 or more")
         check.value("n_resamples", lambda n: n >= 1, "1 or more")
         check.finish()
