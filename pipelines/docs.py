@@ -1,4 +1,4 @@
-"""Write the tables of inputs, outputs and parameters in the components' READMEs.
+"""Write the tables of inputs and outputs in the READMEs of the components and of the pipeline.
 
 Run as `python -m calib_pipelines.docs`. The tables stand between two marker lines; the rest of a README is
 written by hand and stays.
@@ -11,12 +11,14 @@ from pathlib import Path
 from kfp.dsl.base_component import BaseComponent
 
 import calib_components
+import calib_pipelines
+from calib_pipelines.restore_calibration import restore_calibration
 
 START, END = "<!-- tables: written by `make docs` -->", "<!-- end of tables -->"
 
 
 def tables(component: BaseComponent) -> str:
-    """Markdown tables of a component's inputs and outputs."""
+    """Markdown tables of the inputs and outputs of a component or pipeline."""
     spec = component.component_spec
     rows = ["| input | type | default | what it is |", "|---|---|---|---|"]
     for name, given in (spec.inputs or {}).items():
@@ -58,9 +60,13 @@ def with_tables(readme: str, component: BaseComponent) -> str:
 
 
 def readmes() -> dict[Path, BaseComponent]:
-    """Every component's README, and the component."""
+    """Every README with tables, and what they describe."""
     root = Path(calib_components.__file__).parent
-    return {root / name / "README.md": getattr(calib_components, name) for name in calib_components.__all__}
+    found: dict[Path, BaseComponent] = {
+        root / name / "README.md": getattr(calib_components, name) for name in calib_components.__all__
+    }
+    found[Path(calib_pipelines.__file__).with_name("README.md")] = restore_calibration
+    return found
 
 
 def main() -> None:

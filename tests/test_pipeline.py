@@ -10,7 +10,9 @@ import pytest
 
 from calib_core.errors import CalibError, ConfigError
 from calib_core.parameters import parameters_of
+from calib_core.questions import write_questions
 from calib_core.steps.align import AlignConfig
+from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.prepare import PrepareConfig
@@ -249,3 +251,92 @@ def test_parameters_agree_with_those_of_the_steps():
         name: (own | align | steps)[name] for name in inputs
     }
     assert all(given.description for given in inputs.values())
+
+
+@pytest.fixture(scope="module")
+def trained_models(tmp_path_factory):
+    """Tiny models, each trained into another regime, and the folds that they are measured on."""
+    import tiny
+    import trained
+
+    root = tmp_path_factory.mktemp("trained")
+    folds = {fold: trained.world(240, seed=seed) for seed, fold in enumerate(("fit", "calibration", "test"))}
+    for fold, questions in folds.items():
+        write_questions(questions, root / f"{fold}.parquet")
+    random = tiny.save_tiny_model(root / "random", hidden_size=64, head_dim=16, initializer_range=0.05)
+    trained.train(random, root / "too-sure", trained.world(1500, seed=10, right=1.0), epochs=4)
+    trained.train(random, root / "calibrated", trained.world(1500, seed=11), epochs=4)
+    trained.train(root / "calibrated", root / "by-heart", folds["fit"], epochs=25)
+    return root
+
+
+def parameters_for(models: Path, name: str) -> dict[str, object]:
+    return {
+        "model": str(models / name),
+        **{fold: str(models / f"{fold}.parquet") for fold in ("fit", "calibration", "test")},
+        "target_ece": 0.15,  # 240 questions can't decide at a lower one
+        "dtype": "float32",
+        "lora_r": 8,
+        "lora_alpha": 16,
+        "learning_rate": 5e-3,
+        "batch_size": 16,
+    }
+
+
+@pytest.mark.slow
+def test_calibratable_model_is_restored_and_then_left_alone(trained_models, tmp_path):
+    given = parameters_for(trained_models, "too-sure")
+    summary = run_local(given, tmp_path / "first")
+    assert (summary["regime"], summary["branch"], summary["promoted"]) == ("calibratable", "cft", True)
+    assert summary["before"]["conf_ece"]["value"] > 0.15
+    assert summary["after"]["conf_ece"]["value"] < 0.1
+    assert summary["after"]["accuracy"]["value"] >= summary["before"]["accuracy"]["value"] - 0.01
+    assert summary["gate"]["ece_change"]["high"] < 0
+    adapter = tmp_path / "first" / "model"
+    assert {"adapter_config.json", "adapter_model.safetensors", "calibration.json"} <= {
+        path.name for path in adapter.iterdir()
+    }
+    assert "Promoted" in (tmp_path / "first" / "report.html").read_text()
+
+    again = run_local({**given, "model": str(adapter)}, tmp_path / "second")
+    assert (again["regime"], again["branch"], again["promoted"]) == ("calibrated", "none", False)
+    assert again["before"] == again["after"]
+    assert again["before"]["conf_ece"] == pytest.approx(summary["after"]["conf_ece"])
+    (run,) = (tmp_path / "second" / "run").iterdir()
+    assert sorted(path.name for path in run.iterdir()) == [
+        "data-prep",
+        "evaluate",
+        "keep",
+        "keep-2",
+        "keep-3",
+        "promote",
+    ]
+
+
+@pytest.mark.slow
+def test_model_that_learnt_its_questions_by_heart_takes_the_other_branch(trained_models, tmp_path):
+    summary = run_local(parameters_for(trained_models, "by-heart"), tmp_path)
+    assert (summary["regime"], summary["branch"]) == ("non_calibratable", "rcft")
+    assert summary["bounds"]["lower_bound"]["low"] > 0.05
+    assert summary["after"]["conf_ece"]["value"] < summary["before"]["conf_ece"]["value"]
+    assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_single_container_decides_as_the_pipeline_does(trained_models, tmp_path):
+    given = parameters_for(trained_models, "too-sure")
+    by_pipeline = run_local(given, tmp_path / "pipeline")
+    (data,) = (tmp_path / "pipeline" / "run").glob("*/data-prep/data")
+    options = {
+        name: value for name, value in given.items() if name not in ("model", "fit", "calibration", "test")
+    }
+    in_one = calibrate(
+        CalibrateConfig(**options),
+        model=given["model"],
+        data=data,
+        out=tmp_path / "one",
+        adapter=tmp_path / "one" / "model",
+    )
+    for name in ("regime", "branch", "promoted", "before", "after", "baselines", "gate", "bounds"):
+        assert in_one[name] == by_pipeline[name], name
+    assert in_one["model"] == str(tmp_path / "one" / "model")
