@@ -197,7 +197,7 @@ def _cop_base(rows: Rows) -> int:
 def _cop(row: Row) -> int | None:
     """The value of `cop`; None where there is no answer (-1 in the hub's test part)."""
     cop = _whole(row.get("cop"))
-    if cop in (None, "", -1):
+    if cop in (None, -1):
         return None
     if not isinstance(cop, int) or isinstance(cop, bool):
         raise RowError("cop", f"{cop!r} is not a whole number")
@@ -205,7 +205,9 @@ def _cop(row: Row) -> int | None:
 
 
 def _whole(value: Any) -> Any:
-    """A text that is a whole number as that number (text files know no numbers), anything else as it is."""
+    """Numbers as text files hold them: digits as the number, nothing as None, anything else as it is."""
+    if isinstance(value, str) and not value.strip():
+        return None
     if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", value, re.ASCII):
         return int(value)
     return value

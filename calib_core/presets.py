@@ -113,7 +113,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         name="numbered",
-        presets=("native", "mmlu"),
+        presets=("mmlu",),
         expects="question, choice0, choice1, ..., answer (number of the right one, from 0) [, id, subject]",
         question="question",
         choices="choice0",
@@ -123,7 +123,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         name="lettered",
-        presets=("native", "mmlu"),
+        presets=("mmlu",),
         expects="question, A, B, ..., answer (letter of the right one) [, id, subject]",
         question="question",
         choices="A",

@@ -139,10 +139,14 @@ def read_questions(
 
 def content_key(question: Question) -> tuple[str, tuple[str, ...]]:
     """What makes two questions the same: normalized text and set of normalized options."""
+    return normalize_text(question.question), tuple(sorted(_comparable_options(question)))
+
+
+def _comparable_options(question: Question) -> list[str]:
+    """The options normalized, or as they are where they differ in case only, like "Bb" and "BB"."""
     options = [normalize_text(choice) for choice in question.choices]
-    if len(set(options)) < len(options):  # "Bb" and "BB" are two options of one question
-        options = [" ".join(choice.split()) for choice in question.choices]
-    return normalize_text(question.question), tuple(sorted(options))
+    distinct = len(set(options)) == len(options)
+    return options if distinct else [" ".join(choice.split()) for choice in question.choices]
 
 
 def write_questions(questions: Iterable[Question], path: str | Path) -> None:
@@ -180,7 +184,7 @@ def _settle(
     kept: list[tuple[int, Question]] = []
     n_duplicates = 0
     for group in groups.values():
-        if len({normalize_text(question.choices[question.answer]) for _, question in group}) > 1:
+        if len({_comparable_options(question)[question.answer] for _, question in group}) > 1:
             numbers = [number for number, _ in group]
             for number in numbers:
                 others = ", ".join(str(other) for other in numbers if other != number)

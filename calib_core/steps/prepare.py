@@ -181,7 +181,7 @@ def _read_pairs(
     if not fit or not test:
         raise NotEnoughDataError(
             f"{config.preferences}: {len(pairs)} pairs give {len(fit)} to train on and {len(test)} to "
-            f"test on (preference_test_fraction {config.preference_test_fraction}); bring pairs with more prompts"
+            f"test on (preference_test_fraction {config.preference_test_fraction}); bring more prompts"
         )
     held_out = [question.question for question in (*folds.calibration, *folds.test)]
     return {"preferences_fit": fit, "preferences_test": test}, pairs_showing(fit, held_out)
