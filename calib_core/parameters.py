@@ -62,6 +62,7 @@ def config_from(config_class: type[Config], values: Mapping[str, Any]) -> Config
 
 def add_flags(parser: argparse.ArgumentParser, parameters: Iterable[Parameter]) -> None:
     """Give `parser` one flag per parameter: `learning_rate` becomes `--learning-rate`."""
+    shown = {str: "TEXT", int: "N", float: "X"}
     for parameter in parameters:
         flag = "--" + parameter.name.replace("_", "-")
         text = parameter.description.replace("%", "%%")
@@ -71,10 +72,16 @@ def add_flags(parser: argparse.ArgumentParser, parameters: Iterable[Parameter]) 
             parser.add_argument(
                 flag, action=argparse.BooleanOptionalAction, default=parameter.default, help=text
             )
-        elif parameter.default is dataclasses.MISSING:
-            parser.add_argument(flag, type=parameter.type, required=True, help=text)
-        else:
-            parser.add_argument(flag, type=parameter.type, default=parameter.default, help=text)
+            continue
+        required = parameter.default is dataclasses.MISSING
+        parser.add_argument(
+            flag,
+            type=parameter.type,
+            required=required,
+            default=None if required else parameter.default,
+            metavar=shown[parameter.type],
+            help=text,
+        )
 
 
 def _descriptions(config_class: type) -> dict[str, str]:
