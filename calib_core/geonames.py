@@ -263,7 +263,8 @@ def _countries_by_name(
     holders: defaultdict[str, set[str]] = defaultdict(set)
     rivals: defaultdict[str, set[str]] = defaultdict(set)
     for city in cities:
-        for name in names.intersection(map(_plain, (city["name"], *city["alternatenames"]))):
+        spellings = filter(_in_latin_letters, (city["name"], *city["alternatenames"]))
+        for name in names.intersection(map(_plain, spellings)):
             holders[name].add(city["countrycode"])
             if city["population"] >= _RIVAL_POPULATION:
                 rivals[name].add(city["countrycode"])
@@ -317,6 +318,11 @@ def _same_continent(countries: dict[str, Any], code: str) -> list[dict[str, Any]
 
 def _usable_together(countries: dict[str, Any], code: str, other: str) -> bool:
     return other in countries and other != code and frozenset((code, other)) not in _CONTESTED
+
+
+def _in_latin_letters(name: str) -> bool:
+    """Whether a name begins with a Latin letter; only those can equal the names that questions use."""
+    return name[:1] < "\u0250" or "\u1e00" <= name[0] < "\u1f00"
 
 
 def _same_place(name: str, other: str) -> bool:

@@ -89,7 +89,6 @@ class Rows:
 
     Attributes:
         source: The file or hub id.
-        kind: Type of the source: "json", "csv", "tsv", "parquet" or "hub".
         unit: What a row's number counts: "line" or "row".
         columns: Names of all fields, in order of appearance.
         rows: Each row's number and its fields.
@@ -98,7 +97,6 @@ class Rows:
     """
 
     source: str
-    kind: str
     unit: Literal["line", "row"]
     columns: tuple[str, ...]
     rows: tuple[tuple[int, Mapping[str, Any]], ...]
@@ -117,7 +115,6 @@ class Rows:
         first = (1, dict(zip(columns, self.first_record, strict=True)))
         return Rows(
             source=self.source,
-            kind=self.kind,
             unit=self.unit,
             columns=columns,
             rows=(first, *rows),
@@ -134,7 +131,7 @@ def read_rows(source: str | Path) -> Rows:
     """
     name = str(source)
     if name.startswith(HUB_PREFIX):
-        return _from_records(name, "hub", "row", list(enumerate(_hub_records(name), start=1)))
+        return _from_records(name, "row", list(enumerate(_hub_records(name), start=1)))
     path = Path(source)
     compressed = path.suffix.lower() == ".gz"
     suffix = PurePath(path.stem).suffix.lower() if compressed else path.suffix.lower()
@@ -223,7 +220,6 @@ def _file_bytes(path: Path, compressed: bool) -> bytes:
 
 def _from_records(
     source: str,
-    kind: str,
     unit: Literal["line", "row"],
     records: list[tuple[int, Any]],
     problems: Iterable[Problem] = (),
@@ -239,9 +235,7 @@ def _from_records(
             bad.append(Problem(number, "", f"not an object with fields but {type(record).__name__}"))
     if not rows and not bad:
         raise DataFormatError(f"{source}: no rows; give a source with at least one")
-    return Rows(
-        source=source, kind=kind, unit=unit, columns=tuple(columns), rows=tuple(rows), problems=tuple(bad)
-    )
+    return Rows(source=source, unit=unit, columns=tuple(columns), rows=tuple(rows), problems=tuple(bad))
 
 
 def _from_json_lines(source: str, data: bytes) -> Rows:
@@ -254,7 +248,7 @@ def _from_json_lines(source: str, data: bytes) -> Rows:
                 records.append((number, json.loads(line)))
             except (ValueError, RecursionError) as error:
                 problems.append(Problem(number, "", f"not JSON: {error}"))
-    return _from_records(source, "json", "line", records, problems)
+    return _from_records(source, "line", records, problems)
 
 
 def _from_json_list(source: str, data: bytes) -> Rows:
@@ -266,7 +260,7 @@ def _from_json_list(source: str, data: bytes) -> Rows:
         ) from None
     except (ValueError, RecursionError) as error:
         raise DataFormatError(f"{source}: not valid JSON ({error}); correct the file") from None
-    return _from_records(source, "json", "row", list(enumerate(values, start=1)))
+    return _from_records(source, "row", list(enumerate(values, start=1)))
 
 
 def _decoded_lines(data: bytes) -> Iterator[tuple[int, str, Problem | None]]:
@@ -305,7 +299,6 @@ def _from_delimited(source: str, kind: str, data: bytes) -> Rows:
             rows.append((start, dict(zip(columns, record, strict=True))))
     return Rows(
         source=source,
-        kind=kind,
         unit="line",
         columns=tuple(columns),
         rows=tuple(rows),
@@ -354,7 +347,7 @@ def _from_parquet(source: str, data: bytes) -> Rows:
     except (pa.ArrowException, OSError) as error:
         raise DataFormatError(f"{source}: not a readable Parquet file ({error}); write it anew") from None
     try:
-        return _from_records(source, "parquet", "row", list(enumerate(table.to_pylist(), start=1)))
+        return _from_records(source, "row", list(enumerate(table.to_pylist(), start=1)))
     except UnicodeDecodeError:
         pass
     records, problems = [], []
@@ -364,7 +357,7 @@ def _from_parquet(source: str, data: bytes) -> Rows:
         except UnicodeDecodeError as error:
             byte = f"byte {error.start} of a text (0x{error.object[error.start]:02x})"
             problems.append(Problem(number, "", f"not UTF-8: {byte}; write the text as UTF-8"))
-    return _from_records(source, "parquet", "row", records, problems)
+    return _from_records(source, "row", records, problems)
 
 
 def _hub_records(source: str) -> list[dict[str, Any]]:
