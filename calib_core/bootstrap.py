@@ -16,6 +16,7 @@ from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 # Row weights (R, N), how often each of R resamples holds each row, to the statistic's values (R,).
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
+ROUNDING = 1e-12  # a spread below it comes from sums, not from rows that differ
 CHUNK_ELEMENTS = 2**21  # 16 MB of float64 weights at a time
 
 
@@ -141,11 +142,11 @@ class GapModel:
     def of(cls, gaps: NDArray[np.float64], *, n_resamples: int, seed: int) -> GapModel:
         """The model of `gaps` (N, C), each row's share in the cells' gaps."""
         n = len(gaps)
-        used = gaps[:, gaps.any(axis=0)]
-        cells = used.sum(axis=0) / n
         chunks = resample_weights(n, n_resamples=n_resamples, seed=seed)
-        noise = np.concatenate([weights @ used / n - cells for weights in chunks])
-        return cls(cells, noise, noise.std(axis=0))
+        cells = gaps.mean(axis=0)
+        noise = np.concatenate([weights @ gaps / n - cells for weights in chunks])
+        sd = noise.std(axis=0)
+        return cls(cells, noise, np.where(sd > ROUNDING, sd, 0.0))
 
     @property
     def seen(self) -> float:
@@ -179,6 +180,11 @@ class GapModel:
     def truth_where_seen_is_quantile(self, level: float) -> float:
         """The true ECE under which a share `level` of data sets would show less than was seen."""
         return min(1.0, float(np.abs(self.truth(self.shift_where_seen_is_quantile(level))).sum()))
+
+
+def gap_sum(gaps: NDArray[np.float64]) -> float:
+    """The ECE that `gaps` (N, C), each row's share in the cells' gaps, add up to."""
+    return float(np.abs(gaps.mean(axis=0)).sum())
 
 
 def gap_sum_interval(
@@ -360,13 +366,14 @@ def class_gaps(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 10) -> NDAr
         n_bins: M equal-width bins.
 
     Returns:
-        float64 (N, K M).
+        float64 (N, C), cells without rows left out: C is at most K M.
     """
     probs64, labels64 = check_probs_labels(probs, labels)
     index = bin_index(probs64, n_bins)
     n_options = probs64.shape[1]
     cells = [_spread((labels64 == k) - probs64[:, k], index[:, k], n_bins) for k in range(n_options)]
-    return np.concatenate(cells, axis=1) / n_options
+    gaps = np.concatenate(cells, axis=1) / n_options
+    return gaps[:, gaps.any(axis=0)]
 
 
 def _spread(values: NDArray[np.float64], index: NDArray[np.int64], n_bins: int) -> NDArray[np.float64]:

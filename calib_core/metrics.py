@@ -28,6 +28,7 @@ from calib_core.bootstrap import (
     class_gaps,
     classwise_ece_interval,
     conf_ece_interval,
+    gap_sum,
     mean_statistic,
 )
 from calib_core.predictions import Predictions
@@ -87,7 +88,7 @@ def conf_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
         >>> round(conf_ece([0.5, 0.5, 0.5, 0.9, 1.0], [0, 1, 0, 1, 1], n_bins=2), 12)
         0.08
     """
-    return float(np.abs(bin_gaps(conf, correct, n_bins=n_bins).mean(axis=0)).sum())
+    return gap_sum(bin_gaps(conf, correct, n_bins=n_bins))
 
 
 def classwise_ece(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 10) -> float:
@@ -113,7 +114,7 @@ def classwise_ece(probs: ArrayLike, labels: ArrayLike, *, n_bins: int = 10) -> f
         >>> round(classwise_ece([[0.8, 0.2], [0.6, 0.4]], [0, 1]), 12)  # gaps .2, -.6; -.2, .6
         0.4
     """
-    return float(np.abs(class_gaps(probs, labels, n_bins=n_bins).mean(axis=0)).sum())
+    return gap_sum(class_gaps(probs, labels, n_bins=n_bins))
 
 
 def adaptive_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
@@ -213,7 +214,8 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
             np.abs(idct(spectrum * np.exp(-((frequency * sigma) ** 2) / 2), norm="ortho")).sum() - sigma
         )
 
-    return float(brentq(excess, 0.0, 1.0, xtol=1e-9)) if excess(0.0) > 0 else 0.0
+    # The root is at most 1, where rounding can leave an excess of 1e-16: search beyond.
+    return min(1.0, float(brentq(excess, 0.0, 2.0, xtol=1e-9))) if excess(0.0) > 0 else 0.0
 
 
 def mce(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:

@@ -207,7 +207,7 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
     rows, kind, has_letter_mass, protocol = read_rows(path)
     lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
-    logits = np.full((len(rows), int(n_options.max())), -np.inf, dtype=np.float32)
+    logits = np.full((len(rows), int(n_options.max())), -np.inf)
     for target, values in zip(logits, lists, strict=True):
         target[: len(values)] = values
     labels = [-1 if row["label"] is None else row["label"] for row in rows]
