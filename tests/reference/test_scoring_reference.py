@@ -37,19 +37,22 @@ def one_by_one(folder, prompts, letters_of):
         yield logits[chosen].numpy(), float(logits.softmax(0)[chosen].sum())
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-@pytest.mark.parametrize("shots", [0, 3])
+@pytest.mark.parametrize(
+    ("family", "shots"),
+    [(family, 0) for family in sorted(FAMILIES)]
+    + [(family, 2) for family in ("gemma2", "gpt2", "llama", "mistral-sliding")],
+)
 def test_scores_equal_plain_transformers(family, shots, tiny_model) -> None:
     folder = tiny_model(family)
     examples = tuple(make_questions(shots, seed=9))
-    questions = make_questions(9, seed=1, options=range(2, 27))
+    questions = make_questions(6, seed=1, options=(2, 3, 4, 5, 26))
     before = "".join(f"{prompt_text(shot)} {ascii_uppercase[shot.answer]}\n\n" for shot in examples)
     expected = list(
         one_by_one(folder, [before + prompt_text(q) for q in questions], [len(q.choices) for q in questions])
     )
     loaded = load_model(folder, dtype="float32")
     form = PromptForm(shots=examples)
-    for batch_tokens in (1, 600, 10**6):
+    for batch_tokens in (1, 10**6):
         found = score(loaded, questions, PromptEncoder(loaded.tokenizer, form), batch_tokens=batch_tokens)
         assert found.ids == tuple(q.id for q in questions)
         for row, (logits, mass) in enumerate(expected):
@@ -57,7 +60,7 @@ def test_scores_equal_plain_transformers(family, shots, tiny_model) -> None:
             assert found.letter_mass[row] == pytest.approx(mass, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "granite", "llama", "mistral-sliding", "phi"])
 def test_pair_logprobs_equal_plain_transformers(family, tiny_model) -> None:
     folder = tiny_model(family)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
