@@ -178,12 +178,16 @@ def regime_test(  # noqa: PLR0913
     exponential in the logits) and can't be negative. The bin targets won't do here: their shares for the
     other options are a convention.
 
+    How often it is right, in 200 worlds each (`python benchmarks/regime_rates.py --trials 200`), 1,000
+    questions in both sets: q itself is found calibrated in 99.5 %, q sharpened by a temperature of 0.5
+    calibratable in 100 %, a memoriser of all or half the labels non-calibratable in 100 %. At the default
+    target, 800 questions and a mean confidence of 0.8, a model is found calibrated in 100, 96.5, 55, 2.5 and
+    0 % where its true ECE is 0, 0.03, 0.05, 0.08 and 0.12.
+
     Args:
         fit: predictions for the questions that the model was, or is going to be, fine-tuned on; labels known.
         heldout: predictions of the same model for questions that it never saw; labels known.
-        target_ece: ECE at or below which a model counts as calibrated, in (0, 1). With 900 held-out questions
-            at a mean confidence of 0.8, a model whose true ECE is 0.03 is found calibrated at the default,
-            one at 0.12 is not (figures below).
+        target_ece: ECE at or below which a model counts as calibrated, in (0, 1).
         tolerance: lower bound that doesn't count yet, in [0, 1).
         critical_accuracy: ACC* where it is known (human agreement, say), in [0, 1]; estimated if left out.
         on_undecided: `branch` decides as above, `stop` raises where the interval of the ECE holds the target.

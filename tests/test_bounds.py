@@ -17,6 +17,9 @@ from synthetic import make_world, memorised, scrambled, softmax, tempered
 from calib_core.binning import bin_index
 from calib_core.bootstrap import debiased_ece_interval
 from calib_core.bounds import (
+    _reachable_correct as reachable_correct,
+)
+from calib_core.bounds import (
     regime_test,
     required_examples,
     target_calibration_error,
@@ -184,6 +187,25 @@ def test_lower_bounds_interval_holds_the_independent_difference():
     sd = np.sqrt(sum(a.value * (1 - a.value) / 1000 for a in (result.accuracy_fit, result.critical_accuracy)))
     assert value - low == pytest.approx(1.96 * sd, rel=0.1)
     assert high - value == pytest.approx(1.96 * sd, rel=0.1)
+
+
+def test_the_lower_limit_decides_not_the_figure():
+    lower = in_world("memoriser", 0).lower_bound
+    assert in_world("memoriser", 0, tolerance=lower.low - 1e-6).regime == "non_calibratable"
+    assert in_world("memoriser", 0, tolerance=(lower.low + lower.value) / 2).regime == "calibratable"
+
+
+def test_a_questions_own_label_has_no_say_in_whether_it_is_guessed():
+    world = make_world(80, 2, spread=0.0)
+    table = world.predictions(make_world(80, 100).q)  # at chance, and few: one label more tips a bin
+    guessed = reachable_correct(table, n_bins=10, seed=0) == 0.25
+    assert 10 < guessed.sum() < 70
+    top = table.top()
+    for row in range(80):
+        labels = world.labels.copy()
+        labels[row] = (top[row] + 1) % 4 if labels[row] == top[row] else top[row]
+        again = reachable_correct(replace(table, labels=labels), n_bins=10, seed=0)
+        assert (again[row] == 0.25) == guessed[row]
 
 
 def test_sets_of_one_size_are_not_resampled_in_step():
