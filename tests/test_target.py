@@ -64,7 +64,7 @@ def test_four_options_by_hand():
 
 
 @given(distributions(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_sums_to_one_keeps_order_and_leaves_the_top_on_top(case, data):
     p, n_options = case
     top_conf = data.draw(hnp.arrays(np.float64, len(p), elements=confidences))
