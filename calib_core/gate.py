@@ -129,7 +129,7 @@ def _signed(value: float) -> str:
 
 
 def _limits(interval: Interval, confidence: float) -> str:
-    return f"{confidence:.4g} interval {_signed(interval.low)} to {_signed(interval.high)}"
+    return f"{100 * confidence:.4g} % interval {_signed(interval.low)} to {_signed(interval.high)}"
 
 
 def _check_same_questions(before: Predictions, after: Predictions) -> None:
