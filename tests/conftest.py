@@ -12,7 +12,9 @@ import pytest
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a tiny random model of one of `tiny.FAMILIES`, made once a session; not to be changed."""
     import tiny
+    import torch
 
+    torch.set_num_threads(1)  # on matrices this small threads only wait for each other
     made: dict[str, Path] = {}
 
     def folder(family: str = "llama") -> Path:

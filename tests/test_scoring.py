@@ -1,4 +1,4 @@
-"""Scoring: order, batches, shared beginnings, the head in float32, refusals; preference pairs and win rates."""
+"""Scoring: order, batches, shared beginnings, the head in float32, refusals; pairs and win rates."""
 
 from __future__ import annotations
 
