@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from calib_core.config import ConfigCheck
+from calib_core.data_folder import read_data, read_pairs, required_pairs
+from calib_core.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +43,64 @@ class AlignConfig:
     dtype: str = "auto"
     base_model: str = ""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.one_of("dtype", ("auto", "float32", "bfloat16"))
+        for name in ("epochs", "batch_size", "lora_r", "lora_alpha"):
+            check.value(name, lambda n: n >= 1, "1 or more")
+        for name in ("beta", "learning_rate", "max_grad_norm"):
+            check.value(name, lambda x: x > 0, "more than 0")
+        for name in ("lora_dropout", "warmup_fraction"):
+            check.value(name, lambda share: 0 <= share < 1, "a share from 0 to below 1")
+        check.value("seed", lambda n: n >= 0, "0 or more")
+        check.finish()
+
+
+def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
+    """Align a model by DPO on the data folder's preference pairs.
+
+    Args:
+        config: parameters of the alignment.
+        model: model folder, adapter folder (it is trained on) or hub id.
+        data: data folder of `prepare`, with preference pairs.
+        out: adapter folder to write, whole or not at all.
+
+    Returns:
+        What `calibration.json` says of the run: figures of training, win rate on held-out pairs before and
+        after.
+
+    Raises:
+        CalibError: the model, the data or a parameter can't be used, or nothing was learned.
+    """
+    from calib_core.dpo import align_with_dpo  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415
+    from calib_core.models import load_model  # noqa: PLC0415
+    from calib_core.scoring import sequence_logprobs, win_rate  # noqa: PLC0415
+
+    started_s = time.monotonic()
+    pairs, held_out = required_pairs(data), read_pairs(data, "test")
+    loaded = attach_lora(
+        load_model(
+            model,
+            base_model=config.base_model,
+            dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype),
+            trainable=True,
+        ),
+        config,
+    )
+    before = win_rate(sequence_logprobs(loaded, held_out))
+    figures = align_with_dpo(config, loaded, pairs)
+    after = win_rate(sequence_logprobs(loaded, held_out))
+    shares = (before["sum"]["value"], after["sum"]["value"])
+    say(f"win rate on {after['n']} held-out pairs: {shares[0]:.3f} -> {shares[1]:.3f}")
+    record = {
+        "method": "dpo",
+        "data": read_data(data).record["preferences"],
+        "parameters": asdict(config),
+        "training": figures,
+        "win_rate": {"before": before, "after": after},
+        "seconds": time.monotonic() - started_s,
+    }
+    save_adapter(loaded, out, record)
+    return record

@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from calib_core.bounds import regime_test, required_examples
+from calib_core.config import ConfigCheck
+from calib_core.data_folder import PreparedData, read_data, read_pairs
+from calib_core.errors import NotEnoughDataError
+from calib_core.files import whole_folder, write_json
+from calib_core.metrics import summarize
+from calib_core.predictions import write_predictions
+from calib_core.progress import say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +30,10 @@ class EvaluateConfig:
         n_bins: Equal-width confidence bins of every binned figure.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated if left out.
-        on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles the target.
+        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
+            if left out.
+        on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
+            the target.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
     """
@@ -36,3 +50,97 @@ class EvaluateConfig:
     on_undecided: str = "branch"
     n_resamples: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.one_of("prompt_form", ("plain", "chat"))
+        check.one_of("dtype", ("auto", "float32", "bfloat16"))
+        check.one_of("on_undecided", ("branch", "stop"))
+        for name in ("shots", "seed"):
+            check.value(name, lambda n: n >= 0, "0 or more")
+        for name in ("batch_tokens", "n_bins", "n_resamples"):
+            check.value(name, lambda n: n >= 1, "1 or more")
+        check.value("target_ece", lambda ece: 0 < ece < 1, "an ECE above 0 and below 1")
+        check.value("tolerance", lambda ece: 0 <= ece < 1, "0 or more and below 1")
+        check.value("critical_accuracy", lambda share: 0 <= share <= 1, "a share from 0 to 1")
+        check.finish()
+
+
+def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
+    """Score all folds of a data folder with one model and decide its regime.
+
+    Args:
+        config: parameters of the evaluation.
+        model: model folder, adapter folder or hub id.
+        data: data folder of `prepare`.
+        out: evaluation folder to write, whole or not at all: `<fold>.parquet` (predictions) for `fit`,
+            `calibration`, `test` and, where there is one, `out_of_domain`; and `evaluation.json`.
+
+    Returns:
+        What `evaluation.json` says: regime with its bounds and reasons, figures per fold, win rate on
+        held-out
+        preference pairs where there are any (else None), the model, fingerprints of the data, seconds.
+
+    Raises:
+        CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
+    """
+    from calib_core.models import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring import encode_questions, score_encoded, sequence_logprobs, win_rate  # noqa: PLC0415
+
+    started_s = time.monotonic()
+    prepared = read_data(data, shots=config.shots)
+    _check_sizes(config, prepared)
+    loaded = load_model(
+        model, base_model=config.base_model, dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype)
+    )
+    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
+    encoder = PromptEncoder(loaded.tokenizer, form)
+    encoded = {  # all of it before anything is computed: a bad question is found at once
+        name: encode_questions(fold, encoder, context_tokens=loaded.context_tokens)
+        for name, fold in prepared.folds.items()
+    }
+    predictions = {
+        name: score_encoded(loaded, fold, batch_tokens=config.batch_tokens, description=f"scoring {name}")
+        for name, fold in encoded.items()
+    }
+    pairs = read_pairs(data, "test")
+    wins = win_rate(sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens)) if pairs else None
+    regime = regime_test(
+        predictions["fit"],
+        predictions["calibration"],
+        target_ece=config.target_ece,
+        tolerance=config.tolerance,
+        critical_accuracy=config.critical_accuracy,
+        on_undecided=config.on_undecided,
+        n_bins=config.n_bins,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    )
+    measure = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    record = {
+        "regime": regime.to_dict(),
+        "figures": {name: summarize(table, **measure) for name, table in predictions.items()},
+        "win_rate": wins,
+        "model": loaded.describe(),
+        "data": prepared.fingerprints(),
+        "parameters": asdict(config),
+        "seconds": time.monotonic() - started_s,
+    }
+    with whole_folder(out) as folder:
+        for name, table in predictions.items():
+            write_predictions(table, folder / f"{name}.parquet")
+        write_json(folder / "evaluation.json", record)
+    say(f"regime: {regime.regime}. {' '.join(regime.reasons)}")
+    return record
+
+
+def _check_sizes(config: EvaluateConfig, prepared: PreparedData) -> None:
+    """The regime test's own refusal, before any forward pass is paid for."""
+    needed = required_examples(config.target_ece, n_bins=config.n_bins)
+    sizes = {name: len(prepared.folds[name]) for name in ("fit", "calibration")}
+    if few := [f"{name} has {n}" for name, n in sizes.items() if n < needed]:
+        raise NotEnoughDataError(
+            f"{' and '.join(few)} questions, but at target_ece {config.target_ece:g} the regime test needs "
+            f"{needed} in each of fit and calibration: with fewer, chance would decide; bring more, or raise target_ece"
+        )

@@ -1,0 +1,112 @@
+"""Training checkpoints: whole or not at all, safetensors and JSON only, found by their content key."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from calib_core.errors import DataFormatError
+from calib_core.files import read_json, whole_folder, write_json
+
+_TENSORS, _STATE = "tensors.safetensors", "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a run needs to go on as if it had never stopped.
+
+    Attributes:
+        adapter: trainable tensors by name, as they are now.
+        best_adapter: trainable tensors of the best evaluation so far; empty before the first.
+        optimizer: Adam's tensors, named `<parameter>.<state>`.
+        random_states: states of the random generators that dropout draws from, uint8.
+        state: everything else, JSON-able (step, schedule, history, targets).
+    """
+
+    adapter: dict[str, Tensor]
+    best_adapter: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    random_states: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+_PARTS = ("adapter", "best_adapter", "optimizer", "random_states")
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint in place of the one that is there; an interruption leaves the old one."""
+    tensors = {
+        f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
+        for part in _PARTS
+        for name, tensor in getattr(checkpoint, part).items()
+    }
+    with whole_folder(folder) as temporary:
+        save_file(tensors, temporary / _TENSORS)
+        write_json(temporary / _STATE, checkpoint.state)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """Read the checkpoint of a folder; None where there is none.
+
+    Raises:
+        DataFormatError: the folder is there but isn't a whole checkpoint.
+    """
+    if not folder.exists():
+        return None
+    try:
+        tensors = load_file(folder / _TENSORS)
+    except Exception as error:
+        raise DataFormatError(
+            f"{folder}: not a whole checkpoint ({error}); delete the folder to start anew"
+        ) from error
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    return Checkpoint(**parts, state=read_json(folder / _STATE))
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint that has served."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """Adam's state as named tensors; `names` are the parameters' names in the optimizer's order."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{names[index]}.{key}": torch.as_tensor(value)
+        for index, values in state.items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+    """Put named tensors back into an optimizer that was built over the same parameters."""
+    index_of = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, field = key.rpartition(".")
+        state.setdefault(index_of[name], {})[field] = tensor
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def random_states() -> dict[str, Tensor]:
+    """States of torch's generators, CPU and the current accelerator."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: dict[str, Tensor]) -> None:
+    """Put generator states back; an accelerator's is left out on a machine without one."""
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,59 @@
+"""The losses of calibration-aware fine-tuning: functions of tensors, fp32 inside, with an explicit reduction.
+
+Source: Xiao et al. 2025, sections 4 (CFT, `L_SFT1`) and 5 (RCFT, `L_SFT2 + lambda * L_ECE`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def answer_nll_nats(answer_logits: Tensor, answer_ids: Tensor) -> Tensor:
+    """`L_SFT1 = -log p(y | x)`: the completion's loss over the whole vocabulary.
+
+    Args:
+        answer_logits: logits at the answer position, (B, V), any float dtype.
+        answer_ids: token id of each right answer's letter, (B,), int64.
+
+    Returns:
+        Negative log-likelihood per example in nats, (B,), float32.
+    """
+    return F.cross_entropy(answer_logits.float(), answer_ids, reduction="none")
+
+
+def sequence_nll_nats(logits: Tensor, next_ids: Tensor, rows: Tensor, n_rows: int) -> Tensor:
+    """`L_SFT2 = -log p(x, y)` per token: the mean over each example's tokens of the next-token loss.
+
+    The mean over tokens keeps one unit (nats per token) for questions of any length, so that `lambda = 1`
+    weighs the ECE loss against the loss of a token and not against the hundred nats of a whole question.
+
+    Args:
+        logits: next-token logits of the P tokens of a batch, padding left out, (P, V), any float dtype.
+        next_ids: id of the token that follows each of them, (P,), int64.
+        rows: the example that each of them belongs to, (P,), int64; every example has at least one.
+        n_rows: examples B in the batch.
+
+    Returns:
+        Mean negative log-likelihood per example in nats per token, (B,), float32.
+    """
+    nll = F.cross_entropy(logits.float(), next_ids, reduction="none")
+    sums = torch.zeros(n_rows, device=nll.device).index_add(0, rows, nll)
+    return sums / torch.bincount(rows, minlength=n_rows)
+
+
+def ece_loss(letter_logits: Tensor, target: Tensor, n_options: Tensor) -> Tensor:
+    """`L_ECE`: squared distance of the option distribution to the EM target, `sum_k (p_k - t_k)^2`.
+
+    Args:
+        letter_logits: logits of the option letters, (B, K); columns at or beyond a row's options are ignored.
+        target: option distribution to move to, (B, K), without gradient, 0 beyond a row's options.
+        n_options: options of each row, (B,), int64.
+
+    Returns:
+        Squared distance per example, (B,), float32, in [0, 2].
+    """
+    beyond = torch.arange(letter_logits.shape[1], device=letter_logits.device) >= n_options[:, None]
+    probs = letter_logits.float().masked_fill(beyond, -torch.inf).softmax(dim=1)
+    return (probs - target.detach().float()).square().sum(dim=1)

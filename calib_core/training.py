@@ -1,0 +1,330 @@
+"""One training loop for CFT and RCFT on accelerate and PEFT; it stops by the calibration fold, and resumes.
+
+Source: Xiao et al. 2025, sections 4 (CFT) and 5 (RCFT, EM); the estimation fold and the stopping rule are
+this project's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration, set_seed
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import get_cosine_schedule_with_warmup
+
+from calib_core.batches import LengthGroupedBatches, Objective, cft_loss, rcft_loss
+from calib_core.bounds import regime_test
+from calib_core.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+    save_checkpoint,
+)
+from calib_core.errors import CalibError
+from calib_core.lora import trainable_parameters
+from calib_core.models import LoadedModel, adapter_digest
+from calib_core.predictions import Predictions
+from calib_core.progress import Progress, say
+from calib_core.scoring import EncodedQuestions
+from calib_core.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
+from calib_core.target import BinTargets, estimate_bin_targets
+
+if TYPE_CHECKING:
+    from calib_core.steps.finetune import FinetuneConfig
+
+ScoreFold = Callable[[], Predictions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did: every evaluation, the one whose adapter the model now holds, and how the run ended."""
+
+    history: tuple[Evaluation, ...]
+    chosen: int
+    steps: int
+    stopped: str
+
+
+@dataclass
+class _State:
+    """Where a run stands; everything but the tensors of its checkpoint."""
+
+    batches_done: int = 0
+    steps: int = 0
+    objective: Objective = "cft"
+    history: list[Evaluation] = field(default_factory=list)
+    targets: BinTargets | None = None
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    stopped: str = ""
+    _PLAIN: ClassVar = ("batches_done", "steps", "objective", "loss_sum", "loss_count", "stopped")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **{key: getattr(self, key) for key in self._PLAIN},
+            "history": [asdict(evaluation) for evaluation in self.history],
+            "targets": self.targets.to_dict() if self.targets else None,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> _State:
+        history = [Evaluation(**evaluation) for evaluation in value["history"]]
+        targets = BinTargets.from_dict(value["targets"]) if value["targets"] else None
+        plain = {key: value[key] for key in cls._PLAIN}
+        return cls(**plain, history=history, targets=targets)
+
+
+class Finetuning:
+    """A run of CFT or RCFT: owns the model, the optimiser, the checkpoint and the record of evaluations.
+
+    Args:
+        config: the run's parameters.
+        loaded: a model with trainable parameters (`attach_lora`).
+        fit: the fit fold, tokenised.
+        score_fit: scores the fit fold with the model as it is now.
+        score_heldout: scores the calibration fold with the model as it is now.
+        objective: the loss that the run begins with.
+        work: folder of the run's checkpoint, named by the content that went into the run; a run that finds
+            one goes on.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        loaded: LoadedModel,
+        fit: EncodedQuestions,
+        *,
+        score_fit: ScoreFold,
+        score_heldout: ScoreFold,
+        objective: Objective,
+        work: Path,
+    ) -> None:
+        self._config, self._loaded, self._fit = config, loaded, fit
+        self._score_fit, self._score_heldout = score_fit, score_heldout
+        self._work = work
+        self._state = _State(objective=objective)
+        self._best: dict[str, Tensor] = {}
+        self._heldout: tuple[int, Predictions] | None = None
+        self._accelerator = Accelerator(
+            gradient_accumulation_steps=config.gradient_accumulation,
+            dataloader_config=DataLoaderConfiguration(split_batches=True),
+        )
+        self._sampler = LengthGroupedBatches(
+            [len(ids) for ids in fit.input_ids], config.batch_size, config.seed
+        )
+        self._per_epoch = len(self._sampler)
+        self._total = self._per_epoch * config.epochs
+        self._prepare()
+
+    def run(self) -> TrainingResult:
+        """Train until the calibration fold says stop, then put the best evaluation's adapter into the model.
+
+        Raises:
+            CalibError: the loss is not finite (with the step and the questions), or the adapter has not
+                changed.
+        """
+        digest_before = adapter_digest(self._accelerator.unwrap_model(self._model))
+        resumed = self._resume()
+        state = self._state
+        with Progress(state.objective, total=self._total, unit="batches") as progress:
+            progress.advance(state.batches_done)
+            for position, rows in self._batches():
+                if resumed is not None:
+                    restore_random_states(resumed.random_states)
+                    resumed = None
+                if state.objective == "rcft" and self._is_due(position, self._config.e_steps_per_epoch):
+                    self._e_step()
+                loss = self._train_batch(rows)
+                state.batches_done = position + 1
+                progress.advance(note=f"loss {loss:.3f}")
+                if self._is_due(position + 1, self._config.evaluations_per_epoch):
+                    self._evaluate()
+                    if state.stopped:
+                        break
+        state.stopped = state.stopped or f"all {self._config.epochs} epochs were trained"
+        self._restore(self._best)
+        if adapter_digest(self._accelerator.unwrap_model(self._model)) == digest_before:
+            raise CalibError(
+                "training left the adapter exactly as it was; use a larger learning_rate, or more questions in the "
+                "fit fold"
+            )
+        chosen = best_evaluation(state.history, aim=self._config.aim, target_ece=self._config.target_ece)
+        say(f"kept step {state.history[chosen].step} of {state.steps}: {state.stopped}")
+        return TrainingResult(
+            history=tuple(state.history), chosen=chosen, steps=state.steps, stopped=state.stopped
+        )
+
+    def _prepare(self) -> None:
+        config = self._config
+        parameters = trainable_parameters(self._loaded.model)
+        self._names = list(parameters)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
+        steps = math.ceil(self._total / config.gradient_accumulation)
+        schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup_fraction * steps), steps)
+        loader = DataLoader(
+            range(len(self._fit)),  # type: ignore[arg-type]
+            batch_sampler=self._sampler,
+            generator=torch.Generator(),  # its own: the global one must be the same after a resume
+        )
+        self._model, self._optimizer, self._schedule, self._loader = self._accelerator.prepare(
+            self._loaded.model, optimizer, schedule, loader
+        )
+        set_seed(config.seed)
+
+    def _batches(self) -> Iterator[tuple[int, list[int]]]:
+        first = self._state.batches_done // self._per_epoch
+        for epoch in range(first, self._config.epochs):
+            self._sampler.epoch = epoch
+            for index, rows in enumerate(self._loader):
+                position = epoch * self._per_epoch + index
+                if position >= self._state.batches_done:
+                    yield position, rows.tolist()
+
+    def _is_due(self, position: int, times_per_epoch: int) -> bool:
+        """Whether one of an epoch's evenly spread `times_per_epoch` marks lies at this batch."""
+        within = position % self._per_epoch
+        marks = {
+            round(k * self._per_epoch / times_per_epoch) % self._per_epoch for k in range(times_per_epoch)
+        }
+        return within in marks
+
+    def _train_batch(self, rows: list[int]) -> float:
+        config, state = self._config, self._state
+        self._model.train()
+        with self._accelerator.accumulate(self._model):
+            if state.objective == "cft":
+                loss = cft_loss(self._model, self._fit, rows)
+            else:
+                loss = rcft_loss(self._model, self._fit, rows, state.targets, config.lambda_ece)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise CalibError(
+                    f"the loss is {value} at step {state.steps + 1}, questions {self._named(rows)}; "
+                    "use a lower learning_rate, or dtype float32, and look at these questions"
+                )
+            self._accelerator.backward(loss)
+            if self._accelerator.sync_gradients:
+                self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
+                state.steps += 1
+            self._optimizer.step()
+            self._schedule.step()
+            self._optimizer.zero_grad()
+        state.loss_sum += value
+        state.loss_count += 1
+        return value
+
+    def _named(self, rows: list[int]) -> str:
+        return ", ".join(repr(self._fit.questions[row].id) for row in rows)
+
+    def _e_step(self) -> None:
+        fold = self._config.estimation_fold
+        if fold == "initial" and self._state.targets is not None:
+            return
+        predictions = self._heldout_now() if fold == "holdout" else self._score_fit()
+        self._state.targets = estimate_bin_targets(
+            predictions.confidence(), predictions.correct(), n_bins=self._config.n_bins
+        )
+
+    def _heldout_now(self) -> Predictions:
+        if self._heldout is None or self._heldout[0] != self._state.steps:
+            self._heldout = (self._state.steps, self._score_heldout())
+        return self._heldout[1]
+
+    def _evaluate(self) -> None:
+        config, state = self._config, self._state
+        evaluation = evaluate_heldout(
+            self._heldout_now(),
+            step=state.steps,
+            epoch=state.batches_done / self._per_epoch,
+            objective=state.objective,
+            train_loss=state.loss_sum / max(state.loss_count, 1),
+            n_bins=config.n_bins,
+        )
+        state.loss_sum, state.loss_count = 0.0, 0
+        state.history.append(evaluation)
+        say(
+            f"epoch {evaluation.epoch:.2f}: held-out accuracy {evaluation.accuracy:.3f}, "
+            f"mean confidence {evaluation.mean_confidence:.3f}, ECE {evaluation.conf_ece:.3f} "
+            f"(debiased at most {evaluation.debiased_ece_high:.3f}), NLL {evaluation.nll_nats:.3f} nats"
+        )
+        if (
+            best_evaluation(state.history, aim=config.aim, target_ece=config.target_ece)
+            == len(state.history) - 1
+        ):
+            self._best = self._adapter()
+        if should_stop(state.history, aim=config.aim, patience=config.patience):
+            improved = "accuracy" if config.aim == "accuracy" else "NLL"
+            state.stopped = (
+                f"the calibration fold's {improved} has not improved for {config.patience} evaluations"
+            )
+        elif (
+            config.aim == "accuracy"
+            and state.objective == "cft"
+            and state.batches_done % self._per_epoch == 0
+        ):
+            self._leave_cft_when_memorising()
+        self._save()
+
+    def _leave_cft_when_memorising(self) -> None:
+        config = self._config
+        result = regime_test(
+            self._score_fit(),
+            self._heldout_now(),
+            target_ece=config.target_ece,
+            tolerance=config.tolerance,
+            critical_accuracy=config.critical_accuracy,
+            n_bins=config.n_bins,
+        )
+        if result.regime == "non_calibratable":
+            self._state.objective = "rcft"
+            say(f"going on with RCFT: {' '.join(result.reasons)}")
+
+    def _adapter(self) -> dict[str, Tensor]:
+        model = self._accelerator.unwrap_model(self._model)
+        return {name: p.detach().cpu().clone() for name, p in trainable_parameters(model).items()}
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        parameters = trainable_parameters(self._accelerator.unwrap_model(self._model))
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                parameters[name].copy_(tensor)
+
+    def _save(self) -> None:
+        save_checkpoint(
+            self._work,
+            Checkpoint(
+                adapter=self._adapter(),
+                best_adapter=self._best,
+                optimizer=optimizer_tensors(self._optimizer, self._names),
+                random_states=random_states(),
+                state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
+            ),
+        )
+
+    def _resume(self) -> Checkpoint | None:
+        checkpoint = load_checkpoint(self._work)
+        if checkpoint is None:
+            return None
+        self._state = _State.from_dict(checkpoint.state)
+        self._best = checkpoint.best_adapter
+        self._restore(checkpoint.adapter)
+        restore_optimizer(self._optimizer, self._names, checkpoint.optimizer)
+        self._schedule.scheduler.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None]})
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        say(f"going on from step {self._state.steps}, found in {self._work}")
+        return checkpoint
+
+
+def _plain_schedule(schedule: Any) -> dict[str, Any]:
+    return {key: value for key, value in schedule.scheduler.state_dict().items() if key != "lr_lambdas"}
