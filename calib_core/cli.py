@@ -26,7 +26,14 @@ from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
-from calib_core.text import figures_table, result_text, summary_text
+from calib_core.text import (
+    evaluation_text,
+    figures_table,
+    regime_text,
+    report_text,
+    result_text,
+    summary_text,
+)
 from calib_core.version import __version__
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
@@ -36,35 +43,11 @@ Result = Mapping[str, Any]
 def add_commands(commands: Subparsers) -> None:
     """Add the library's commands to a parser."""
     _add_prepare(commands)
-    work = (
-        (
-            "align",
-            align,
-            AlignConfig,
-            "align a model with preference pairs by DPO",
-            "adapter folder to write",
-        ),
-        (
-            "evaluate",
-            evaluate,
-            EvaluateConfig,
-            "score and measure a model, name its regime",
-            "evaluation folder to write",
-        ),
-        ("cft", cft, FinetuneConfig, "fine-tune on answers (calibratable regime)", "adapter folder to write"),
-        (
-            "rcft",
-            rcft,
-            FinetuneConfig,
-            "fine-tune with EM-ECE (non-calibratable regime)",
-            "adapter folder to write",
-        ),
-    )
-    for name, step, config_class, text, out in work:
-        parser = command(commands, name, text)
-        _add_model_and_data(parser, out)
-        add_flags(parser, parameters_of(config_class))
-        parser.set_defaults(run=_step_runner(step, config_class))
+    adapter, measured = "adapter folder to write", "evaluation folder to write"
+    _add_step(commands, "align", align, AlignConfig, "align a model with preference pairs by DPO", adapter)
+    _add_step(commands, "evaluate", evaluate, EvaluateConfig, "score and measure a model", measured)
+    _add_step(commands, "cft", cft, FinetuneConfig, "fine-tune a calibratable model on answers", adapter)
+    _add_step(commands, "rcft", rcft, FinetuneConfig, "fine-tune a non-calibratable model, EM-ECE", adapter)
     _add_promote(commands)
     _add_calibrate(commands)
     _add_metrics(commands)
@@ -98,8 +81,17 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     return 0
 
 
-def _step_runner(step: Callable[..., Result], config_class: type) -> Callable[[argparse.Namespace], Result]:
-    return lambda given: step(config_from(config_class, vars(given)), given.model, given.data, given.out)
+def _add_step(
+    commands: Subparsers, name: str, step: Callable[..., Result], config_class: type, text: str, out: str
+) -> None:
+    """A command of a step that takes a model and a data folder."""
+    parser = command(commands, name, text)
+    _add_model_and_data(parser, out)
+    add_flags(parser, parameters_of(config_class))
+    parser.set_defaults(
+        run=lambda given: step(config_from(config_class, vars(given)), given.model, given.data, given.out),
+        text=evaluation_text if name == "evaluate" else result_text,
+    )
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser, out: str) -> None:
@@ -187,7 +179,7 @@ def _add_regime(commands: Subparsers) -> None:
         options = {flag.name: getattr(given, flag.name) for flag in flags}
         return regime_test(read_predictions(given.fit), read_predictions(given.heldout), **options).to_dict()
 
-    parser.set_defaults(run=run, text=_regime_text)
+    parser.set_defaults(run=run, text=regime_text)
 
 
 def _add_report(commands: Subparsers) -> None:
@@ -197,7 +189,7 @@ def _add_report(commands: Subparsers) -> None:
     parser.add_argument("--title", help="title of the report (default: the table's name)")
     parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
     add_flags(parser, parameters_of(PromoteConfig))
-    parser.set_defaults(run=_report)
+    parser.set_defaults(run=_report, text=report_text)
 
 
 def _report(given: argparse.Namespace) -> Result:
@@ -236,7 +228,3 @@ def _report(given: argparse.Namespace) -> Result:
 def _measuring(*names: str) -> tuple[Parameter, ...]:
     """Those of an evaluation's parameters that need no model."""
     return tuple(parameter for parameter in parameters_of(EvaluateConfig) if parameter.name in names)
-
-
-def _regime_text(result: Result) -> str:
-    return "\n".join([f"regime: {result['regime']}", *(f"- {reason}" for reason in result["reasons"])])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.report.wording import FIGURES
 
 
@@ -20,7 +21,7 @@ def figure(value: Any) -> str:
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def figures_table(columns: Mapping[str, Mapping[str, Any]], names: list[str] | None = None) -> str:
+def figures_table(columns: Mapping[str, Mapping[str, Any]], names: Sequence[str] = ()) -> str:
     """One line per figure, one column per table of figures.
 
     Args:
@@ -49,7 +50,7 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     lines = [
         f"regime: {summary['regime']}   branch: {summary['branch']}   promoted: {promoted}",
         "",
-        figures_table(columns, ["accuracy", "mean_confidence", "conf_ece", "cw_ece"]),
+        figures_table(columns, HEADLINE_FIGURES),
         "",
         *(f"- {reason}" for reason in summary["reasons"]),
         "",
@@ -59,10 +60,31 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def regime_text(result: Mapping[str, Any]) -> str:
+    """A regime with the reasons for it."""
+    return "\n".join([f"regime: {result['regime']}", *(f"- {reason}" for reason in result["reasons"])])
+
+
+def evaluation_text(result: Mapping[str, Any]) -> str:
+    """An evaluation: the regime, and the headline figures of every fold."""
+    return f"{regime_text(result['regime'])}\n\n{figures_table(result['figures'], HEADLINE_FIGURES)}"
+
+
+def report_text(result: Mapping[str, Any]) -> str:
+    """What a report on tables shows: all figures, the gate's reasons where there are two tables, the file."""
+    columns = {"measured": result["before"]}
+    if "after" in result:
+        columns = {"before": result["before"], "after": result["after"]}
+    reasons = [f"- {reason}" for reason in result.get("reasons", ())]
+    return "\n".join([figures_table(columns), "", *reasons, f"report: {result['report']}"])
+
+
 def result_text(result: Mapping[str, Any]) -> str:
     """Any other result: one line per value, nested names joined by dots; lists by their length."""
     lines = []
     for key, value in result.items():
+        if key == "parameters":
+            continue
         if isinstance(value, Mapping) and not {"value", "low", "high"} <= value.keys():
             lines += [f"{key}.{line}" for line in result_text(value).splitlines()]
         elif isinstance(value, list | tuple):
