@@ -26,6 +26,12 @@ MIN_PREFIX_TOKENS = 64
 PREFIX_SHARE = 4
 """A cached token counts as a quarter of a computed one when batches are filled: it only takes memory."""
 
+WORTHWHILE_TOKENS = 1024
+"""A batch of so many tokens keeps the processor busy: beyond it less padding is worth more than more rows."""
+
+MAX_PADDING = 0.1
+"""Share of padding in a row at which a batch that is large enough ends."""
+
 
 @dataclass(frozen=True)
 class Prefix:
@@ -133,12 +139,13 @@ def token_batches(lengths: Sequence[int], batch_tokens: int, *, prefix_tokens: i
     [[1], [2, 3, 0]]
     """
     batches: list[list[int]] = []
-    room = 0
+    longest = room = 0
     for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        if room == 0:  # the first of a batch is its longest
+        enough = batches and len(batches[-1]) * longest >= WORTHWHILE_TOKENS
+        if room == 0 or (enough and lengths[row] < (1 - MAX_PADDING) * longest):
             batches.append([])
-            cost = max(lengths[row], (prefix_tokens + lengths[row]) // PREFIX_SHARE)
-            room = max(1, batch_tokens // cost)
+            longest = lengths[row]
+            room = max(1, batch_tokens // max(longest, (prefix_tokens + longest) // PREFIX_SHARE))
         batches[-1].append(row)
         room -= 1
     return batches

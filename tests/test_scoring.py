@@ -90,6 +90,7 @@ def test_batches_hold_every_row_once_within_the_budget() -> None:
     assert sorted(row for batch in batches for row in batch) == list(range(200))
     assert all(len(batch) * max(lengths[row] for row in batch) <= 100 for batch in batches)
     assert len(batches) < 1.5 * sum(lengths) / 100
+    assert token_batches([10] * 700 + [19] * 60, 10**6) == [list(range(700, 760)), list(range(700))]
     assert token_batches([50, 150], 100) == [[1], [0]]
     assert token_batches([10] * 20, 100, prefix_tokens=190) == [[2 * i, 2 * i + 1] for i in range(10)]
     assert token_batches([], 100) == []
@@ -206,6 +207,27 @@ def test_head_is_multiplied_in_float32_at_one_position(family, tiny_model) -> No
     assert shapes == [(1, 2, 32)]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found[0].numpy(), expected.numpy(), rtol=0, atol=2e-5)
+
+
+class Bypass(torch.nn.Module):
+    """A model that multiplies by its head's weight without calling the head."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner, self.head = model, torch.nn.Linear(2, 2)
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
+
+
+def test_head_that_is_never_called_gives_the_same_logits(loaded) -> None:
+    rows = [[5, 9, 30], [7, 8, 9, 10, 11], [6]]
+    with evaluating(loaded.model):
+        expected = answer_logits(loaded.model, rows)
+        torch.testing.assert_close(answer_logits(Bypass(loaded.model), rows), expected, rtol=0, atol=1e-5)
 
 
 def test_answer_logits_has_the_gradients_of_the_whole_forward(loaded) -> None:
