@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,17 +60,16 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     """
     if not folder.exists():
         return None
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
     try:
-        tensors = load_file(folder / _TENSORS)
-    except Exception as error:
+        for key, tensor in load_file(folder / _TENSORS).items():
+            part, _, name = key.partition("/")
+            parts[part][name] = tensor
+        return Checkpoint(**parts, state=dict(read_json(folder / _STATE)))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, DataFormatError) as error:
         raise DataFormatError(
             f"{folder}: not a whole checkpoint ({error}); delete the folder to start anew"
         ) from error
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-    for key, tensor in tensors.items():
-        part, _, name = key.partition("/")
-        parts[part][name] = tensor
-    return Checkpoint(**parts, state=read_json(folder / _STATE))
 
 
 def drop_checkpoint(folder: Path) -> None:
