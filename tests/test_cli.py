@@ -6,6 +6,7 @@ import argparse
 import json
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 from synthetic import make_world, memorised, tempered
@@ -196,6 +197,18 @@ def test_pipeline_without_kfp_says_what_to_install():
         done.stderr
         == "error: `calib pipeline` needs KFP; install it with: pip install 'calib-core[pipelines]'\n"
     )
+
+
+def test_demo_runs_the_scenario_that_was_asked_for(tmp_path, monkeypatch, capsys):
+    asked = []
+    demo = ModuleType("calib_pipelines.demo")
+    demo.run_demo = lambda scenario, out: asked.append((scenario, out)) or {"branch": "rcft"}
+    monkeypatch.setitem(sys.modules, "calib_pipelines.demo", demo)
+    assert cli.main(["demo", "--scenario", "memorised", "--out", str(tmp_path), "--json"]) == 0
+    assert asked == [("memorised", tmp_path)]
+    assert json.loads(capsys.readouterr().out) == {"branch": "rcft"}
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", "--scenario", "other"])
 
 
 def test_version(capsys):

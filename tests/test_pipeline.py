@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import textwrap
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -260,6 +261,14 @@ def trained_models(tmp_path_factory):
     import trained
 
     root = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CALIB_CACHE", str(root / "cache"))
+        patch.setenv("OMP_NUM_THREADS", "1")  # on matrices this small threads only wait for each other
+        _train_into_regimes(root, tiny, trained)
+        yield root
+
+
+def _train_into_regimes(root: Path, tiny: ModuleType, trained: ModuleType) -> None:
     folds = {fold: trained.world(240, seed=seed) for seed, fold in enumerate(("fit", "calibration", "test"))}
     for fold, questions in folds.items():
         write_questions(questions, root / f"{fold}.parquet")
@@ -267,7 +276,6 @@ def trained_models(tmp_path_factory):
     trained.train(random, root / "too-sure", trained.world(1500, seed=10, right=1.0), epochs=4)
     trained.train(random, root / "calibrated", trained.world(1500, seed=11), epochs=4)
     trained.train(root / "calibrated", root / "by-heart", folds["fit"], epochs=25)
-    return root
 
 
 def parameters_for(models: Path, name: str) -> dict[str, object]:
@@ -301,7 +309,9 @@ def test_calibratable_model_is_restored(restored):
     assert summary["gate"]["ece_change"]["high"] < 0
     files = {path.name for path in (restored / "model").iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "calibration.json"} <= files
-    assert "Promoted" in (restored / "report.html").read_text()
+    page = (restored / "report.html").read_text()
+    assert "Promoted" in page
+    assert 'id="history"' in page
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ def world(n: int, *, seed: int, right: float = RIGHT) -> list[Question]:
 
 def train(folder: Path, out: Path, questions: Sequence[Question], *, epochs: int, seed: int = 0) -> Path:
     """Train all weights of the model in `folder` on the answers' letters, and write it to `out`."""
+    torch.set_num_threads(1)
     loaded = load_model(folder, dtype="float32")
     encoder = PromptEncoder(loaded.tokenizer, PromptForm())
     letters = torch.tensor(encoder.letter_ids(4))
