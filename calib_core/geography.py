@@ -20,7 +20,7 @@ PairForm = Literal["letter", "option", "open"]
 PAIR_FORMS: tuple[PairForm, ...] = ("letter", "option", "open")
 
 
-def make_questions(*, n_four: int = 3600, n_other: int = 400, seed: int = 0) -> list[Question]:
+def make_questions(*, n_four: int = 3200, n_other: int = 320, seed: int = 0) -> list[Question]:
     """Make questions on capitals, currencies, continents, borders, cities and US states.
 
     Args:
@@ -57,7 +57,7 @@ def make_questions(*, n_four: int = 3600, n_other: int = 400, seed: int = 0) -> 
 
 
 def make_preferences(
-    *, n: int = 1600, form: PairForm = "letter", annotator_accuracy: float = 0.7, seed: int = 0
+    *, n: int = 500, form: PairForm = "letter", annotator_accuracy: float = 0.7, seed: int = 0
 ) -> list[Preference]:
     """Make preference pairs, labelled by simulated annotators, from facts that no question uses.
 

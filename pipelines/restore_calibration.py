@@ -148,6 +148,7 @@ def restore_calibration(
             learning_rate=dpo_learning_rate,
             seed=seed,
             **loading,
+            **prompt,
             **lora,
         )
     with dsl.Else("is-aligned"):

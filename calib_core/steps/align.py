@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import read_data, read_pairs, required_pairs
+from calib_core.metrics import summarize
 from calib_core.progress import say
 
 
@@ -26,6 +27,9 @@ class AlignConfig:
         lora_dropout: Dropout on the LoRA input.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template), where
+            the test questions are measured.
+        shots: How many worked examples, taken from the fit fold, stand before each question there.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
         seed: Seed of the LoRA weights, the order of pairs and dropout.
@@ -40,12 +44,15 @@ class AlignConfig:
     lora_dropout: float = 0.05
     warmup_fraction: float = 0.1
     max_grad_norm: float = 1.0
+    prompt_form: str = "plain"
+    shots: int = 0
     dtype: str = "auto"
     base_model: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
+        check.one_of("prompt_form", ("plain", "chat"))
         check.one_of("dtype", ("auto", "float32", "bfloat16"))
         for name in ("epochs", "batch_size", "lora_r", "lora_alpha"):
             check.value(name, lambda n: n >= 1, "1 or more")
@@ -53,7 +60,8 @@ class AlignConfig:
             check.value(name, lambda x: x > 0, "more than 0")
         for name in ("lora_dropout", "warmup_fraction"):
             check.value(name, lambda share: 0 <= share < 1, "a share from 0 to below 1")
-        check.value("seed", lambda n: n >= 0, "0 or more")
+        for name in ("shots", "seed"):
+            check.value(name, lambda n: n >= 0, "0 or more")
         check.finish()
 
 
@@ -68,7 +76,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
 
     Returns:
         What `calibration.json` says of the run: figures of training, win rate on held-out pairs before and
-        after.
+        after, and the test questions' figures before (`unaligned`), against which alignment's harm is seen.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, or nothing was learned.
@@ -76,7 +84,8 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     from calib_core.dpo import align_with_dpo  # noqa: PLC0415 (torch, which commands without models do without)
     from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415
     from calib_core.models import load_model  # noqa: PLC0415
-    from calib_core.scoring import sequence_logprobs, win_rate  # noqa: PLC0415
+    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring import score, sequence_logprobs, win_rate  # noqa: PLC0415
 
     started_s = time.monotonic()
     pairs, held_out = required_pairs(data), read_pairs(data, "test")
@@ -89,6 +98,10 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
         ),
         config,
     )
+    prepared = read_data(data, shots=config.shots)
+    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
+    encoder = PromptEncoder(loaded.tokenizer, form)
+    unaligned = score(loaded, prepared.folds["test"], encoder, description="scoring test before alignment")
     before = win_rate(sequence_logprobs(loaded, held_out))
     figures = align_with_dpo(config, loaded, pairs)
     after = win_rate(sequence_logprobs(loaded, held_out))
@@ -96,9 +109,10 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     say(f"win rate on {after['n']} held-out pairs: {shares[0]:.3f} -> {shares[1]:.3f}")
     record = {
         "method": "dpo",
-        "data": read_data(data).record["preferences"],
+        "data": prepared.record["preferences"],
         "parameters": asdict(config),
         "training": figures,
+        "unaligned": summarize(unaligned),
         "win_rate": {"before": before, "after": after},
         "seconds": time.monotonic() - started_s,
     }

@@ -142,5 +142,6 @@ def _check_sizes(config: EvaluateConfig, prepared: PreparedData) -> None:
     if few := [f"{name} has {n}" for name, n in sizes.items() if n < needed]:
         raise NotEnoughDataError(
             f"{' and '.join(few)} questions, but at target_ece {config.target_ece:g} the regime test needs "
-            f"{needed} in each of fit and calibration: with fewer, chance would decide; bring more, or raise target_ece"
+            f"{needed} in each of fit and calibration: with fewer, chance would "
+            "decide; bring more, or raise target_ece"
         )

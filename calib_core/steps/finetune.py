@@ -123,7 +123,9 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
 
 
 def rcft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
-    """Fine-tune on questions and answers towards EM targets, `L_SFT2 + lambda * L_ECE` (Xiao et al. 2025, sec. 5).
+    """Fine-tune on questions and answers towards EM targets, `L_SFT2 + lambda * L_ECE`.
+
+    Source: Xiao et al. 2025, section 5.
 
     Arguments, result and errors are those of `cft`.
     """

@@ -107,7 +107,7 @@ def promote(
         "branch": branch,
         "before": figures["before"],
         "after": figures.get("after", figures["before"]),
-        "baselines": {"temperature_scaling": _temperature_scaling(config, before, test["before"])},
+        "baselines": _baselines(config, before, test["before"], model_before),
         "promoted": promoted,
         "reasons": [*regime["reasons"], *reasons],
         "report": report,
@@ -161,6 +161,13 @@ def _temperature_scaling(config: PromoteConfig, folder: Path, test: Predictions)
     """Figures of the input model after one temperature, fitted on other questions than the test fold's."""
     temperature = fit_temperature(_fold(folder, "calibration"))
     return {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
+
+
+def _baselines(config: PromoteConfig, folder: Path, test: Predictions, model_before: str) -> dict[str, Any]:
+    """What the output model is seen against, beside the input model: all on the test fold."""
+    unaligned = _training(model_before).get("unaligned")
+    scaled = {"temperature_scaling": _temperature_scaling(config, folder, test)}
+    return {"unaligned": unaligned, **scaled} if unaligned else scaled
 
 
 def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str, Any]:

