@@ -55,8 +55,7 @@ def resolve(model: str, revision: str = "") -> Path:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(
             f"{model}: no such folder here, and the hub did not give it ({reason}); check the name, or give "
-            f"the "
-            "path of a model folder (with HF_HUB_OFFLINE set, only models in the hub's cache can be had)"
+            "the path of a model folder (with HF_HUB_OFFLINE set, only models in the hub's cache can be had)"
         ) from error
 
 
@@ -78,8 +77,7 @@ def check_base(folder: Path) -> list[Path]:
         why = "needs code of its own (auto_map), which is never run" if "auto_map" in config else "is unknown"
         raise ConfigError(
             f"{config_path}: model_type {config['model_type']!r} {why}; use a model whose architecture is "
-            f"part "
-            f"of transformers {transformers.__version__}"
+            f"part of transformers {transformers.__version__}"
         )
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
@@ -111,8 +109,7 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
     if not (folder / "adapter_model.safetensors").is_file():
         raise ConfigError(
             f"{folder}: no adapter_model.safetensors; pickled adapters (adapter_model.bin) are not loaded, "
-            f"so "
-            "save the adapter again with a current peft"
+            "so save the adapter again with a current peft"
         )
     peft_config = read_json(folder / "adapter_config.json")
     ours = read_json(folder / "calibration.json") if (folder / "calibration.json").is_file() else {}

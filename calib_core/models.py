@@ -116,7 +116,7 @@ def load_model(
         raise ConfigError(
             f"{folder}: this adapter is for another base model than {base} (calibration.json has digest "
             f"{origin.digest[:12]}, found {loaded.base_digest[:12]}); give base_model the one it was "
-            f"trained on"
+            "trained on"
         )
     return _put_adapter(loaded, folder, trainable=trainable)
 

@@ -118,8 +118,7 @@ class PromptEncoder:
             raise TokenizationError(
                 f"question {question.id!r}: it, or a worked example, holds text that is a control token of "
                 f"{_name(self.tokenizer)}, which this tokenizer can't keep as plain text inside its chat "
-                f"template; "
-                "reword it, or use the plain form"
+                "template; reword it, or use the plain form"
             )
         return ids
 
@@ -152,7 +151,7 @@ class PromptEncoder:
         if re.findall("|".join(map(re.escape, slots)), text) != slots:
             raise TokenizationError(
                 f"the chat template of {_name(self.tokenizer)} drops, repeats or reorders messages; use the "
-                f"plain form"
+                "plain form"
             )
         answered = self._render([*slots, "A"], generation=False)
         follows = answered[len(text) :] if answered.startswith(text) else ""
@@ -172,8 +171,7 @@ class PromptEncoder:
         except (ValueError, TemplateError) as error:
             raise ConfigError(
                 f"prompt form: the chat template of {_name(self.tokenizer)} can't be used ({error}); use "
-                f"the plain form, "
-                "or a tokenizer with a chat template"
+                "the plain form, or a tokenizer with a chat template"
             ) from error
 
     def _resolve_letters(self, n_options: int) -> list[int]:

@@ -200,8 +200,7 @@ def _check_finite(encoded: EncodedQuestions, logits: np.ndarray, mass: np.ndarra
         named = ", ".join(repr(encoded.questions[row].id) for row in bad[:NAMED])
         raise DataFormatError(
             f"the model's logits are not finite for {len(bad)} of {len(encoded)} questions: {named}; check "
-            f"the model's "
-            "weights, or score with dtype float32"
+            "the model's weights, or score with dtype float32"
         )
 
 
@@ -305,8 +304,8 @@ def sequence_logprobs(
     if bad:
         raise DataFormatError(
             f"the model's log-probabilities are not finite for {len(bad)} of {len(preferences)} preference "
-            f"pairs: "
-            f"{', '.join(map(repr, bad[:NAMED]))}; check the model's weights, or score with dtype float32"
+            f"pairs: {', '.join(map(repr, bad[:NAMED]))}; check the model's weights, or score with dtype "
+            "float32"
         )
     return PreferenceLogprobs(
         ids=tuple(pair.id for pair in preferences),
