@@ -98,5 +98,7 @@ def _letter_logits(logits: Tensor, encoded: EncodedQuestions, rows: Sequence[int
 
 def _em_targets(letters: Tensor, n_options: Tensor, targets: BinTargets) -> Tensor:
     beyond = torch.arange(letters.shape[1], device=letters.device) >= n_options[:, None]
+    if not letters.isfinite().all():  # no target exists; nor is the loss finite, which the loop reports
+        return torch.full_like(letters, torch.nan)
     probs = letters.masked_fill(beyond, -torch.inf).double().softmax(dim=1).cpu().numpy()
     return torch.from_numpy(em_target(probs, targets, n_options.cpu().numpy())).to(letters.device)

@@ -123,6 +123,7 @@ class Finetuning:
             [len(ids) for ids in fit.input_ids], config.batch_size, config.seed
         )
         self._per_epoch = len(self._sampler)
+        self._steps_per_epoch = math.ceil(self._per_epoch / config.gradient_accumulation)
         self._total = self._per_epoch * config.epochs
         self._prepare()
 
@@ -155,8 +156,8 @@ class Finetuning:
         self._restore(self._best)
         if adapter_digest(self._accelerator.unwrap_model(self._model)) == digest_before:
             raise CalibError(
-                "training left the adapter exactly as it was; use a larger learning_rate, or more questions in the "
-                "fit fold"
+                "training left the adapter exactly as it was; use a larger learning_rate, or more "
+                "questions in the fit fold"
             )
         chosen = best_evaluation(state.history, aim=self._config.aim, target_ece=self._config.target_ece)
         say(f"kept step {state.history[chosen].step} of {state.steps}: {state.stopped}")
@@ -169,7 +170,7 @@ class Finetuning:
         parameters = trainable_parameters(self._loaded.model)
         self._names = list(parameters)
         optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
-        steps = math.ceil(self._total / config.gradient_accumulation)
+        steps = self._steps_per_epoch * config.epochs
         schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup_fraction * steps), steps)
         loader = DataLoader(
             range(len(self._fit)),  # type: ignore[arg-type]
@@ -182,6 +183,9 @@ class Finetuning:
         set_seed(config.seed)
 
     def _batches(self) -> Iterator[tuple[int, list[int]]]:
+        """Positions in the whole run and rows of the batches that are still to be trained on."""
+        if self._state.stopped:  # and was interrupted before its adapter was written
+            return
         first = self._state.batches_done // self._per_epoch
         for epoch in range(first, self._config.epochs):
             self._sampler.epoch = epoch
@@ -191,12 +195,15 @@ class Finetuning:
                     yield position, rows.tolist()
 
     def _is_due(self, position: int, times_per_epoch: int) -> bool:
-        """Whether one of an epoch's evenly spread `times_per_epoch` marks lies at this batch."""
-        within = position % self._per_epoch
+        """Whether one of an epoch's evenly spread `times_per_epoch` marks lies at this batch.
+
+        Marks lie between optimiser steps, never among the batches of one: a checkpoint holds no gradients.
+        """
         marks = {
-            round(k * self._per_epoch / times_per_epoch) % self._per_epoch for k in range(times_per_epoch)
+            round(k * self._steps_per_epoch / times_per_epoch) * self._config.gradient_accumulation
+            for k in range(times_per_epoch)
         }
-        return within in marks
+        return position % self._per_epoch in marks
 
     def _train_batch(self, rows: list[int]) -> float:
         config, state = self._config, self._state
