@@ -19,13 +19,13 @@ from calib_core.errors import ConfigError
 
 _QUESTION_SHARE = 0.85  # of the facts; the rest serves preference pairs
 OTHER_OPTION_COUNTS = (3, 5, 6, 7)  # at most 7: there are no more continents
-_CITY_POPULATION = 100_000
+_CITY_POPULATION = 90_000
 _COUNTRY_QUESTION_POPULATION = 300_000  # smaller cities are asked for their continent: few know their country
-_CITIES_PER_CONTINENT = 600  # asked for their continent: no answer is to be right far more often than others
+_CITIES_PER_CONTINENT = 620  # asked for their continent: no answer is to be right far more often than others
 _STATE_CITY_POPULATION = 60_000
 _NAMESAKE_POPULATION = 500  # places this small still rule their country out as a wrong answer
 _RIVAL_POPULATION = 15_000  # a namesake of this size in another country makes the question unusable
-_CITIES_PER_COUNTRY = 200  # so that China and India don't take half of the questions
+_CITIES_PER_COUNTRY = 130  # so that no country is right far more often than others
 
 
 def _codes(text: str) -> frozenset[str]:
@@ -161,7 +161,7 @@ def _seat_facts(countries: dict[str, Any]) -> Iterable[Fact]:
         yield Fact(
             key=f"seat-{code}",
             about=f"capital-{code}",
-            subject="capital",
+            subject="country of capital",
             question=f"Of which country is {capital} the capital?",
             open_question=f"Of which country is {capital} the capital?",
             statement=f"{capital} is the capital of {{answer}}.",
@@ -261,6 +261,9 @@ def _city_facts(
             and len(taken[code]) < _CITIES_PER_COUNTRY
         ):
             taken[code].setdefault(name, city)
+    answers = Counter(
+        city["countrycode"] for of in taken.values() for city in of.values() if _asked_for_country(city)
+    )
     per_continent: Counter[str] = Counter()
     ranked = sorted(
         (city for of in taken.values() for city in of.values()), key=lambda city: -city["population"]
@@ -268,16 +271,15 @@ def _city_facts(
     for city in ranked:
         code, holders = city["countrycode"], namesakes[_plain(city["name"])]
         continent = sovereign[code]["continentcode"]
-        asked_for_country = city["population"] >= _COUNTRY_QUESTION_POPULATION and city["geonameid"] % 2
-        if asked_for_country:
-            yield _country_fact(city, sovereign, taken, holders)
+        if _asked_for_country(city):
+            yield _country_fact(city, sovereign, answers, holders)
         elif code not in _BETWEEN_CONTINENTS and per_continent[continent] < _CITIES_PER_CONTINENT:
             per_continent[continent] += 1
             elsewhere = {countries[key]["continentcode"] for key in holders if key in countries} - {continent}
             yield Fact(
                 key=f"city-continent-{city['geonameid']}",
                 about=f"city-{city['geonameid']}",
-                subject="city, continent",
+                subject="continent of city",
                 question=f"On which continent is the city of {city['name']}?",
                 open_question=f"On which continent is the city of {city['name']}?",
                 statement=f"{city['name']} is in {{answer}}.",
@@ -287,7 +289,7 @@ def _city_facts(
 
 
 def _country_fact(
-    city: dict[str, Any], sovereign: dict[str, Any], taken: Mapping[str, Any], holders: set[str]
+    city: dict[str, Any], sovereign: dict[str, Any], answers: Mapping[str, int], holders: set[str]
 ) -> Fact:
     """The country of a city, against countries of its continent without a place of that name."""
     code = city["countrycode"]
@@ -295,16 +297,16 @@ def _country_fact(
     return Fact(
         key=f"city-{city['geonameid']}",
         about=f"city-{city['geonameid']}",
-        subject="city, country",
+        subject="country of city",
         question=f"In which country is {city['name']}?",
         open_question=f"In which country is {city['name']}?",
         statement=f"{city['name']} is in {{answer}}.",
         answer=sovereign[code]["name"],
         # Countries are wrong answers as often as right ones elsewhere: the options alone tell nothing.
         near={
-            sovereign[key]["name"]: float(len(taken[key]))
+            sovereign[key]["name"]: float(answers[key]) ** 1.5
             for key in others
-            if sovereign[key]["continentcode"] == sovereign[code]["continentcode"] and key in taken
+            if sovereign[key]["continentcode"] == sovereign[code]["continentcode"] and answers[key]
         },
         far={sovereign[key]["name"]: 1.0 for key in others},
     )
@@ -356,6 +358,11 @@ def _state_facts(cities: list[dict[str, Any]], states: dict[str, str]) -> Iterab
 def _asked_by_state(city: dict[str, Any]) -> bool:
     """Whether a US city serves a question on its state; every fifth serves one on its country instead."""
     return city["countrycode"] == "US" and city["geonameid"] % 5 > 0
+
+
+def _asked_for_country(city: dict[str, Any]) -> bool:
+    """Whether a city serves a question on its country, or else on its continent."""
+    return city["population"] >= _COUNTRY_QUESTION_POPULATION and city["geonameid"] % 2 == 1
 
 
 def _sovereign(countries: dict[str, Any]) -> dict[str, Any]:

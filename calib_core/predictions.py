@@ -272,7 +272,10 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
             f"the {which} predictions table has no protocol (file metadata 'calib.protocol') and the other "
             "has one, so that they can't be compared; score both with the same version and settings"
         )
-    names = sorted((a.protocol.keys() | b.protocol.keys()) - {"adapter"})
+    may_differ = {"adapter"}
+    if a.protocol.get("base_digest") and a.protocol.get("base_digest") == b.protocol.get("base_digest"):
+        may_differ |= {"model", "revision"}  # the same weights, wherever they lie
+    names = sorted((a.protocol.keys() | b.protocol.keys()) - may_differ)
     different = [
         f"{name}: {short(a.protocol.get(name))} and {short(b.protocol.get(name))}"
         for name in names

