@@ -125,6 +125,7 @@ def _arguments(config: AlignConfig, folder: str, steps: int) -> DPOConfig:
         bf16=False,  # the model's own dtype stands; the adapter is float32
         gradient_checkpointing=False,
         logging_steps=max(1, steps // 20),
+        logging_nan_inf_filter=False,  # which would log a loss that isn't finite as 0
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
