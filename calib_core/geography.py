@@ -20,7 +20,7 @@ PairForm = Literal["letter", "option", "open"]
 PAIR_FORMS: tuple[PairForm, ...] = ("letter", "option", "open")
 
 
-def make_questions(*, n_four: int = 3200, n_other: int = 320, seed: int = 0) -> list[Question]:
+def make_questions(*, n_four: int = 3040, n_other: int = 320, seed: int = 0) -> list[Question]:
     """Make questions on capitals, currencies, continents, borders, cities and US states.
 
     Args:

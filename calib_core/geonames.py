@@ -19,13 +19,12 @@ from calib_core.errors import ConfigError
 
 _QUESTION_SHARE = 0.85  # of the facts; the rest serves preference pairs
 OTHER_OPTION_COUNTS = (3, 5, 6, 7)  # at most 7: there are no more continents
-_CITY_POPULATION = 90_000
-_COUNTRY_QUESTION_POPULATION = 300_000  # smaller cities are asked for their continent: few know their country
-_CITIES_PER_CONTINENT = 620  # asked for their continent: no answer is to be right far more often than others
-_STATE_CITY_POPULATION = 60_000
+_CITY_POPULATION = 250_000  # a small model knows few places that are smaller
+_CITIES_PER_CONTINENT = 200  # asked for their continent: no answer is to be right far more often than others
+_STATE_CITY_POPULATION = 150_000
 _NAMESAKE_POPULATION = 500  # places this small still rule their country out as a wrong answer
 _RIVAL_POPULATION = 15_000  # a namesake of this size in another country makes the question unusable
-_CITIES_PER_COUNTRY = 130  # so that no country is right far more often than others
+_CITIES_PER_COUNTRY = 60  # so that no country is right far more often than others
 
 
 def _codes(text: str) -> frozenset[str]:
@@ -122,6 +121,9 @@ def _all_facts() -> tuple[Fact, ...]:
         *_currency_facts(countries),
         *_continent_facts(countries, continents),
         *_border_facts(countries),
+        *_domain_facts(countries),
+        *_code_facts(countries),
+        *_neighbourhood_facts(countries),
         *_city_facts(countries, cities, continents),
         *_state_facts(cities, states),
     )
@@ -204,6 +206,71 @@ def _continent_facts(countries: dict[str, Any], continents: dict[str, str]) -> I
         )
 
 
+def _domain_facts(countries: dict[str, Any]) -> Iterable[Fact]:
+    """Internet domains of countries and countries of domains, against those of the same continent."""
+    shared = {tld for tld, n in Counter(country["tld"] for country in countries.values()).items() if n > 1}
+    known = {code: row for code, row in countries.items() if row["tld"] and row["tld"] not in shared}
+    for code, country in known.items():
+        name, domain = country["name"], country["tld"]
+        others = _same_continent(known, code)
+        yield Fact(
+            key=f"domain-{code}",
+            about=f"domain-{code}",
+            subject="internet domain",
+            question=f"What is the internet domain of {name}?",
+            open_question=f"What is the internet domain of {name}?",
+            statement=f"The internet domain of {name} is {{answer}}.",
+            answer=domain,
+            near={other["tld"]: 1.0 for other in others},
+        )
+        yield Fact(
+            key=f"domain-owner-{code}",
+            about=f"domain-{code}",
+            subject="internet domain",
+            question=f"Which country has the internet domain {domain}?",
+            open_question=f"Which country has the internet domain {domain}?",
+            statement=f"The internet domain {domain} is that of {{answer}}.",
+            answer=name,
+            near={other["name"]: 1.0 for other in others},
+        )
+
+
+def _code_facts(countries: dict[str, Any]) -> Iterable[Fact]:
+    """Three-letter codes (ISO 3166-1) of countries, against those of the same continent."""
+    for code, country in countries.items():
+        yield Fact(
+            key=f"code-{code}",
+            about=f"code-{code}",
+            subject="country code",
+            question=f"What is the three-letter country code of {country['name']}?",
+            open_question=f"What is the three-letter country code of {country['name']}?",
+            statement=f"The three-letter country code of {country['name']} is {{answer}}.",
+            answer=country["iso3"],
+            near={other["iso3"]: 1.0 for other in _same_continent(countries, code)},
+        )
+
+
+def _neighbourhood_facts(countries: dict[str, Any]) -> Iterable[Fact]:
+    """A country of the same continent, against countries of others."""
+    known = {code: row for code, row in _sovereign(countries).items() if code not in _BETWEEN_CONTINENTS}
+    for code, country in known.items():
+        same = [row["name"] for row in _same_continent(known, code)]
+        if not same:
+            continue
+        yield Fact(
+            key=f"neighbourhood-{code}",
+            about=f"continent-{code}",
+            subject="same continent",
+            question=f"Which of these countries is on the same continent as {country['name']}?",
+            open_question=f"Which country is on the same continent as {country['name']}?",
+            statement=f"{{answer}} is on the same continent as {country['name']}.",
+            answer=min(same, key=lambda name: stable_hash(f"neighbourhood-{code}-{name}")),
+            near={
+                row["name"]: 1.0 for row in known.values() if row["continentcode"] != country["continentcode"]
+            },
+        )
+
+
 def _border_facts(countries: dict[str, Any]) -> Iterable[Fact]:
     """One neighbour of each country against countries of its continent that don't border it."""
     neighbours = defaultdict(set)
@@ -261,31 +328,29 @@ def _city_facts(
             and len(taken[code]) < _CITIES_PER_COUNTRY
         ):
             taken[code].setdefault(name, city)
-    answers = Counter(
-        city["countrycode"] for of in taken.values() for city in of.values() if _asked_for_country(city)
-    )
-    per_continent: Counter[str] = Counter()
     ranked = sorted(
         (city for of in taken.values() for city in of.values()), key=lambda city: -city["population"]
     )
+    answers = Counter(city["countrycode"] for city in ranked)
+    per_continent: Counter[str] = Counter()
     for city in ranked:
         code, holders = city["countrycode"], namesakes[_plain(city["name"])]
         continent = sovereign[code]["continentcode"]
-        if _asked_for_country(city):
-            yield _country_fact(city, sovereign, answers, holders)
-        elif code not in _BETWEEN_CONTINENTS and per_continent[continent] < _CITIES_PER_CONTINENT:
-            per_continent[continent] += 1
-            elsewhere = {countries[key]["continentcode"] for key in holders if key in countries} - {continent}
-            yield Fact(
-                key=f"city-continent-{city['geonameid']}",
-                about=f"city-{city['geonameid']}",
-                subject="continent of city",
-                question=f"On which continent is the city of {city['name']}?",
-                open_question=f"On which continent is the city of {city['name']}?",
-                statement=f"{city['name']} is in {{answer}}.",
-                answer=continents[continent],
-                near={name: 1.0 for key, name in continents.items() if key not in elsewhere},
-            )
+        yield _country_fact(city, sovereign, answers, holders)
+        if code in _BETWEEN_CONTINENTS or per_continent[continent] == _CITIES_PER_CONTINENT:
+            continue
+        per_continent[continent] += 1
+        elsewhere = {countries[key]["continentcode"] for key in holders if key in countries} - {continent}
+        yield Fact(
+            key=f"city-continent-{city['geonameid']}",
+            about=f"city-{city['geonameid']}",
+            subject="continent of city",
+            question=f"On which continent is the city of {city['name']}?",
+            open_question=f"On which continent is the city of {city['name']}?",
+            statement=f"{city['name']} is in {{answer}}.",
+            answer=continents[continent],
+            near={name: 1.0 for key, name in continents.items() if key not in elsewhere},
+        )
 
 
 def _country_fact(
@@ -358,11 +423,6 @@ def _state_facts(cities: list[dict[str, Any]], states: dict[str, str]) -> Iterab
 def _asked_by_state(city: dict[str, Any]) -> bool:
     """Whether a US city serves a question on its state; every fifth serves one on its country instead."""
     return city["countrycode"] == "US" and city["geonameid"] % 5 > 0
-
-
-def _asked_for_country(city: dict[str, Any]) -> bool:
-    """Whether a city serves a question on its country, or else on its continent."""
-    return city["population"] >= _COUNTRY_QUESTION_POPULATION and city["geonameid"] % 2 == 1
 
 
 def _sovereign(countries: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def of(questions, subject):
 
 def test_enough_of_each_kind(questions):
     options = Counter(len(question.choices) for question in questions)
-    assert options[4] == 3200
+    assert options[4] == 3040
     assert {count: options[count] for count in (3, 5, 6, 7)} == dict.fromkeys((3, 5, 6, 7), 80)
     assert len(split_questions(questions).calibration) >= 800
     assert set(Counter(question.subject for question in questions)) == {
@@ -56,6 +56,9 @@ def test_enough_of_each_kind(questions):
         "country of capital",
         "country of city",
         "continent of city",
+        "internet domain",
+        "country code",
+        "same continent",
         "US state",
     }
 
@@ -106,6 +109,26 @@ def test_capitals_the_other_way_round(questions, countries):
         capital = question.question.removeprefix("Of which country is ").removesuffix(" the capital?")
         assert countries[question.choices[question.answer]]["capital"].strip() == capital
         assert capital not in [countries[choice]["capital"].strip() for choice in wrong(question)]
+
+
+def test_domains_and_codes(questions, countries):
+    by_domain = {row["tld"]: name for name, row in countries.items() if row["iso"] != "MF"}
+    for question in of(questions, "internet domain"):
+        right = question.choices[question.answer]
+        name = question.question.removeprefix("What is the internet domain of ").removesuffix("?")
+        domain = question.question.removeprefix("Which country has the internet domain ").removesuffix("?")
+        assert right == (countries[name]["tld"] if name in countries else by_domain[domain])
+    for question in of(questions, "country code"):
+        name = question.question.removeprefix("What is the three-letter country code of ").removesuffix("?")
+        assert question.choices[question.answer] == countries[name]["iso3"]
+
+
+def test_same_continent(questions, countries):
+    for question in of(questions, "same continent"):
+        name = question.question.removeprefix("Which of these countries is on the same continent as ")
+        continent = countries[name.removesuffix("?")]["continentcode"]
+        assert countries[question.choices[question.answer]]["continentcode"] == continent
+        assert continent not in [countries[choice]["continentcode"] for choice in wrong(question)]
 
 
 def test_continents_of_cities(questions):
