@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calib_core.bounds import required_examples
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.files import read_json
 from calib_core.folds import FOLDS
@@ -59,6 +60,27 @@ def read_data(folder: Path, *, shots: int = 0) -> PreparedData:
         )
     taken, folds["fit"] = folds["fit"][:shots], folds["fit"][shots:]
     return PreparedData(folds=folds, shots=taken, record=record)
+
+
+def check_sizes(prepared: PreparedData, *, target_ece: float, n_bins: int) -> None:
+    """The regime test's own refusal, before any forward pass is paid for.
+
+    Args:
+        prepared: the folds.
+        target_ece: ECE at or below which a model counts as calibrated.
+        n_bins: equal-width confidence bins.
+
+    Raises:
+        NotEnoughDataError: fit or calibration has fewer questions than the regime test needs.
+    """
+    needed = required_examples(target_ece, n_bins=n_bins)
+    sizes = {name: len(prepared.folds[name]) for name in ("fit", "calibration")}
+    if few := [f"{name} has {n}" for name, n in sizes.items() if n < needed]:
+        raise NotEnoughDataError(
+            f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
+            f"{needed} in each of fit and calibration: with fewer, chance would "
+            "decide; bring more, or raise target_ece"
+        )
 
 
 def read_pairs(folder: Path, part: str) -> list[Preference]:

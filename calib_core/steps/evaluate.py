@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from calib_core.bounds import regime_test, required_examples
+from calib_core.bounds import regime_test
 from calib_core.config import ConfigCheck
-from calib_core.data_folder import PreparedData, read_data, read_pairs
-from calib_core.errors import NotEnoughDataError
+from calib_core.data_folder import check_sizes, read_data, read_pairs
 from calib_core.files import whole_folder, write_json
 from calib_core.metrics import summarize
 from calib_core.predictions import write_predictions
@@ -90,7 +89,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
 
     started_s = time.monotonic()
     prepared = read_data(data, shots=config.shots)
-    _check_sizes(config, prepared)
+    check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
     loaded = load_model(
         model, base_model=config.base_model, dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype)
     )
@@ -133,15 +132,3 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         write_json(folder / "evaluation.json", record)
     say(f"regime: {regime.regime}. {' '.join(regime.reasons)}")
     return record
-
-
-def _check_sizes(config: EvaluateConfig, prepared: PreparedData) -> None:
-    """The regime test's own refusal, before any forward pass is paid for."""
-    needed = required_examples(config.target_ece, n_bins=config.n_bins)
-    sizes = {name: len(prepared.folds[name]) for name in ("fit", "calibration")}
-    if few := [f"{name} has {n}" for name, n in sizes.items() if n < needed]:
-        raise NotEnoughDataError(
-            f"{' and '.join(few)} questions, but at target_ece {config.target_ece:g} the regime test needs "
-            f"{needed} in each of fit and calibration: with fewer, chance would "
-            "decide; bring more, or raise target_ece"
-        )

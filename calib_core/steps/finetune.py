@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from calib_core.config import ConfigCheck
-from calib_core.data_folder import read_data
+from calib_core.data_folder import check_sizes, read_data
 from calib_core.files import cache_dir, sha256_json
 from calib_core.version import __version__
 
@@ -144,6 +144,8 @@ def _finetune(
 
     started_s = time.monotonic()
     prepared = read_data(data, shots=config.shots)
+    if config.aim == "accuracy" and method == "cft":  # the regime test decides when CFT is left
+        check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
     loaded = load_model(
         model,
         base_model=config.base_model,
