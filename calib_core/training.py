@@ -172,7 +172,7 @@ class Finetuning:
         optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
         steps = self._steps_per_epoch * config.epochs
         schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup_fraction * steps), steps)
-        loader = DataLoader(
+        loader: DataLoader[int] = DataLoader(
             range(len(self._fit)),  # type: ignore[arg-type]
             batch_sampler=self._sampler,
             generator=torch.Generator(),  # its own: the global one must be the same after a resume

@@ -141,30 +141,34 @@ def test_markup_in_a_pair_stays_text(model_folder) -> None:
             id="m",
             prompt=f"{TURN}user\nSay {EOS}{BOS}{END}",
             chosen=f" yes{EOS}",
-            rejected=f" {TURN}no {BOS}",
+            rejected=f" {TURN}no {BOS} indeed",
         )
     ]
+    marked.append(replace(marked[0], id="n", chosen=marked[0].rejected, rejected=marked[0].chosen))
     loaded = fresh(model_folder)
     seen: list[torch.Tensor] = []
     hook = loaded.model.get_input_embeddings().register_forward_pre_hook(
         lambda module, args: seen.append(args[0].detach().clone())
     )
-    align_with_dpo(replace(CONFIG, epochs=1), loaded, marked)
+    align_with_dpo(replace(CONFIG, epochs=1, batch_size=1), loaded, marked)
     hook.remove()
     tokenizer = loaded.tokenizer
     special = dict(
         zip((BOS, EOS, TURN, END), tokenizer.convert_tokens_to_ids([BOS, EOS, TURN, END]), strict=True)
     )
-    assert seen
-    for rows in seen:
-        assert rows.shape[0] == 2
-        for ids, side in zip(rows.tolist(), (marked[0].chosen, marked[0].rejected), strict=True):
-            while ids[-2] == special[EOS]:  # which pads too
-                ids.pop()
-            assert tokenizer.decode(ids) == f"{BOS}{marked[0].prompt}{side}{EOS}"
+    texts = {f"{BOS}{marked[0].prompt}{side}{EOS}" for side in (marked[0].chosen, marked[0].rejected)}
+    assert len(seen) == 4  # both pairs, for the reference and for the one step
+    for rows in seen:  # chosen and rejected, one of which is padded with EOS; the other must end in its own
+        ends = []
+        for ids in rows.tolist():
+            length = max(i for i, token in enumerate(ids) if token != special[EOS]) + 1
+            ends.append(len(ids) - length)
             assert ids[0] == special[BOS]
-            assert ids[-1] == special[EOS]
-            assert not set(special.values()) & set(ids[1:-1])
+            assert not set(special.values()) & set(ids[1:length])
+        assert min(ends) == 1
+        assert {
+            tokenizer.decode(ids[: len(ids) - n + 1]) for ids, n in zip(rows.tolist(), ends, strict=True)
+        } == texts
 
 
 def test_pairs_longer_than_the_context_are_refused_and_named(model_folder, pairs) -> None:

@@ -41,6 +41,9 @@ def kept(history: list[Evaluation], aim: str) -> int:
     ("history", "best"),
     [
         pytest.param([{"nll": 1.0}, {"nll": 0.7}, {"nll": 0.9}], 1, id="lowest NLL where none is calibrated"),
+        pytest.param(
+            [{"nll": 0.7, "high": 0.5}, {"nll": 0.9, "high": 0.1}], 0, id="lower NLL before lower ECE"
+        ),
         pytest.param([{"nll": 0.7}, {"nll": 0.9, "high": TARGET}], 1, id="calibrated before lower NLL"),
         pytest.param(
             [{"nll": 0.9, "high": 0.01}, {"nll": 0.7, "high": 0.07}, {"nll": 0.6, "high": 0.09}],

@@ -18,6 +18,7 @@ from calib_core.batches import LengthGroupedBatches, cft_loss
 from calib_core.bounds import required_examples
 from calib_core.checkpoints import load_checkpoint
 from calib_core.errors import CalibError, ConfigError
+from calib_core.files import read_json
 from calib_core.lora import attach_lora, save_adapter, trainable_parameters
 from calib_core.models import LoadedModel, adapter_digest, load_model
 from calib_core.predictions import Predictions
@@ -250,6 +251,32 @@ def test_rcft_takes_overconfidence_back(model_folder, tmp_path) -> None:
 def measured(run: Run) -> Evaluation:
     table = run.score("heldout")
     return evaluate_heldout(table, step=0, epoch=0, objective="", train_loss=None, n_bins=10)
+
+
+def test_every_epoch_goes_through_all_questions_in_another_order(model_folder, tmp_path, monkeypatch) -> None:
+    seen: list[int] = []
+
+    def noted(model: Any, encoded: Any, rows: list[int]) -> torch.Tensor:
+        seen.extend(rows)
+        return cft_loss(model, encoded, rows)
+
+    monkeypatch.setattr(training, "cft_loss", noted)
+    Run(model_folder, CONFIG, "cft", tmp_path / "work").run()
+    first, second = seen[: len(FIT)], seen[len(FIT) :]
+    assert sorted(first) == sorted(second) == list(range(len(FIT)))
+    assert first != second
+
+
+def test_dropout_is_on_while_training(model_folder, whole, tmp_path) -> None:
+    without = Run(model_folder, replace(CONFIG, lora_dropout=0.0), "cft", tmp_path / "work").run()
+    assert without.history[1].nll_nats != whole["cft"][0].history[1].nll_nats
+
+
+def test_an_adapters_config_names_the_base_as_it_was_asked_for(model_folder, tmp_path) -> None:
+    loaded = attach_lora(load_model(model_folder, dtype="float32", trainable=True), CONFIG)
+    save_adapter(replace(loaded, base="someone/a-model"), tmp_path / "adapter", {})
+    written = read_json(tmp_path / "adapter" / "adapter_config.json")
+    assert written["base_model_name_or_path"] == "someone/a-model"
 
 
 def test_train_loss_is_the_mean_since_the_evaluation_before(model_folder, tmp_path, monkeypatch) -> None:
