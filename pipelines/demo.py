@@ -25,21 +25,23 @@ N_PAIRS = 500
 
 FOLD_LIMITS = {"max_fit": 800, "max_calibration": 900, "max_test": 1000}
 
-LORA = {"lora_r": 16, "lora_alpha": 32}
-"""A smaller adapter than the paper's (128, 64): the model has 135 million parameters, and two cores to train on."""
+LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+"""A smaller adapter than the paper's (128, 64, 0.05): the model has 135 million parameters, and two cores."""
+
+DPO_LEARNING_RATE = 5e-4
 
 TRAINING = {**LORA, "learning_rate": 5e-4, "batch_size": 8, "epochs": 3}
 
 MEMORISING = {"max_fit": 400, "epochs": 8}
-"""How the `memorised` scenario's input is made: few questions, many epochs, stopped by the questions themselves."""
+"""How the `memorised` input is made: few questions, many epochs, stopped by the same questions."""
 
 
 def run_demo(scenario: str, out: Path) -> dict[str, Any]:
     """Run one scenario of the demonstration.
 
     Args:
-        scenario: `fresh` (the model is aligned by DPO first), `memorised` (the model was fine-tuned for many epochs
-            on the very questions that it is recalibrated with) or `calibrated` (what `fresh` has given).
+        scenario: `fresh` (the model is aligned by DPO first), `memorised` (the model was fine-tuned for many
+            epochs on the very questions that it is recalibrated with) or `calibrated` (what `fresh` gave).
         out: folder for the results; the scenario's inputs go to a folder `inputs` in it.
 
     Returns:

@@ -65,6 +65,7 @@ def restore_calibration(
     batch_size: int = 8,
     lora_r: int = 128,
     lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
     accuracy_margin: float = 0.01,
     seed: int = 0,
 ) -> Outputs:
@@ -101,6 +102,7 @@ def restore_calibration(
         batch_size: Questions in one forward and backward pass, over all processes.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        lora_dropout: Dropout on the LoRA input.
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
             promoted.
         seed: Seed of everything random: LoRA weights, order, dropout, bootstrap.
@@ -128,7 +130,7 @@ def restore_calibration(
     loading = {"base_model": base_model, "dtype": dtype}
     prompt = {"prompt_form": prompt_form, "shots": shots}
     limits = {"target_ece": target_ece, "tolerance": tolerance}
-    lora = {"lora_r": lora_r, "lora_alpha": lora_alpha}
+    lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
     measuring = {**loading, **prompt, **limits, "seed": seed}
     training = {
         **measuring,

@@ -24,7 +24,7 @@ class AlignConfig:
         batch_size: Pairs in one optimiser step.
         lora_r: Rank of the LoRA update.
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
-        lora_dropout: Dropout on the LoRA input.
+        lora_dropout: Dropout on the LoRA input in later fine-tuning of the adapter; DPO itself uses none.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template), where
