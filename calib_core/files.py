@@ -100,7 +100,7 @@ def sha256_json(value: Any) -> str:
 
 
 def cache_dir() -> Path:
-    """The folder for derived data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
+    """The folder for data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
     if explicit := os.environ.get("CALIB_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"
