@@ -16,12 +16,18 @@ from calib_core.geonames import OTHER_OPTION_COUNTS, Fact, facts_for, stable_has
 from calib_core.preferences import Preference
 from calib_core.questions import Question
 
+READING = "reading"
+"""Subject of the questions that begin with the fact itself: easy ones, beside those that need knowledge."""
+
 PairForm = Literal["letter", "option", "open"]
 PAIR_FORMS: tuple[PairForm, ...] = ("letter", "option", "open")
 
 
 def make_questions(*, n_four: int = 3040, n_other: int = 320, seed: int = 0) -> list[Question]:
-    """Make questions on capitals, currencies, continents, borders, cities and US states.
+    """Make questions on capitals, currencies, domains, codes, continents, borders, cities and US states.
+
+    Every second fact is stated before it is asked for ("Lima is in Peru. In which country is Lima?"), so that
+    confidence has something to tell apart: what can be read, what is known, and what is guessed.
 
     Args:
         n_four: Number of questions with four options.
@@ -46,10 +52,10 @@ def make_questions(*, n_four: int = 3040, n_other: int = 320, seed: int = 0) -> 
         questions.append(
             Question(
                 id=fact.key,
-                question=fact.question,
+                question=_asked(fact, fact.question),
                 choices=(*wrong[:position], fact.answer, *wrong[position:]),
                 answer=position,
-                subject=fact.subject,
+                subject=READING if _is_stated(fact) else fact.subject,
             )
         )
     random.Random(f"{seed}:order").shuffle(questions)  # noqa: S311 (no secret)
@@ -102,10 +108,19 @@ def _pair_texts(
     """Prompt, chosen and rejected text of a pair."""
     if form == "open":
         chosen, rejected = (f" {fact.statement.format(answer=choices[i])}" for i in picked)
-        return f"Question: {fact.open_question}\nAnswer:", chosen, rejected
+        return f"Question: {_asked(fact, fact.open_question)}\nAnswer:", chosen, rejected
     options = "".join(f"{chr(65 + i)}. {text}\n" for i, text in enumerate(choices))
     chosen, rejected = (f" {chr(65 + i)}" if form == "letter" else f" {choices[i]}" for i in picked)
-    return f"Question: {fact.question}\n{options}Answer:", chosen, rejected
+    return f"Question: {_asked(fact, fact.question)}\n{options}Answer:", chosen, rejected
+
+
+def _is_stated(fact: Fact) -> bool:
+    return stable_hash(f"stated:{fact.key}") % 2 == 0
+
+
+def _asked(fact: Fact, question: str) -> str:
+    """The question, after the fact itself where it is one of those that state it."""
+    return f"{fact.statement.format(answer=fact.answer)} {question}" if _is_stated(fact) else question
 
 
 def _chosen(facts: list[Fact], n: int, seed: int, what: str) -> list[Fact]:

@@ -20,10 +20,10 @@ from calib_core.steps.finetune import FinetuneConfig, cft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_pipelines.local import run_local
 
-N_PAIRS = 500
+N_PAIRS = 300
 """Preference pairs, a fifth of them held out for the win rate."""
 
-FOLD_LIMITS = {"max_fit": 800, "max_calibration": 900, "max_test": 1000}
+FOLD_LIMITS = {"max_fit": 800, "max_calibration": 800, "max_test": 800}
 
 LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 """A smaller adapter than the paper's (128, 64, 0.05): the model has 135 million parameters, and two cores."""

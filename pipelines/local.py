@@ -30,6 +30,12 @@ from calib_core.steps.task import ERROR_FILE_VARIABLE
 PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
 LOG_TAIL_LINES = 15
 
+_KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a fifth of the time on two cores
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
+
 
 def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """Run the compiled pipeline `restore-calibration` here, and gather its results in one folder.
@@ -65,7 +71,8 @@ def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
         error_file = Path(scratch) / "error.json"
         screen = _Screen(log, _task_names(pipeline.pipeline_spec))
         try:
-            with _environment(ERROR_FILE_VARIABLE, str(error_file)), contextlib.redirect_stdout(screen):
+            environment = {**_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
+            with _environment(environment), contextlib.redirect_stdout(screen):
                 outputs = pipeline(**parameters).outputs
         except RuntimeError:  # all that kfp.local says of a task that failed
             error = _task_error(error_file, out / "run.log")
@@ -116,9 +123,10 @@ def _task_error(error_file: Path, log: Path) -> CalibError:
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """Set a variable for the tasks' processes, which inherit the environment."""
-    os.environ[name] = value
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables for the tasks' processes, which inherit the environment."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         with warnings.catch_warnings():
             # An image's name without "python" in it, and names for a dashboard, are no reasons to warn here.
@@ -126,7 +134,11 @@ def _environment(name: str, value: str) -> Iterator[None]:
             warnings.filterwarnings("ignore", message=".*'display_name'.*", category=UserWarning)
             yield
     finally:
-        del os.environ[name]
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _task_names(spec: Any) -> dict[str, str]:

