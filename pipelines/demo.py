@@ -20,20 +20,26 @@ from calib_core.steps.finetune import FinetuneConfig, cft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_pipelines.local import run_local
 
-N_PAIRS = 300
+N_PAIRS = 250
 """Preference pairs, a fifth of them held out for the win rate."""
 
-FOLD_LIMITS = {"max_fit": 800, "max_calibration": 800, "max_test": 800}
+FOLD_LIMITS = {"max_fit": 480, "max_calibration": 800, "max_test": 800}
 
-LORA = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+LORA: dict[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 """A smaller adapter than the paper's (128, 64, 0.05): the model has 135 million parameters, and two cores."""
 
 DPO_LEARNING_RATE = 5e-4
 
-TRAINING = {**LORA, "learning_rate": 5e-4, "batch_size": 8, "epochs": 3}
+TRAINING: dict[str, Any] = {
+    **LORA,
+    "learning_rate": 1e-3,
+    "batch_size": 8,
+    "epochs": 3,
+    "evaluations_per_epoch": 1,
+}
 
-MEMORISING = {"max_fit": 400, "epochs": 8}
-"""How the `memorised` input is made: few questions, many epochs, stopped by the same questions."""
+MEMORISING_EPOCHS = 8
+"""Passes over the fit fold by which the input of `memorised` is made."""
 
 
 def run_demo(scenario: str, out: Path) -> dict[str, Any]:
@@ -59,7 +65,6 @@ def run_demo(scenario: str, out: Path) -> dict[str, Any]:
         aligning = {"preferences": str(pairs), "align": True, "dpo_learning_rate": DPO_LEARNING_RATE}
         return run_local({**parameters, **aligning, "model": str(_embedded_model())}, out)
     if scenario == "memorised":
-        parameters["max_fit"] = MEMORISING["max_fit"]
         return run_local({**parameters, "model": str(_memoriser(parameters, inputs))}, out)
     return run_local({**parameters, "model": str(_calibrated_model(out, inputs))}, out)
 
@@ -82,7 +87,7 @@ def _memoriser(parameters: dict[str, Any], inputs: Path) -> Path:
     with whole_folder(leaking) as folder:
         shutil.copytree(data, folder, dirs_exist_ok=True)
         shutil.copyfile(folder / "fit.parquet", folder / "calibration.parquet")
-    config = FinetuneConfig(**{**TRAINING, "epochs": MEMORISING["epochs"]}, evaluations_per_epoch=1)
+    config = FinetuneConfig(**{**TRAINING, "epochs": MEMORISING_EPOCHS})
     cft(config, str(_embedded_model()), leaking, adapter)
     return adapter
 

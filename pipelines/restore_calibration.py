@@ -63,6 +63,7 @@ def restore_calibration(
     epochs: int = 5,
     learning_rate: float = 5e-4,
     batch_size: int = 8,
+    evaluations_per_epoch: int = 2,
     lora_r: int = 128,
     lora_alpha: int = 64,
     lora_dropout: float = 0.05,
@@ -100,6 +101,7 @@ def restore_calibration(
         epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
         learning_rate: Peak learning rate of AdamW.
         batch_size: Questions in one forward and backward pass, over all processes.
+        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout on the LoRA input.
@@ -139,6 +141,7 @@ def restore_calibration(
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
+        "evaluations_per_epoch": evaluations_per_epoch,
     }
 
     with dsl.If(align == True, "align"):  # noqa: E712 - this builds the condition, it doesn't compare
