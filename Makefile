@@ -9,10 +9,10 @@ ARGS ?=
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick lint format docs clean
+.PHONY: help venv demo test quick lint format docs images test-images clean
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
 
 venv: $(STAMP) ## make .venv and install everything in it from pinned versions
 
@@ -25,10 +25,11 @@ test: lint ## every check: what CI runs
 quick: lint ## lint and the tests that take seconds
 	@$(BIN)/pytest -m "not slow"
 
-lint: $(STAMP) ## style, format and types
+lint: $(STAMP) ## style, format and types, Dockerfiles included
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/hadolint images/*/Dockerfile
 
 format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
@@ -37,6 +38,12 @@ format: $(STAMP) ## put the sources in format and mend what ruff can
 docs: $(STAMP) ## write the compiled YAML and the generated tables of the READMEs anew
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
+
+images: $(STAMP) ## build the CPU image with Docker; options for docker build: make images ARGS="--network host"
+	@PYTHON=$(BIN)/python scripts/build_image.sh cpu $(ARGS)
+
+test-images: $(STAMP) ## run the whole pipeline on the real model in the image that `make images` built
+	@$(BIN)/pytest tests/in_image.py
 
 clean: ## remove .venv, caches and build outputs, never results
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis local_outputs

@@ -1,8 +1,9 @@
-"""Run the compiled pipeline on this machine through `kfp.local`: a process per task, this environment."""
+"""Run the compiled pipeline on this machine through `kfp.local`: a process per task, or a container."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import os
 import re
@@ -37,13 +38,18 @@ _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a f
 }
 
 
-def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
+def run_local(
+    parameters: Mapping[str, Any], out: Path, *, runner: local.DockerRunner | None = None
+) -> dict[str, Any]:
     """Run the compiled pipeline `restore-calibration` here, and gather its results in one folder.
 
     Args:
         parameters: the pipeline's parameters by name; those left out have their defaults.
         out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
             `run.log` with all that was printed, and `run` with what every task left.
+        runner: how to run each task in a container of the image that the pipeline names; left out, tasks are
+            processes in this environment. Containers see of this machine only `out/run`, which their user has
+            to be able to write to, and what the runner mounts: paths in `parameters` must be the same there.
 
     Returns:
         The summary, as in `out/summary.json`; its `report` and `model` are paths below `out`.
@@ -63,15 +69,17 @@ def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
         tempfile.TemporaryDirectory(prefix="calib-") as scratch,
         (out / "run.log").open("w", encoding="utf-8") as log,
     ):
+        error_file = out / "run" / "error.json"  # in there it is one file to this process and to a container
+        error_file.parent.mkdir(exist_ok=True)
+        error_file.unlink(missing_ok=True)
+        environment = {**_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
         local.init(
-            local.SubprocessRunner(use_venv=False),
+            _with_environment(runner, environment) if runner else local.SubprocessRunner(use_venv=False),
             pipeline_root=str(out / "run"),
             workspace_root=f"{scratch}/workspace",
         )
-        error_file = Path(scratch) / "error.json"
         screen = _Screen(log, _task_names(pipeline.pipeline_spec))
         try:
-            environment = {**_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
             with _environment(environment), contextlib.redirect_stdout(screen):
                 outputs = pipeline(**parameters).outputs
         except RuntimeError:  # all that kfp.local says of a task that failed
@@ -120,6 +128,14 @@ def _task_error(error_file: Path, log: Path) -> CalibError:
         return error
     tail = "\n".join(log.read_text(encoding="utf-8").splitlines()[-LOG_TAIL_LINES:])
     return CalibError(f"a task of the pipeline failed; the whole log is in {log}, it ends with:\n{tail}")
+
+
+def _with_environment(runner: local.DockerRunner, variables: Mapping[str, str]) -> local.DockerRunner:
+    """The runner with variables for its containers, which inherit nothing; its own take precedence."""
+    changed = copy.copy(runner)
+    own = runner.container_run_args.get("environment", {})
+    changed.container_run_args = {**runner.container_run_args, "environment": {**variables, **own}}
+    return changed
 
 
 @contextlib.contextmanager

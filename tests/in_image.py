@@ -1,0 +1,141 @@
+"""The CPU image at work. `make test-images` runs this file; a plain `pytest` does not collect it.
+
+Needs a Docker engine, and the image that `make images` built.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import docker
+import pytest
+import real
+from docker.errors import ContainerError
+from kfp import local
+
+from calib_components.image import IMAGE
+from calib_core.errors import CalibError
+from calib_core.version import __version__
+from calib_pipelines.local import run_local
+
+UID = 10001
+LIMIT_BYTES = 4 * 2**30
+
+CONFINED = {  # what a strict cluster allows: no network, nothing to write to but a work folder, no privileges
+    "network_mode": "none",
+    "read_only": True,
+    "tmpfs": {"/work": "mode=1777"},
+    "mem_limit": LIMIT_BYTES,
+    "memswap_limit": LIMIT_BYTES,
+    "cap_drop": ["ALL"],
+    "security_opt": ["no-new-privileges"],
+    "environment": {"HF_HUB_OFFLINE": "1"},
+}
+
+
+@pytest.fixture(scope="module")
+def client():
+    with docker.from_env() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def image(client):
+    return client.images.get(IMAGE)
+
+
+@pytest.fixture
+def shell(client, image):
+    """Runs a shell command in a confined container and returns what it printed."""
+
+    def run(command: str, **options: object) -> str:
+        given = {**CONFINED, **options}
+        return client.containers.run(
+            image, ["sh", "-ec", command], remove=True, stderr=True, **given
+        ).decode()
+
+    return run
+
+
+def run_in_image(client, parameters: dict[str, object], out: Path, *, readable: list[Path]) -> dict:
+    """The compiled pipeline, each task in a confined container that may read `readable`."""
+    results = out / "run"
+    results.mkdir(parents=True)
+    results.chmod(0o777)  # the image's user is nobody on this machine
+    mounts = [docker.types.Mount(str(path), str(path), type="bind", read_only=True) for path in readable]
+    try:
+        return run_local(parameters, out, runner=local.DockerRunner(mounts=mounts, **CONFINED))
+    finally:
+        if os.getuid() != 0:  # and what that user wrote, only that user may delete
+            opened = {str(results): {"bind": str(results), "mode": "rw"}}
+            client.containers.run(IMAGE, ["chmod", "-R", "a+rwX", str(results)], remove=True, volumes=opened)
+
+
+@pytest.fixture(scope="module")
+def run(client, image, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("image")
+    inputs, out = folder / "inputs", folder / "out"
+    inputs.mkdir()
+    parameters = real.small_run(inputs)
+    return run_in_image(client, parameters, out, readable=[inputs, Path(str(parameters["model"]))]), out
+
+
+@real.needs_weights
+def test_whole_pipeline_repairs_the_real_model_offline_in_4_gib(run):
+    real.assert_repaired(*run)
+    real.assert_adapter_with_record(*run)
+    assert (run[1] / "report.html").is_file()
+
+
+@real.needs_weights
+def test_every_task_wrote_as_the_images_user(run):
+    _, out = run
+    files = [path for path in (out / "run").rglob("*") if path.is_file()]
+    assert {path.stat().st_uid for path in files} == {UID}
+    assert {path.parent.name for path in files} >= {
+        "data-prep",
+        "dpo-align",
+        "evaluate",
+        "cft-finetune",
+        "promote",
+    }
+
+
+def test_users_mistake_in_a_container_is_told_as_in_a_process(client, image, tmp_path):
+    absent = tmp_path / "absent.jsonl"
+    with pytest.raises(CalibError, match=re.escape(str(absent))) as caught:
+        run_in_image(client, {"model": "/m", "questions": str(absent)}, tmp_path / "out", readable=[])
+    assert caught.value.exit_code == 2
+
+
+def test_image_is_labelled_small_and_not_roots(image):
+    labels = image.labels
+    assert labels["org.opencontainers.image.version"] == __version__
+    assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
+    assert image.attrs["Config"]["User"] == f"{UID}:{UID}"
+    assert not image.attrs["Config"]["Entrypoint"]
+    assert image.attrs["Size"] <= 1.6e9
+
+
+def test_no_compiler_and_no_cache_is_left_inside(shell):
+    compilers = "cc gcc g++ c++ clang ld make nvcc"
+    assert shell(f"for name in {compilers}; do command -v $name || true; done") == ""
+    assert shell("find / -xdev -path '*/.cache/*' -not -path '/proc/*' 2>/dev/null | head -3") == ""
+
+
+def test_temporary_and_home_folders_are_the_work_folder(shell):
+    code = "import pathlib, tempfile; print(tempfile.gettempdir(), pathlib.Path.home())"
+    assert shell(f"id -u; python3 -c '{code}'; mktemp -d").splitlines()[:2] == [str(UID), "/work /work"]
+
+
+def test_any_other_user_may_run_it_too(shell):
+    code = "import getpass, torch, transformers, kfp, calib_components; print(getpass.getuser())"
+    assert shell(f"mktemp -d; python3 -c '{code}'", user="1234567:0").splitlines()[-1] == "calib"
+
+
+def test_hub_is_not_asked_where_it_is_switched_off(shell):
+    command = "from calib_core.model_files import resolve; resolve('owner/name')"
+    with pytest.raises(ContainerError, match=r"offline mode is enabled"):
+        shell(f'python3 -c "{command}"')

@@ -1,0 +1,86 @@
+"""Lock files and Dockerfiles of the images, without building any; tests/in_image.py runs the built one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("cpu", "cuda")
+LINE = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)(\+[a-z0-9]+)? --hash=sha256:[0-9a-f]{64}")
+RELOCK = "run scripts/lock_images.sh"
+
+
+def lock(kind: str) -> dict[str, str]:
+    """Versions by canonical name, without torch's local label."""
+    lines = (ROOT / "images" / f"requirements-{kind}.txt").read_text().splitlines()
+    matches = [LINE.fullmatch(line) for line in lines if not line.startswith("#")]
+    assert all(matches), "a line that is more or less than one pin with one hash"
+    return {canonicalize_name(match[1]): match[2] for match in matches if match}
+
+
+@pytest.fixture(scope="module")
+def constraints() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = (line.partition("==") for line in lines if not line.startswith("#"))
+    return {canonicalize_name(name): version for name, _, version in pins}
+
+
+def needed_in_images() -> set[str]:
+    """All that the images' extras ask for, directly or not, on Python 3.11."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extras,) = re.findall(r"^extras=(\S+)", (ROOT / "scripts" / "lock_images.sh").read_text(), re.MULTILINE)
+    waiting = [Requirement(f"calib-core[{extras}]"), Requirement("setuptools")]
+    asked: dict[str, set[str]] = {}
+    while waiting:
+        requirement = waiting.pop()
+        name, known = canonicalize_name(requirement.name), canonicalize_name(requirement.name) in asked
+        if known and requirement.extras <= asked[name]:
+            continue
+        asked.setdefault(name, set()).update(requirement.extras)
+        if name == "calib-core":
+            lines = [*project["dependencies"]]
+            for extra in asked[name]:
+                lines += project["optional-dependencies"][extra]
+            waiting += map(Requirement, lines)
+        else:
+            waiting += [r for r in map(Requirement, metadata.requires(name) or []) if applies(r, asked[name])]
+    return asked.keys() - {"calib-core"}
+
+
+def applies(requirement: Requirement, extras: set[str]) -> bool:
+    environment = {"python_version": "3.11", "python_full_version": "3.11.0"}
+    return requirement.marker is None or any(
+        requirement.marker.evaluate({**environment, "extra": extra}) for extra in {"", *extras}
+    )
+
+
+def test_cpu_lock_is_what_the_extras_need_at_the_versions_of_the_constraints(constraints):
+    pins = lock("cpu")
+    assert set(pins) == needed_in_images(), RELOCK
+    assert pins == {name: constraints[name] for name in pins}, RELOCK
+
+
+def test_cuda_lock_adds_to_the_cpu_lock_what_torch_needs_for_cuda():
+    cpu, cuda = lock("cpu"), lock("cuda")
+    added = {name: version for name, version in cuda.items() if name not in cpu}
+    assert {name: version for name, version in cuda.items() if name in cpu} == cpu, RELOCK
+    assert {"triton", "nvidia-nccl-cu13"} <= added.keys()
+    assert all(name.startswith(("nvidia-", "cuda-", "triton")) for name in added)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_image_runs_as_a_numbered_user_and_installs_by_hash(kind):
+    text = (ROOT / "images" / kind / "Dockerfile").read_text()
+    final = text[text.rindex("\nFROM ") :]
+    assert re.findall(r"^USER (.+)$", final, re.MULTILINE) == ["10001:10001"]  # runAsNonRoot needs a number
+    installs = [part for part in text.split("&&") if " install" in part and "./source" not in part]
+    assert len(installs) == 2
+    assert all("--require-hashes" in part and "--no-deps" in part for part in installs)
+    assert f"requirements-{kind}.txt" in text
