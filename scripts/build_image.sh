@@ -17,8 +17,8 @@ shift
 python=${PYTHON:-python3}
 
 version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' calib_core/version.py)
-commit=$(git rev-parse HEAD)
-git diff --quiet HEAD -- || commit+=-dirty
+commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+[ "$commit" = unknown ] || git diff --quiet HEAD -- || commit+=-dirty
 
 if [ "$kind" = cpu ]; then # torch's CPU build is on no ordinary index: pip's settings on this machine find it
     torch=$(mktemp)

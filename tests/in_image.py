@@ -137,5 +137,5 @@ def test_any_other_user_may_run_it_too(shell):
 
 def test_hub_is_not_asked_where_it_is_switched_off(shell):
     command = "from calib_core.model_files import resolve; resolve('owner/name')"
-    with pytest.raises(ContainerError, match=r"offline mode is enabled"):
+    with pytest.raises(ContainerError, match="outgoing traffic has been disabled"):
         shell(f'python3 -c "{command}"')
