@@ -12,7 +12,7 @@ from typing import Any
 
 from calib_core.errors import CalibError
 from calib_core.files import read_json, whole_folder
-from calib_core.geography import make_preferences, make_questions
+from calib_core.geography import PairForm, make_preferences, make_questions
 from calib_core.preferences import write_preferences
 from calib_core.progress import say
 from calib_core.questions import write_questions
@@ -20,10 +20,13 @@ from calib_core.steps.finetune import FinetuneConfig, cft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_pipelines.local import run_local
 
-N_PAIRS = 250
+N_PAIRS = 160
 """Preference pairs, a fifth of them held out for the win rate."""
 
-FOLD_LIMITS = {"max_fit": 480, "max_calibration": 800, "max_test": 800}
+PAIR_FORM: PairForm = "option"
+"""Answers in words: the form after which the model is surest of one letter (`benchmarks/pair_forms.py`)."""
+
+FOLD_LIMITS = {"max_fit": 400, "max_calibration": 800, "max_test": 800}
 
 LORA: dict[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 """A smaller adapter than the paper's (128, 64, 0.05): the model has 135 million parameters, and two cores."""
@@ -33,7 +36,7 @@ DPO_LEARNING_RATE = 5e-4
 TRAINING: dict[str, Any] = {
     **LORA,
     "learning_rate": 1e-3,
-    "batch_size": 8,
+    "batch_size": 4,
     "epochs": 3,
     "evaluations_per_epoch": 1,
 }
@@ -59,7 +62,7 @@ def run_demo(scenario: str, out: Path) -> dict[str, Any]:
     inputs = out.absolute() / "inputs"
     questions, pairs = inputs / "questions.parquet", inputs / "preferences.parquet"
     write_questions(make_questions(), questions)
-    write_preferences(make_preferences(n=N_PAIRS), pairs)
+    write_preferences(make_preferences(n=N_PAIRS, form=PAIR_FORM), pairs)
     parameters = {"questions": str(questions), **FOLD_LIMITS, **TRAINING}
     if scenario == "fresh":
         aligning = {"preferences": str(pairs), "align": True, "dpo_learning_rate": DPO_LEARNING_RATE}
