@@ -31,6 +31,8 @@ from calib_core.steps.task import ERROR_FILE_VARIABLE
 PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
 LOG_TAIL_LINES = 15
 
+_QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # what libraries will change is for developers to read
+
 _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a fifth of the time on two cores
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
@@ -72,7 +74,7 @@ def run_local(
         error_file = out / "run" / "error.json"  # in there it is one file to this process and to a container
         error_file.parent.mkdir(exist_ok=True)
         error_file.unlink(missing_ok=True)
-        environment = {**_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
+        environment = {**_QUIET, **_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
         local.init(
             _with_environment(runner, environment) if runner else local.SubprocessRunner(use_venv=False),
             pipeline_root=str(out / "run"),
