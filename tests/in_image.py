@@ -5,6 +5,7 @@ Needs a Docker engine, and the image that `make images` built.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -37,7 +38,7 @@ CONFINED = {  # what a strict cluster allows: no network, nothing to write to bu
 
 @pytest.fixture(scope="module")
 def client():
-    with docker.from_env() as client:
+    with contextlib.closing(docker.from_env()) as client:
         yield client
 
 
