@@ -60,12 +60,17 @@ def shell(client, image):
     return run
 
 
-def run_in_image(client, parameters: dict[str, object], out: Path, *, readable: list[Path]) -> dict:
-    """The compiled pipeline, each task in a confined container that may read `readable`."""
+def run_in_image(client, parameters: dict[str, object], out: Path, *, readable: dict[str, Path]) -> dict:
+    """The compiled pipeline, each task in a confined container that may read what is in `readable`.
+
+    Its keys are paths in the containers, its values where that lies on this machine.
+    """
     results = out / "run"
     results.mkdir(parents=True)
     results.chmod(0o777)  # the image's user is nobody on this machine
-    mounts = [docker.types.Mount(str(path), str(path), type="bind", read_only=True) for path in readable]
+    mounts = [
+        docker.types.Mount(there, str(here), "bind", read_only=True) for there, here in readable.items()
+    ]
     try:
         return run_local(parameters, out, runner=local.DockerRunner(mounts=mounts, **CONFINED))
     finally:
@@ -80,7 +85,9 @@ def run(client, image, tmp_path_factory):
     inputs, out = folder / "inputs", folder / "out"
     inputs.mkdir()
     parameters = real.small_run(inputs)
-    return run_in_image(client, parameters, out, readable=[inputs, Path(str(parameters["model"]))]), out
+    # The cache may be below /root, which in the image is closed to all but root: mounted elsewhere.
+    readable = {str(inputs): inputs, "/models/smollm2": Path(parameters["model"])}
+    return run_in_image(client, {**parameters, "model": "/models/smollm2"}, out, readable=readable), out
 
 
 @real.needs_weights
@@ -107,7 +114,7 @@ def test_every_task_wrote_as_the_images_user(run):
 def test_users_mistake_in_a_container_is_told_as_in_a_process(client, image, tmp_path):
     absent = tmp_path / "absent.jsonl"
     with pytest.raises(CalibError, match=re.escape(str(absent))) as caught:
-        run_in_image(client, {"model": "/m", "questions": str(absent)}, tmp_path / "out", readable=[])
+        run_in_image(client, {"model": "/m", "questions": str(absent)}, tmp_path / "out", readable={})
     assert caught.value.exit_code == 2
 
 
