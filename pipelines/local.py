@@ -31,6 +31,8 @@ from calib_core.steps.task import ERROR_FILE_VARIABLE
 PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
 LOG_TAIL_LINES = 15
 
+_FRAME = "    Found image "  # what kfp's DockerRunner says among a task's own lines
+
 _QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # what libraries will change is for developers to read
 
 _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a fifth of the time on two cores
@@ -204,5 +206,5 @@ class _Screen(io.TextIOBase):
             self._in_json = True
         elif self._in_json:
             self._in_json = line.rstrip() != "    }"
-        elif self._in_task and line.strip() and "[KFP Executor " not in line:
+        elif self._in_task and line.strip() and not line.startswith(_FRAME) and "[KFP Executor " not in line:
             say(line.removeprefix("    "))
