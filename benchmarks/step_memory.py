@@ -1,11 +1,11 @@
-"""How much memory does one step of scoring, fine-tuning and DPO take, and what does `calib_core.resources` say?
+"""How much memory does a step of scoring, fine-tuning and DPO take, and what does `calib_core.resources` say?
 
 Each measurement runs in a process of its own, on the embedded 135M model: memory of the process after the
 imports is taken off its peak. Prints JSON.
 
     python benchmarks/step_memory.py [--tokens 1024]
 
-About five minutes on two cores; needs 6 GB of memory.
+About five minutes on two cores; needs 8 GB of memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from calib_core.resources import DTYPES, WORKS, Work, model_bytes
+from calib_core.resources import DTYPES, GIB, HOST_GIB, WORKS, Work, host_bytes
 
 LENGTH_TOKENS = 128
 PARAMETERS = 134_515_008
@@ -97,7 +97,9 @@ def _align(loaded: Any, rows: list[list[int]]) -> None:
 
 def main() -> None:
     """Measure all, or one where a process of its own was started for it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tokens", type=int, default=1024)
     parser.add_argument("--only", nargs=2, metavar=("WORK", "DTYPE"))
     given = parser.parse_args()
@@ -115,7 +117,8 @@ def main() -> None:
                     "dtype": dtype,
                     "tokens": given.tokens,
                     "measured_bytes": int(done.stdout.splitlines()[-1]),
-                    "estimated_bytes": model_bytes(PARAMETERS, work, dtype, tokens=given.tokens),
+                    "estimated_bytes": host_bytes(PARAMETERS, work, dtype, gpu=False, tokens=given.tokens)
+                    - HOST_GIB["cpu"] * GIB,
                 }
             )
     print(json.dumps({"machine": platform.platform(), "python": sys.version, "points": points}, indent=2))

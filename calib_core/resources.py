@@ -30,7 +30,7 @@ MARGIN = 1.2
 
 GIB = 2**30
 HOST_GIB = {"cpu": 2, "gpu": 6}
-"""What a process takes before any model is loaded: Python, torch and the libraries, on a GPU with CUDA's own."""
+"""What a process takes before a model is loaded: Python, torch and the libraries; CUDA's beside a GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,11 @@ def model_bytes(parameters: int, work: Work, dtype: str, *, tokens: int | None =
 
     * scoring keeps one layer's values, `b * (6 hidden + 3 mlp)`;
     * training keeps those of all layers until the backward pass: the base model's own
-      (`b * (9 hidden + 3 kv + 4 mlp)`: projections before and after rotation, keys and values as all heads see
-      them, the attention's output, two normed states, the MLP's four), float32 states in the two norms
-      (`16 hidden`), and for LoRA the inputs of seven linear layers (`6 hidden + mlp` numbers) in float32 after
-      dropout with its mask (8 bytes), before dropout where the base is not float32 (4 more), and the seven
-      products of its rank (`28 rank`);
+      (`b * (9 hidden + 3 kv + 4 mlp)`: projections before and after rotation, keys and values as all heads
+      see them, the attention's output, two normed states, the MLP's four), float32 states in the two norms
+      (`16 hidden`), and for LoRA the inputs of seven linear layers (`6 hidden + mlp` numbers) in float32
+      after dropout with its mask (8 bytes), before dropout where the base is not float32 (4 more), and the
+      seven products of its rank (`28 rank`);
     * training has float32 logits at every position (RCFT, DPO), with log-softmax and gradients
       `16 vocabulary`.
 

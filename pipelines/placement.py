@@ -1,4 +1,4 @@
-"""Where a pipeline's tasks run: one definition, placed on no platform in particular, on Kubeflow or on Vertex.
+"""Where a pipeline's tasks run: one definition, placed on no platform in particular or on a cluster.
 
 A definition is a function whose first parameter is a `Placement`; it makes its tasks as
 `place(component)(...)`, and `build` turns it into a pipeline that KFP compiles.
@@ -17,7 +17,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from calib_core.config import ConfigCheck
 from calib_core.errors import ConfigError
-from calib_core.resources import QUESTION_TOKENS, GIB, Work, fitting_questions, host_bytes, parse_parameters
+from calib_core.resources import GIB, QUESTION_TOKENS, Work, fitting_questions, host_bytes, parse_parameters
 from calib_pipelines.run_record import record_end
 
 Definition = Callable[..., Any]
@@ -126,16 +126,13 @@ class Settings:
         """A GPU must hold the model and a training step of one question at least."""
         if not self.model_parameters or self.accelerator not in ACCELERATORS:
             return
+        fitting = [name for name in ACCELERATORS if self._fits(name)]
         check.that(
-            lambda c: self._fits(c.accelerator),
-            f"accelerator {self.accelerator!r} has {ACCELERATORS[self.accelerator].gib} GiB, too little for a "
-            f"training step of even one question of a model of {self.model_parameters} parameters in "
-            f"{self.dtype(self.accelerator)}; "
-            + (
-                f"give one of {', '.join(fitting)}"
-                if (fitting := [name for name in ACCELERATORS if self._fits(name)])
-                else "no GPU here holds it whole"
-            ),
+            lambda c: c.accelerator in fitting,
+            f"accelerator {self.accelerator!r} has {ACCELERATORS[self.accelerator].gib} GiB, too little for "
+            f"a training step of even one question, in {self.dtype(self.accelerator)}, of a model of "
+            f"{self.model_parameters} parameters; "
+            + (f"give one of {', '.join(fitting)}" if fitting else "no GPU here holds it whole"),
         )
 
     def _fits(self, accelerator: str) -> bool:
@@ -218,6 +215,7 @@ class Cluster(Placement):
         self.settings = settings
 
     def set_up(self, task: dsl.PipelineTask, kind: Kind) -> None:
+        """Try a failed task again, with growing pauses."""
         if self.settings.retries:
             task.set_retry(self.settings.retries, "60s", 2.0, "600s")
 
@@ -254,4 +252,4 @@ def build(definition: Definition, place: Placement, *, name: str) -> BaseCompone
 
 def missing_package(extra: str, package: str) -> ConfigError:
     """What to say where a platform's package isn't installed."""
-    return ConfigError(f"--target {extra} needs {package}; install it with: pip install 'calib-core[{extra}]'")
+    return ConfigError(f"{extra} needs {package}; install it with: pip install 'calib-core[{extra}]'")

@@ -7,7 +7,7 @@ from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def record_end(
+def record_end(  # noqa: D417 - outputs stand under Returns
     status: PipelineTaskFinalStatus,
     record: Output[Artifact],
     pipeline: str,

@@ -41,7 +41,11 @@ _SECRET = re.compile(rf"([A-Za-z_]\w*)=({_NAME})/([-\w.]+)")
 _CLAIM = re.compile(rf"({_NAME}):(/[^:\s]*[^:\s/])")
 _CPU = re.compile(r"\d+m|\d+(\.\d+)?")
 _MEMORY = re.compile(r"(\d+)(Ki|Mi|Gi|Ti|K|M|G|T)?")
-_UNITS = {None: 1, **{f"{u}i": 1024**n for n, u in enumerate("KMGT", 1)}, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+_UNITS = {
+    None: 1,
+    **{f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)},
+    **{unit: 1000**power for power, unit in enumerate("KMGT", 1)},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +78,14 @@ class KubeflowSettings(Settings):
             ("cpu", _CPU, "a number of CPUs such as 8 or 500m"),
             ("memory", _MEMORY, "a quantity such as 64Gi"),
         ):
-            check.value(name, lambda text, p=pattern: not text or bool(p.fullmatch(text)), expected)  # type: ignore[misc]
+            check.value(name, lambda text, p=pattern: not text or bool(p.fullmatch(text)), expected)
         for name, pattern, expected in (
             ("node_selector", _SELECTOR, "key=value, more of them after commas"),
             ("tolerations", _TOLERATION, f"key:EFFECT or key=value:EFFECT with one of {', '.join(EFFECTS)}"),
             ("secrets", _SECRET, "VARIABLE=secret/key: the secret's name, never its value"),
             ("pvc", _CLAIM, "claim:/path"),
         ):
-            check.value(name, lambda text, p=pattern: all(map(p.fullmatch, _parts(text))), expected)  # type: ignore[misc]
+            check.value(name, lambda text, p=pattern: all(map(p.fullmatch, _parts(text))), expected)
         check.that(
             lambda c: not c.spot or c.retries > 0,
             f"spot is {self.spot!r} and retries is 0: a task whose node is taken away would end the run; "
@@ -133,6 +137,7 @@ class Kubeflow(Cluster):
         self._kubernetes = kubernetes
 
     def set_up(self, task: dsl.PipelineTask, kind: Kind) -> None:
+        """Give a task its claims, secrets and tolerations, and one with a model its hardware."""
         super().set_up(task, kind)
         for claim, path in self.settings.claims():
             self._kubernetes.mount_pvc(task, claim, path)

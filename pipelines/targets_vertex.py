@@ -10,7 +10,15 @@ from kfp.dsl.base_component import BaseComponent
 
 from calib_core.config import ConfigCheck
 from calib_core.resources import parse_parameters
-from calib_pipelines.placement import ACCELERATORS, LIGHT_GIB, Cluster, Kind, Settings, missing_package
+from calib_pipelines.placement import (
+    ACCELERATORS,
+    LIGHT_CPU,
+    LIGHT_GIB,
+    Cluster,
+    Kind,
+    Settings,
+    missing_package,
+)
 
 DISKS = ("pd-ssd", "pd-standard", "hyperdisk-balanced")
 STRATEGIES = ("STANDARD", "SPOT", "FLEX_START")
@@ -75,6 +83,13 @@ def _fixed(cpus: int, gib: float, accelerator: str, count: int) -> Machine:
 
 MACHINES = _machines()
 
+FORMS = {
+    "service_account": (r"[\w.-]+@[\w.-]+\.gserviceaccount\.com", "NAME@PROJECT.iam.gserviceaccount.com"),
+    "network": (r"projects/\d+/global/networks/[a-z][-a-z0-9]*", "projects/NUMBER/global/networks/NAME"),
+    "run_records": (r"gs://.+|/gcs/.+", "a folder in a bucket: gs://bucket/folder or /gcs/bucket/folder"),
+}
+"""How texts must look, and how to say it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class VertexSettings(Settings):
@@ -106,12 +121,8 @@ class VertexSettings(Settings):
         check.one_of("machine_type", ("", *MACHINES))
         check.one_of("strategy", STRATEGIES)
         check.one_of("boot_disk_type", ("", *DISKS))
-        for name, pattern, expected in (
-            ("service_account", r"[\w.-]+@[\w.-]+\.gserviceaccount\.com", "NAME@PROJECT.iam.gserviceaccount.com"),
-            ("network", r"projects/\d+/global/networks/[a-z][-a-z0-9]*", "projects/NUMBER/global/networks/NAME"),
-            ("run_records", r"gs://.+|/gcs/.+", "a folder in a bucket: gs://bucket/folder or /gcs/bucket/folder"),
-        ):
-            check.value(name, lambda text, p=pattern: not text or bool(re.fullmatch(p, text)), expected)  # type: ignore[misc]
+        for name, (pattern, expected) in FORMS.items():
+            check.value(name, lambda text, p=pattern: not text or bool(re.fullmatch(p, text)), expected)
         check.value("max_wait_hours", lambda hours: hours >= 0, "0 (no limit) or more")
         check.value("boot_disk_gb", lambda size: 100 <= size <= 64000, "100 to 64000")
         self._check_strategy(check)
@@ -143,13 +154,20 @@ class VertexSettings(Settings):
 
     def _check_machine(self, check: ConfigCheck) -> None:
         fitting = self.fitting()
-        given = f"machine_type {self.machine_type!r}" if self.machine_type else "no machine"
-        asked = f"{self.count} {self.accelerator}" if self.accelerator else "no accelerator"
+        given = f"machine_type {self.machine_type!r} does not go" if self.machine_type else "no machine goes"
+        asked = f"{self.count} x {self.accelerator}" if self.accelerator else "no accelerator"
         needs = f" and {self.least_gib()} GiB of memory" if self.model_parameters else ""
+        counts = sorted({n for m in MACHINES.values() for n in m.gpus.get(self.accelerator, ())})
         check.that(
             lambda c: c.machine_type in fitting if c.machine_type else bool(fitting),
-            f"{given} fits {asked}{needs}; "
-            + (f"these do: {', '.join(fitting)}" if fitting else "change accelerator, count or model"),
+            f"{given} with {asked}{needs}; "
+            + (
+                f"these do: {', '.join(fitting)}"
+                if fitting
+                else f"of {self.accelerator} there are machines with {', '.join(map(str, counts))}"
+                if counts
+                else "add an accelerator, or give a smaller model"
+            ),
         )
         if self.model_parameters:
             needed = round(IMAGE_DISK_GB + 2 * 2 * parse_parameters(self.model_parameters) / 1e9)
@@ -158,10 +176,11 @@ class VertexSettings(Settings):
                 f"boot_disk_gb is {self.boot_disk_gb}, but the image and the files of a model of "
                 f"{self.model_parameters} parameters need {needed}; give {needed} or more",
             )
-        disk = self._disk_of(self.machine())
+        machine = self.machine()
+        disks = _disks(machine)
         check.that(
-            lambda c: not c.boot_disk_type or (c.boot_disk_type == "hyperdisk-balanced") == (disk == DISKS[2]),
-            f"boot_disk_type {self.boot_disk_type!r} is not for {self.machine()}; give {disk!r}, or leave it out",
+            lambda c: not c.boot_disk_type or c.boot_disk_type in disks,
+            f"boot_disk_type {self.boot_disk_type!r} is not for {machine}; give {' or '.join(disks)}",
         )
 
     def fitting(self) -> list[str]:
@@ -183,11 +202,12 @@ class VertexSettings(Settings):
 
     def disk(self) -> str:
         """The boot disk's type."""
-        return self.boot_disk_type or self._disk_of(self.machine())
+        return self.boot_disk_type or _disks(self.machine())[0]
 
-    @staticmethod
-    def _disk_of(machine: str) -> str:
-        return "hyperdisk-balanced" if machine.startswith("a3-ultragpu") else "pd-ssd"
+
+def _disks(machine: str) -> tuple[str, ...]:
+    """Types of boot disk that a machine takes, the usual one first."""
+    return ("hyperdisk-balanced",) if machine.startswith("a3-ultragpu") else ("pd-ssd", "pd-standard")
 
 
 class Vertex(Cluster):
@@ -204,6 +224,7 @@ class Vertex(Cluster):
         self._wrap = custom_job.create_custom_training_job_from_component
 
     def component(self, component: BaseComponent, kind: Kind) -> BaseComponent:
+        """A custom job around a component that loads a model; any other as it is."""
         if kind.work is None:
             return component
         settings = self.settings
@@ -225,6 +246,7 @@ class Vertex(Cluster):
         return wrapped
 
     def set_up(self, task: dsl.PipelineTask, kind: Kind) -> None:
+        """Limit what a task without a model takes; custom jobs have their machine."""
         super().set_up(task, kind)
         if kind.work is None:
-            task.set_cpu_limit("1").set_memory_limit(f"{LIGHT_GIB}G")
+            task.set_cpu_limit(LIGHT_CPU).set_memory_limit(f"{LIGHT_GIB}G")

@@ -38,8 +38,8 @@ class PrepareConfig:
         test: File or hub id of questions for the gate and the report.
         out_of_domain: File or hub id of questions from another field, for the report only.
         preferences: File or hub id of preference pairs.
-        data_snapshot: Name of the state that the files are in, such as a date or a version: what KFP took from
-            its cache for another name is made anew.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
+            name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         fit_fraction: Share of `questions` for the fit fold.
