@@ -6,6 +6,7 @@ else `calib:<package version>`.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from kfp import compiler
@@ -16,6 +17,7 @@ import calib_pipelines
 from calib_pipelines.restore_calibration import restore_calibration
 
 
+@functools.cache
 def targets() -> dict[Path, BaseComponent]:
     """Where each compiled YAML stands, and what it is compiled from."""
     from calib_pipelines.targets import TARGETS, package  # noqa: PLC0415 - which imports this module

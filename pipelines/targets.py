@@ -1,4 +1,4 @@
-"""`calib pipeline compile`: packages for Kubeflow and for Vertex from one definition, hardware as settings."""
+"""`calib pipeline compile`: one definition, a package for Kubeflow or for Vertex, hardware as settings."""
 
 from __future__ import annotations
 
