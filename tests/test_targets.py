@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -184,7 +185,7 @@ def test_requests_follow_the_size_of_the_model(tmp_path):
         )
     for memory in found:
         assert memory["evaluate"] < memory["cft-finetune"] < memory["dpo-align"]
-    for smaller, larger in zip(found, found[1:], strict=False):
+    for smaller, larger in itertools.pairwise(found):
         assert all(smaller[name] < larger[name] for name in smaller)
     assert found[2]["evaluate"] >= 8e9 * 4 / 2**30
 
