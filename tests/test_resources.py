@@ -124,3 +124,21 @@ def test_beside_a_gpu_the_host_holds_weights_once_whatever_the_batch():
     few = host_bytes(8_000_000_000, "lora", "bfloat16", gpu=True, tokens=256)
     assert few == host_bytes(8_000_000_000, "lora", "bfloat16", gpu=True, tokens=STEP_TOKENS["lora"])
     assert 16e9 < few < model_bytes(8_000_000_000, "lora", "bfloat16")
+
+
+def test_table_in_the_documentation_is_fresh():
+    text = (BENCHMARK.parents[1] / "docs" / "compile.md").read_text()
+    for size in ("135M", "1.5B", "3B", "8B", "14B", "32B", "70B"):
+        assert memory_row(size) in text, "stale: write this row into docs/compile.md"
+
+
+def memory_row(size: str) -> str:
+    """GiB on one GPU in bfloat16: scoring, LoRA with one question and with eight, DPO with eight pairs."""
+    n = parse_parameters(size)
+    needs = [
+        model_bytes(n, "scoring", "bfloat16"),
+        model_bytes(n, "lora", "bfloat16", tokens=QUESTION_TOKENS),
+        model_bytes(n, "lora", "bfloat16"),
+        model_bytes(n, "dpo", "bfloat16"),
+    ]
+    return f"| {size} | " + " | ".join(f"{need / GIB:.1f} GiB" for need in needs) + " |"

@@ -16,7 +16,7 @@ HIDDEN = "***"
 _SECRET_NAMES = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
 _SECRET_TEXTS = (
     (re.compile(r"(?<=://)[^/@\s]+(?=@)"), HIDDEN),  # user and password in a URL
-    (re.compile(r"(?<=\?)[^\s#'\"]*(?=[#'\"\s]|$)"), HIDDEN),  # its query: signatures, tokens
+    (re.compile(r"(://[^\s?#]+\?)[^\s#'\"]+"), rf"\1{HIDDEN}"),  # its query: signatures, tokens
     (re.compile(r"\b(?:hf_|ghp_|ya29\.|AIza)[\w.-]{12,}"), HIDDEN),
     (re.compile(r"(?<=Bearer )\S+"), HIDDEN),
 )
