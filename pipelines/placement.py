@@ -108,11 +108,14 @@ class Settings:
     run_records: str = ""
 
     def check(self) -> ConfigCheck:
-        """The check that a platform's settings go on with."""
+        """The check that a platform's settings go on with: first their own fields, then what goes together."""
         check = ConfigCheck(self)
         check.one_of("accelerator", ("", *ACCELERATORS))
-        if self.model_parameters:
-            parse_parameters(self.model_parameters)
+        check.value(
+            "model_parameters",
+            lambda text: not text or bool(parse_parameters(text)),
+            "a size such as 8B",
+        )
         check.value("count", lambda n: n >= 1, "1 or more")
         check.value("retries", lambda n: 0 <= n <= 10, "0 to 10")
         check.value("timeout_hours", lambda hours: hours >= 0, "0 (no limit) or more")
@@ -123,8 +126,11 @@ class Settings:
         return check
 
     def check_memory(self, check: ConfigCheck) -> None:
-        """A GPU must hold the model and a training step of one question at least."""
-        if not self.model_parameters or self.accelerator not in ACCELERATORS:
+        """A GPU must hold the model and a training step of one question at least.
+
+        Where settings have been found usable one by one, that is.
+        """
+        if not self.model_parameters or not self.accelerator:
             return
         fitting = [name for name in ACCELERATORS if self._fits(name)]
         check.that(

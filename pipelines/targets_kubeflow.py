@@ -40,7 +40,7 @@ _TOLERATION = re.compile(rf"({_LABEL})(?:=({_VALUE}))?:({'|'.join(EFFECTS)})")
 _SECRET = re.compile(rf"([A-Za-z_]\w*)=({_NAME})/([-\w.]+)")
 _CLAIM = re.compile(rf"({_NAME}):(/[^:\s]*[^:\s/])")
 _CPU = re.compile(r"\d+m|\d+(\.\d+)?")
-_MEMORY = re.compile(r"(\d+)(Ki|Mi|Gi|Ti|K|M|G|T)?")
+_MEMORY = re.compile(r"(\d+)(Ki|Mi|Gi|Ti|M|G|T)?")
 _UNITS = {
     None: 1,
     **{f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)},
@@ -86,6 +86,7 @@ class KubeflowSettings(Settings):
             ("pvc", _CLAIM, "claim:/path"),
         ):
             check.value(name, lambda text, p=pattern: all(map(p.fullmatch, _parts(text))), expected)
+        check.finish()
         check.that(
             lambda c: not c.spot or c.retries > 0,
             f"spot is {self.spot!r} and retries is 0: a task whose node is taken away would end the run; "
@@ -101,7 +102,7 @@ class KubeflowSettings(Settings):
             needed = self.least_gib()
             where = "beside the GPU" if self.accelerator else "on the CPU"
             check.that(
-                lambda c: not c.memory or not _MEMORY.fullmatch(c.memory) or c.memory_gib() >= needed,
+                lambda c: not c.memory or c.memory_gib() >= needed,
                 f"memory is {self.memory!r}, but a model of {self.model_parameters} parameters needs "
                 f"{needed}Gi {where}; give memory {needed}Gi or more, or leave it out",
             )

@@ -125,6 +125,7 @@ class VertexSettings(Settings):
             check.value(name, lambda text, p=pattern: not text or bool(re.fullmatch(p, text)), expected)
         check.value("max_wait_hours", lambda hours: hours >= 0, "0 (no limit) or more")
         check.value("boot_disk_gb", lambda size: 100 <= size <= 64000, "100 to 64000")
+        check.finish()
         self._check_strategy(check)
         self.check_memory(check)
         self._check_machine(check)

@@ -47,6 +47,15 @@ def test_copy_lies_in_the_folder_of_all_runs_under_the_runs_name(tmp_path):
     assert json.loads(copy.read_text()) == written
 
 
+def test_folder_can_be_in_a_bucket(tmp_path, request):
+    storage = pytest.importorskip("calib_core.storage")
+    folder = request.getfixturevalue("gcs") + "/runs/"
+    written = record(END, tmp_path / "record", folder=folder)
+    (copy,) = storage.list_files(folder)
+    assert copy.uri.startswith(f"{folder}restore-calibration-restore-20260101-")
+    assert json.loads(storage.read_versioned(copy.uri)[0]) == written
+
+
 def test_without_a_folder_there_is_no_copy(tmp_path):
     record(END, tmp_path / "out" / "record")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from calib_core.files import write_json
+from calib_core.files import read_json, write_json
 from calib_core.progress import say
 from calib_core.version import __version__
 
@@ -69,9 +69,18 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
     write_json(out, written)
     if folder:
         name = re.sub(r"[^\w.-]+", "-", f"{end.pipeline}-{end.run.rpartition('/')[2]}-{ended:%Y%m%dT%H%M%SZ}")
-        write_json(Path(folder) / f"{name}.json", written)
+        _copy(out, f"{folder.rstrip('/')}/{name}.json")
     say(f"run {end.run or '(no name)'} of {end.pipeline}: {end.state or '(no state)'}")
     return written
+
+
+def _copy(source: Path, to: str) -> None:
+    if to.startswith("gs://"):
+        from calib_core.storage import publish  # noqa: PLC0415 - an extra
+
+        publish(source, to)
+    else:
+        write_json(to, read_json(source))
 
 
 def without_secrets(text: str) -> str:
