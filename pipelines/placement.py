@@ -108,7 +108,7 @@ class Settings:
     run_records: str = ""
 
     def check(self) -> ConfigCheck:
-        """The check that a platform's settings go on with: first their own fields, then what goes together."""
+        """The check of the fields that all platforms have; a platform's settings go on with it."""
         check = ConfigCheck(self)
         check.one_of("accelerator", ("", *ACCELERATORS))
         check.value(

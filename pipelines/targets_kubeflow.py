@@ -82,10 +82,14 @@ class KubeflowSettings(Settings):
         for name, pattern, expected in (
             ("node_selector", _SELECTOR, "key=value, more of them after commas"),
             ("tolerations", _TOLERATION, f"key:EFFECT or key=value:EFFECT with one of {', '.join(EFFECTS)}"),
-            ("secrets", _SECRET, "VARIABLE=secret/key: the secret's name, never its value"),
             ("pvc", _CLAIM, "claim:/path"),
         ):
             check.value(name, lambda text, p=pattern: all(map(p.fullmatch, _parts(text))), expected)
+        check.that(
+            lambda c: all(map(_SECRET.fullmatch, _parts(c.secrets))),
+            "secrets must be VARIABLE=secret/key, more of them after commas: the names of a secret and of a "
+            "key in it, never its value",  # nor is what was given shown: it may be one
+        )
         check.finish()
         check.that(
             lambda c: not c.spot or c.retries > 0,

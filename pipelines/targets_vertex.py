@@ -198,8 +198,16 @@ class VertexSettings(Settings):
         return sorted(names, key=lambda name: (MACHINES[name].gib, MACHINES[name].cpus, name))
 
     def machine(self) -> str:
-        """The machine type that was asked for, or the smallest that fits; empty where none does."""
-        return self.machine_type or next(iter(self.fitting()), "")
+        """The machine type that was asked for, or the smallest that fits; empty where none does.
+
+        Without a GPU memory decides how many questions go into a step: the default's are to fit, if they can.
+        """
+        if self.machine_type:
+            return self.machine_type
+        fitting = self.fitting()
+        wanted = max(map(self.host_gib, ("scoring", "lora"))) if self.model_parameters else 0
+        roomy = [name for name in fitting if MACHINES[name].gib * USABLE >= wanted]
+        return next(iter(roomy or fitting), "")
 
     def disk(self) -> str:
         """The boot disk's type."""

@@ -37,6 +37,8 @@ LIGHT = [
     "posthoc",
     "predictions",
     "preferences",
+    "resources",
+    "steps.record",
     "prompts",
     "questions",
     "report",
