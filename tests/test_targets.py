@@ -450,9 +450,11 @@ def test_data_are_read_anew_where_the_snapshot_changes(tmp_path):
 
     source = tmp_path / "questions.parquet"
 
-    @dsl.pipeline(name="reading")
-    def reading(questions: str, data_snapshot: str = ""):
+    def define_reading(questions, data_snapshot=""):
         data_prep(questions=questions, data_snapshot=data_snapshot)
+
+    define_reading.__annotations__ = {"questions": str, "data_snapshot": str}  # types, which KFP reads
+    reading = dsl.pipeline(name="reading")(define_reading)
 
     def read(snapshot: str) -> list[int]:
         """How many questions each reading so far has found."""
