@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.bounds import regime_test
-from calib_core.errors import CalibError
+from calib_core.errors import CalibError, ConfigError
 from calib_core.gate import decide
 from calib_core.metrics import summarize
 from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
@@ -38,6 +38,9 @@ from calib_core.version import __version__
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 Result = Mapping[str, Any]
+
+WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the file system says of a path that the user should have given otherwise."""
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -73,6 +76,12 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     except CalibError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:  # the disk is full, say, or a path leads where nothing can be written
+        wrong_path = isinstance(error, WRONG_PATH)
+        place = error.filename2 or error.filename or "file system"
+        advice = "give another path" if wrong_path else "mend this, and run the command again"
+        sys.stderr.write(f"error: {place}: {error.strerror or error}; {advice}\n")
+        return ConfigError.exit_code if wrong_path else CalibError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130

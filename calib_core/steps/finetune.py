@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import check_sizes, read_data
-from calib_core.files import cache_dir, sha256_json
+from calib_core.files import cache_dir, check_output_folder, sha256_json
 from calib_core.version import __version__
 
 
@@ -143,6 +143,7 @@ def _finetune(
     from calib_core.training import Finetuning  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_folder(out, "calibration.json", inputs=(model, data))
     prepared = read_data(data, shots=config.shots)
     if config.aim == "accuracy" and method == "cft":  # the regime test decides when CFT is left
         check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
