@@ -302,9 +302,8 @@ def _floats(name: str, values: ArrayLike) -> NDArray[np.float32]:
     array = np.asarray(values)
     if array.size and not np.issubdtype(array.dtype, np.floating):
         raise DataFormatError(f"predictions: {name} must be floating-point numbers, found {array.dtype}")
-    with np.errstate(
-        over="ignore"
-    ):  # a float64 beyond float32's range becomes infinite, and is refused as such
+    # A float64 beyond float32's range becomes infinite, and is refused as such.
+    with np.errstate(over="ignore"):
         return _read_only(array.astype(np.float32))
 
 

@@ -77,8 +77,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
 
     Returns:
         What `evaluation.json` says: regime with its bounds and reasons, figures per fold, win rate on
-        held-out
-        preference pairs where there are any (else None), the model, fingerprints of the data, seconds.
+        held-out preference pairs where there are any (else None), the model, fingerprints of the data,
+        seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.

@@ -101,8 +101,7 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
     """Fine-tune on the answers alone, `L_SFT1` (Xiao et al. 2025, section 4).
 
     With `aim` `accuracy` the run goes on with RCFT's loss from the epoch at which the bound says that the
-    model
-    has left the calibratable regime.
+    model has left the calibratable regime.
 
     Args:
         config: parameters of the run.
@@ -112,8 +111,7 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
 
     Returns:
         What `calibration.json` says of the run: every evaluation of the calibration fold, which one was kept
-        and
-        why training stopped, parameters, fingerprints of the data, seconds.
+        and why training stopped, parameters, fingerprints of the data, seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, the loss is not finite, or nothing was
