@@ -80,8 +80,8 @@ def check_output_folder(
         raise ConfigError(f"{path}: is a file; give another folder to write")
     if target.is_dir() and any(target.iterdir()) and not (target / record).is_file():
         raise ConfigError(
-            f"{path}: is not empty and has no {record}, so what it holds is not an earlier result; give another "
-            "folder to write, or empty this one"
+            f"{path}: is not empty and has no {record}, so what it holds is not an earlier result; give "
+            "another folder to write, or empty this one"
         )
     for name in inputs:
         if name and Path(name).resolve().is_relative_to(target.resolve()):

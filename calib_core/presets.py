@@ -88,7 +88,7 @@ def _has(*names: str) -> Callable[[Rows], bool]:
 
 
 def _holds(column: str, kind: type | tuple[type, ...], *others: str) -> Callable[[Rows], bool]:
-    """Whether a column has values of a type, or of one of them (any row will do: single rows may be bad), and others exist."""
+    """Whether a column has values of a type (any row will do: single rows may be bad), and others exist."""
     return lambda rows: (
         {column, *others} <= set(rows.columns)
         and any(isinstance(row.get(column), kind) for _, row in rows.rows)
@@ -104,7 +104,8 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="native",
         presets=("mmlu",),
-        expects="question, choices (list of texts; in CSV a JSON list), answer (number of the right one, from 0) [, id, subject]",
+        expects="question, choices (list of texts; in CSV a JSON list), answer (number of the right one, "
+        "from 0) [, id, subject]",
         question="question",
         choices="choices",
         answer="answer",

@@ -172,7 +172,8 @@ def test_a_full_disk_ends_with_1_and_no_traceback(tables, tmp_path, monkeypatch,
 
     monkeypatch.setattr("calib_core.cli.write_report", full)
     assert cli.main(["report", str(tables / "sure.parquet"), "--out", str(tmp_path / "r.html")]) == 1
-    assert capsys.readouterr().err == "error: report.html: No space left on device; mend this, and run the command again\n"
+    told = capsys.readouterr().err
+    assert told == "error: report.html: No space left on device; mend this, and run the command again\n"
 
 
 @pytest.mark.parametrize("step", ["prepare", "evaluate", "align", "cft", "rcft", "calibrate", "run"])

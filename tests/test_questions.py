@@ -108,9 +108,10 @@ def test_quoted_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path):
 
 def test_csv_choices_that_are_no_json_list_are_named(tmp_path):
     path = tmp_path / "q.tsv"
-    path.write_text("question;choices;answer\nOne?;['a', 'b'];0\nTwo?;3;0\nThree?;[\"a\",\"b\"];x\n".replace(";", "\t"))
+    rows = ("question;choices;answer", "One?;['a', 'b'];0", "Two?;3;0", 'Three?;["a","b"];x')
+    path.write_text("\n".join(rows).replace(";", "\t"))
     message = refusal(path)
-    assert "line 2, choices: \"['a', 'b']\" is not a JSON list, as in [\"a\", \"b\"]" in message
+    assert 'line 2, choices: "[\'a\', \'b\']" is not a JSON list, as in ["a", "b"]' in message
     assert "line 3, choices: not a list but int" in message
     assert "line 4, answer: 'x' is not a whole number" in message
 
