@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import platform
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,7 +34,7 @@ from calib_core.text import (
     result_text,
     summary_text,
 )
-from calib_core.version import __version__
+from calib_core.version import versions
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 Result = Mapping[str, Any]
@@ -72,7 +72,8 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     """Run the command that `arguments` name, print its result, and return the exit code."""
     given = parser.parse_args(arguments)
     try:
-        result: Result = given.run(given)
+        with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is not the result
+            result: Result = given.run(given)
     except CalibError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -224,7 +225,7 @@ def _report(given: argparse.Namespace) -> Result:
             regime={},
             history=None,
             parameters={"table": str(given.table), "after": given.after and str(given.after), **options},
-            versions={"calib-core": __version__, "python": platform.python_version()},
+            versions=versions(),
             fingerprints={
                 side: table.protocol or {} for side, table in (("before", before), ("after", after)) if table
             },

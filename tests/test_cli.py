@@ -153,6 +153,13 @@ def test_wrong_flags_and_values_end_with_2(tables, tmp_path, capsys):
     assert "p.txt" in capsys.readouterr().err
 
 
+def test_standard_output_has_the_result_alone(tables, monkeypatch, capsys):
+    monkeypatch.setattr("calib_core.cli.summarize", lambda *_, **__: print("advice of a library") or {"n": 1})
+    assert cli.main(["metrics", str(tables / "sure.parquet"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ('{"n": 1}\n', "advice of a library\n")
+
+
 def test_paths_that_cannot_be_written_end_with_2_and_no_traceback(tables, tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     table = str(tables / "sure.parquet")
