@@ -10,7 +10,7 @@ DEPENDENCIES = ("numpy", "scipy", "torch", "transformers", "peft", "accelerate",
 
 
 def versions() -> dict[str, str]:
-    """Versions of this package, Python and the packages that figures depend on; nothing is imported for it."""
+    """Versions of this package, Python and what figures depend on; nothing is imported for it."""
     found = {"calib-core": __version__, "python": platform.python_version()}
     for name in DEPENDENCIES:
         try:
