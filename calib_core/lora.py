@@ -11,7 +11,7 @@ from torch import Tensor
 
 from calib_core.errors import ConfigError
 from calib_core.files import whole_folder, write_json
-from calib_core.models import LoadedModel, adapter_digest, quiet
+from calib_core.models import LoadedModel, adapter_digest
 from calib_core.version import __version__
 
 if TYPE_CHECKING:
@@ -35,8 +35,7 @@ def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> Lo
             target_modules="all-linear",
             task_type="CAUSAL_LM",
         )
-        with quiet():
-            model = get_peft_model(model, lora)
+        model = get_peft_model(model, lora)
         loaded.model = model
     if not trainable_parameters(model):
         raise ConfigError(

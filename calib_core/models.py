@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -201,7 +200,7 @@ def _embedded_gguf() -> Path:
 
 
 def _dequantize(source: Path, folder: Path) -> None:
-    with quiet():
+    with _quiet():
         model = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
@@ -249,7 +248,7 @@ def _load_base(name: str, folder: Path, dtype: Dtype) -> LoadedModel:
 def _load_weights(folder: Path, dtype: str) -> Any:  # a model; transformers' stubs name no class that fits
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        with quiet():
+        with _quiet():
             model, info = load(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -274,7 +273,7 @@ def _load_weights(folder: Path, dtype: str) -> Any:  # a model; transformers' st
 def _load_tokenizer(folder: Path, embeddings: int) -> PreTrainedTokenizerBase:
     remedy = "put the model's own tokenizer files (tokenizer.json, tokenizer_config.json) in its folder"
     try:
-        with quiet():
+        with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers lets through whatever its many parsers raise
         raise ConfigError(f"{folder}: no usable tokenizer ({error}); {remedy}") from error
@@ -304,8 +303,7 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> Loade
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
             names = list(stored.keys())
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
-        with quiet():
-            model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=trainable)
+        model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=trainable)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the adapter can't be read ({error}); copy it again") from error
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
@@ -321,17 +319,14 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> Loade
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' and peft's own bars and advice off standard error."""
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and advice off standard error."""
     log = transformers.utils.logging
     bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
     log.disable_progress_bar()
     log.set_verbosity_error()
     try:
-        with warnings.catch_warnings():
-            # peft asks models for a property that transformers is about to rename.
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            yield
+        yield
     finally:
         log.set_verbosity(level)
         if bars:
