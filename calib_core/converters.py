@@ -46,7 +46,7 @@ def native(rows: Rows) -> Callable[[Row], Draft]:
         if rows.first_record:  # CSV: all fields are texts
             answer = _whole(answer)
             try:
-                choices = json.loads(choices)
+                choices = json.loads(str(choices))
             except (ValueError, RecursionError):
                 raise RowError("choices", f'{choices!r} is not a JSON list, as in ["a", "b"]') from None
         return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject"))
