@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import DataFormatError, short
 from calib_core.foreign_predictions import convert_rows, converter_for
 from calib_core.questions import Question
 
@@ -195,10 +195,14 @@ def _fill_from_questions(
         if question is None:
             problems.append((index, "id", f"{row['id']!r} is not among the questions"))
         elif len(row[kind]) != len(question.choices):
-            message = f"{len(row[kind])} values, but question {row['id']!r} has {len(question.choices)} options"
+            message = (
+                f"{len(row[kind])} values, but question {row['id']!r} has {len(question.choices)} options"
+            )
             problems.append((index, kind, message))
         elif row["label"] not in (None, question.answer):
-            problems.append((index, "label", f"{row['label']}, but the question's answer is {question.answer}"))
+            problems.append(
+                (index, "label", f"{row['label']}, but the question's answer is {question.answer}")
+            )
         else:
             row["label"], row["subject"] = question.answer, row.get("subject") or question.subject
     return problems
@@ -244,9 +248,3 @@ def to_logits(values: list[float], kind: str) -> NDArray[np.float64]:
     if kind == "probs":
         array = np.log(np.maximum(array / array.sum(), SMALLEST_PROBABILITY))
     return array - np.logaddexp.reduce(array)
-
-
-def short(value: object, limit: int = 80) -> str:
-    """A value's repr, cut to fit a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import DataFormatError, short
 from calib_core.files import whole_file
 from calib_core.prediction_rows import (
     MAX_OPTIONS,
@@ -27,7 +27,6 @@ from calib_core.prediction_rows import (
     local_path,
     read_rows,
     refuse,
-    short,
     to_logits,
 )
 from calib_core.questions import Question

@@ -14,6 +14,7 @@ from kfp.dsl.base_component import BaseComponent
 import calib_components
 import calib_pipelines
 from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines.score_large import score_large
 
 
 def targets() -> dict[Path, BaseComponent]:
@@ -25,6 +26,7 @@ def targets() -> dict[Path, BaseComponent]:
         for name in calib_components.__all__
     }
     found[pipelines / "restore-calibration.yaml"] = restore_calibration
+    found[pipelines / "score-large.yaml"] = score_large
     return found
 
 

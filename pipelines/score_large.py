@@ -70,8 +70,6 @@ def score_large(
             batch_tokens=batch_tokens,
         )
         part.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
-    merged = merge_predictions(
-        data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"])
-    )
+    merged = merge_predictions(data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"]))
     measured = measure(predictions=merged.outputs["predictions"])
     return Outputs(predictions=merged.outputs["predictions"], report=measured.outputs["report"])

@@ -53,7 +53,7 @@ class MeasureConfig:
 
 
 def measure(
-    config: MeasureConfig, predictions: Path, out: Path, *, fit: Path | None = None, title: str = ""
+    config: MeasureConfig, predictions: Path, out: Path, *, fit: Path | None = None
 ) -> dict[str, Any]:
     """Measure a predictions table and write its report.
 
@@ -63,7 +63,6 @@ def measure(
         out: HTML file to write, whole or not at all.
         fit: table of the same model for the questions that it was, or is going to be, fine-tuned on; with it
             the regime is named.
-        title: of the report; the table's name if left out.
 
     Returns:
         `figures` (as `calib metrics` gives them), `regime` (as `calib regime` gives it; None without `fit`)
@@ -80,7 +79,7 @@ def measure(
         regime = regime_test(read_predictions(fit), table, **asdict(config)).to_dict()
     write_report(
         ReportData(
-            title=title or predictions.stem,
+            title=predictions.stem,
             summary={"before": figures},
             before=table,
             regime=regime or {},

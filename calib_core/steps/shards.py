@@ -1,4 +1,4 @@
-"""Score a large set of questions in shards: cut it up, score each part anywhere, put the table together again.
+"""Score a large set of questions in shards: cut it up, score each part anywhere, put the table together.
 
 The table is the one that scoring everything in one process gives, bit for bit (on hardware of one kind, with
 one number of threads): see `calib_core.scoring.score_encoded`.
@@ -190,8 +190,8 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
         Number of questions and of shards, and the protocol.
 
     Raises:
-        DataFormatError: a question is missing, is there twice or isn't of this set, or the shards were made in
-            different ways.
+        DataFormatError: a question is missing, is there twice or isn't of this set, or the shards were made
+            in different ways.
     """
     questions, _, n_shards = _read_shards(data)
     # A shard may be without rows, which `read_predictions` refuses as a table that was written wrongly.
@@ -210,7 +210,9 @@ def _read_shards(data: Path) -> tuple[tuple[Question, ...], tuple[Question, ...]
     """Questions, worked examples and number of shards of a folder that `shard_questions` wrote."""
     record = read_json(data / RECORD)
     if not isinstance(record, dict) or not isinstance(record.get("n_shards"), int):
-        raise DataFormatError(f"{data / RECORD}: field n_shards is missing; make the folder with `calib shard`")
+        raise DataFormatError(
+            f"{data / RECORD}: field n_shards is missing; make the folder with `calib shard`"
+        )
     questions = tuple(read_questions(data / QUESTIONS)[0])
     examples = tuple(read_questions(data / EXAMPLES)[0]) if (data / EXAMPLES).is_file() else ()
     return questions, examples, record["n_shards"]
@@ -227,11 +229,13 @@ def _check_complete(questions: Sequence[Question], tables: dict[Path, Prediction
     if not any(problems.values()):
         return
     listed = "; ".join(
-        f"{len(names)} {what} ({', '.join(map(repr, names[:NAMED]))})" for what, names in problems.items() if names
+        f"{len(names)} {what} ({', '.join(map(repr, names[:NAMED]))})"
+        for what, names in problems.items()
+        if names
     )
     raise DataFormatError(
-        f"the shards' tables don't make up the {len(wanted)} questions: {listed}; give the table of each of the "
-        f"{n_shards} shards once, all made from this set"
+        f"the shards' tables don't make up the {len(wanted)} questions: {listed}; give the table of each of "
+        f"the {n_shards} shards once, all made from this set"
     )
 
 
@@ -242,6 +246,6 @@ def _check_one_protocol(tables: dict[Path, Predictions]) -> None:
             a, b = reference.protocol or {}, table.protocol or {}
             names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
             raise DataFormatError(
-                f"{path}: made in another way than {first} ({', '.join(names)} differ); score all shards with "
-                "the same model and settings"
+                f"{path}: made in another way than {first} ({', '.join(names)} differ); score all shards "
+                "with the same model and settings"
             )

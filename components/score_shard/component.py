@@ -1,5 +1,7 @@
 """Component `score_shard`: one shard of a large set of questions, scored by one model."""
 
+from typing import Optional
+
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Model, Output
 
@@ -10,8 +12,8 @@ from calib_components.image import IMAGE
 def score_shard(  # noqa: D417 - outputs stand under Returns
     model: Input[Model],
     data: Input[Dataset],
-    shard: int,
     predictions: Output[Dataset],
+    shard: Optional[int] = None,  # noqa: UP045 (KFP reads no `| None`)
     prompt_form: str = "plain",
     dtype: str = "auto",
     base_model: str = "",
@@ -22,14 +24,14 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
     Args:
         model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
         data: Folder of `shard_questions`.
-        shard: Number of the shard, from 0.
+        shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
         batch_tokens: Padded tokens in one forward pass.
 
     Returns:
-        predictions: Predictions table of the shard (Parquet).
+        predictions: Predictions table (Parquet).
     """
     arguments = locals()
     from pathlib import Path

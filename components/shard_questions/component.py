@@ -1,4 +1,4 @@
-"""Component `shard_questions`: questions checked once, and the list of shards that `dsl.ParallelFor` loops over."""
+"""Component `shard_questions`: questions checked once, and the shards that `dsl.ParallelFor` loops over."""
 
 from typing import List, NamedTuple  # noqa: UP035 (KFP's `List[int]`)
 
@@ -10,8 +10,8 @@ from calib_components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def shard_questions(  # noqa: D417 - outputs stand under Returns
-    questions: str,
     data: Output[Dataset],
+    questions: str = "",
     preset: str = "auto",
     on_bad_row: str = "refuse",
     shots: int = 0,
