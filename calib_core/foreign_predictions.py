@@ -274,7 +274,7 @@ def _by_letter(scores: Sequence[tuple[str, Any]], choices: Any, field: str) -> l
     if missing := [letter for letter in letters if letter not in found]:
         raise RowError(
             field,
-            f"no value for option {', '.join(missing)}, only for {', '.join(found) or 'none'}; ask for more top "
-            "candidates, or for the letters' own log-probabilities (what is missing is never filled in)",
+            f"no value for option {', '.join(missing)}, only for {', '.join(found) or 'none'}; ask for more "
+            "top candidates, or for the letters' own log-probabilities (nothing is ever filled in)",
         )
     return [found[letter] for letter in letters]
