@@ -39,7 +39,7 @@ def tables(component: BaseComponent) -> str:
 
 def _kind(name: str) -> str:
     """A type as people know it: `system.Model@0.0.1` is a Model."""
-    return name.removeprefix("system.").partition("@")[0]
+    return name.removeprefix("system.").removeprefix("typing.").partition("@")[0]
 
 
 def _line(text: str | None) -> str:

@@ -59,7 +59,7 @@ def score_large(
     )
     given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
     given.set_display_name("input-model")
-    with dsl.ParallelFor(cut.outputs["shards"], name="shards") as shard:
+    with dsl.ParallelFor(cut.outputs["Output"], name="shards") as shard:
         part = score_shard(
             model=given.output,
             data=cut.outputs["data"],

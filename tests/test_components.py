@@ -73,7 +73,7 @@ def test_outputs_are_described_and_typed(name):
     assert all(made.description for made in outputs.values())
     kinds = {made.type for made in outputs.values()}
     artifacts = {f"system.{kind}@0.0.1" for kind in ("Dataset", "Model", "Metrics", "HTML", "Artifact")}
-    assert kinds <= artifacts | {*TYPES.values(), "List"}
+    assert kinds <= artifacts | {*TYPES.values(), "typing.List[int]"}
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -195,10 +195,10 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
     """
     questions, _, n_shards = _read_shards(data)
     # A shard may be without rows, which `read_predictions` refuses as a table that was written wrongly.
-    tables = {path: read_predictions(path) for path in shards if pq.read_metadata(path).num_rows}
+    tables = [(path, read_predictions(path)) for path in shards if pq.read_metadata(path).num_rows]
     _check_complete(questions, tables, n_shards)
     _check_one_protocol(tables)
-    together = concatenate(list(tables.values()))
+    together = concatenate([table for _, table in tables])
     row_of = {name: row for row, name in enumerate(together.ids)}
     merged = together.subset([row_of[question.id] for question in questions])
     write_predictions(merged, out)
@@ -218,8 +218,10 @@ def _read_shards(data: Path) -> tuple[tuple[Question, ...], tuple[Question, ...]
     return questions, examples, record["n_shards"]
 
 
-def _check_complete(questions: Sequence[Question], tables: dict[Path, Predictions], n_shards: int) -> None:
-    found = Counter(name for table in tables.values() for name in table.ids)
+def _check_complete(
+    questions: Sequence[Question], tables: Sequence[tuple[Path, Predictions]], n_shards: int
+) -> None:
+    found = Counter(name for _, table in tables for name in table.ids)
     wanted = {question.id for question in questions}
     problems = {
         "missing": [question.id for question in questions if question.id not in found],
@@ -239,8 +241,8 @@ def _check_complete(questions: Sequence[Question], tables: dict[Path, Prediction
     )
 
 
-def _check_one_protocol(tables: dict[Path, Predictions]) -> None:
-    (first, reference), *others = tables.items()
+def _check_one_protocol(tables: Sequence[tuple[Path, Predictions]]) -> None:
+    (first, reference), *others = tables
     for path, table in others:
         if table.protocol != reference.protocol:
             a, b = reference.protocol or {}, table.protocol or {}

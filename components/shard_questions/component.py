@@ -1,6 +1,6 @@
 """Component `shard_questions`: questions checked once, and the shards that `dsl.ParallelFor` loops over."""
 
-from typing import List, NamedTuple  # noqa: UP035 (KFP's `List[int]`)
+from typing import List  # noqa: UP035 (KFP's `List[int]`)
 
 from kfp import dsl
 from kfp.dsl import Dataset, Output
@@ -16,7 +16,7 @@ def shard_questions(  # noqa: D417 - outputs stand under Returns
     on_bad_row: str = "refuse",
     shots: int = 0,
     questions_per_shard: int = 10_000,
-) -> NamedTuple("Outputs", shards=List[int]):  # type: ignore[valid-type]  # noqa: UP006
+) -> List[int]:  # noqa: UP006 - one unnamed output: kfp.local loops over no other
     """Check a large set of questions once, and say in how many shards it is scored.
 
     Args:
@@ -29,7 +29,7 @@ def shard_questions(  # noqa: D417 - outputs stand under Returns
 
     Returns:
         data: Folder with the questions, the worked examples and their number of shards.
-        shards: Numbers of the shards, from 0: what `dsl.ParallelFor` loops over.
+        Output: Numbers of the shards, from 0: what `dsl.ParallelFor` loops over.
     """
     arguments = locals()
     from pathlib import Path
@@ -41,4 +41,4 @@ def shard_questions(  # noqa: D417 - outputs stand under Returns
     with reported_errors():
         config = config_from(step.ShardConfig, arguments)
         result = step.shard_questions(config, Path(data.path))
-    return (list(range(result["n_shards"])),)
+    return list(range(result["n_shards"]))

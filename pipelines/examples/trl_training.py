@@ -47,6 +47,7 @@ def train_with_trl(
     from string import ascii_uppercase
 
     import pyarrow.parquet as pq
+    import torch
     from datasets import Dataset as Rows
     from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
@@ -71,6 +72,8 @@ def train_with_trl(
             per_device_train_batch_size=16,
             learning_rate=learning_rate,
             seed=seed,
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
             save_strategy="no",
             report_to="none",
         ),
