@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from calib_core.metrics import summarize
 from calib_core.predictions import read_predictions
 from calib_core.progress import say
 from calib_core.report import ReportData, write_report
-from calib_core.version import __version__
+from calib_core.version import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +83,7 @@ def measure(
             before=table,
             regime=regime or {},
             parameters={"predictions": str(predictions), "fit": fit and str(fit), **asdict(config)},
-            versions={"calib-core": __version__, "python": platform.python_version()},
+            versions=versions(),
             fingerprints={"predictions": table.protocol or {}},
         ),
         out,
