@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from calib_core.config import ConfigCheck
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.files import read_json, whole_folder, write_json
+from calib_core.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.predictions import Predictions, concatenate, read_predictions, write_predictions
 from calib_core.presets import preset_names
 from calib_core.progress import say
@@ -97,7 +97,9 @@ def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
     Raises:
         DataFormatError: the source can't be read or has bad rows.
         NotEnoughDataError: the worked examples leave no question.
+        ConfigError: `out` holds something else than an earlier result.
     """
+    check_output_folder(out, RECORD, inputs=(config.questions,))
     questions, report = read_questions(
         config.questions, preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
     )
