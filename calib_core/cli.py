@@ -23,13 +23,23 @@ from calib_core.predictions import read_predictions
 from calib_core.report import ReportData, write_report
 from calib_core.steps.align import AlignConfig, align
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
+from calib_core.steps.convert import ConvertConfig, convert_predictions
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.measure import MeasureConfig, measure
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
+from calib_core.steps.shards import (
+    ScoreConfig,
+    ShardConfig,
+    merge_predictions,
+    score_shard,
+    shard_questions,
+)
 from calib_core.text import (
     evaluation_text,
     figures_table,
+    measurement_text,
     regime_text,
     report_text,
     result_text,
@@ -57,6 +67,9 @@ def add_commands(commands: Subparsers) -> None:
     _add_metrics(commands)
     _add_regime(commands)
     _add_report(commands)
+    _add_measure(commands)
+    _add_convert(commands)
+    _add_shards(commands)
 
 
 def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
@@ -235,6 +248,59 @@ def _report(given: argparse.Namespace) -> Result:
         given.out,
     )
     return {**summary, "report": str(given.out)}
+
+
+def _add_measure(commands: Subparsers) -> None:
+    parser = command(commands, "measure", "measure a predictions table and write its report, no model needed")
+    parser.add_argument("predictions", type=Path, help="predictions table (.parquet or .jsonl)")
+    parser.add_argument("--fit", type=Path, help="table for the questions that the model is fine-tuned on")
+    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    add_flags(parser, parameters_of(MeasureConfig))
+
+    def run(given: argparse.Namespace) -> Result:
+        config = config_from(MeasureConfig, vars(given))
+        return measure(config, given.predictions, given.out, fit=given.fit)
+
+    parser.set_defaults(run=run, text=measurement_text)
+
+
+def _add_convert(commands: Subparsers) -> None:
+    parser = command(commands, "convert", "turn lm-eval samples or Vertex batch predictions into a table")
+    parser.add_argument("source", type=Path, help="file, or folder with the files of one run")
+    parser.add_argument("--out", required=True, type=Path, help="predictions table to write (.parquet)")
+    add_flags(parser, parameters_of(ConvertConfig))
+    parser.set_defaults(
+        run=lambda given: convert_predictions(
+            config_from(ConvertConfig, vars(given)), given.source, given.out
+        )
+    )
+
+
+def _add_shards(commands: Subparsers) -> None:
+    """The three commands that score a large set of questions in parts."""
+    parser = command(commands, "shard", "check a large set of questions, to be scored in shards")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    add_flags(parser, parameters_of(ShardConfig))
+    parser.set_defaults(run=lambda given: shard_questions(config_from(ShardConfig, vars(given)), given.out))
+
+    parser = command(commands, "score", "score one shard of a large set of questions, or all of them")
+    parser.add_argument("--model", required=True, help="model folder (safetensors), adapter folder or hub id")
+    parser.add_argument("--data", required=True, type=Path, help="folder that `calib shard` wrote")
+    parser.add_argument("--shard", type=int, metavar="N", help="number of the shard, from 0 (default: all)")
+    parser.add_argument("--out", required=True, type=Path, help="predictions table to write (.parquet)")
+    add_flags(parser, parameters_of(ScoreConfig))
+
+    def score(given: argparse.Namespace) -> Result:
+        config = config_from(ScoreConfig, vars(given))
+        return score_shard(config, given.model, given.data, given.out, shard=given.shard)
+
+    parser.set_defaults(run=score)
+
+    parser = command(commands, "merge", "put the tables of all shards together")
+    parser.add_argument("shards", nargs="+", type=Path, help="predictions tables of all shards")
+    parser.add_argument("--data", required=True, type=Path, help="folder that `calib shard` wrote")
+    parser.add_argument("--out", required=True, type=Path, help="predictions table to write (.parquet)")
+    parser.set_defaults(run=lambda given: merge_predictions(given.data, given.shards, given.out))
 
 
 def _measuring(*names: str) -> tuple[Parameter, ...]:

@@ -34,3 +34,9 @@ class NotEnoughDataError(CalibError):
     """The data can't support the decision that was asked for; the message says how much would."""
 
     exit_code = 3
+
+
+def short(value: object, limit: int = 80) -> str:
+    """A value's repr, cut to fit a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -15,6 +15,7 @@ from kfp.dsl.base_component import BaseComponent
 import calib_components
 import calib_pipelines
 from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines.score_large import score_large
 
 
 @functools.cache
@@ -31,6 +32,7 @@ def targets() -> dict[Path, BaseComponent]:
     found[pipelines / "restore-calibration.yaml"] = restore_calibration
     for name, target in TARGETS.items():
         found[pipelines / f"restore-calibration-{name}.yaml"] = package(name, target.settings())
+    found[pipelines / "score-large.yaml"] = score_large
     return found
 
 

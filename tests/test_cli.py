@@ -27,6 +27,11 @@ COMPONENTS = {
     "rcft": "em_ece_finetune",
     "promote": "promote",
     "calibrate": "calibrate",
+    "measure": "measure",
+    "convert": "convert_predictions",
+    "shard": "shard_questions",
+    "score": "score_shard",
+    "merge": "merge_predictions",
 }
 COMMAND_ONLY = {"help", "json", "out"}
 WORLD, OTHER = make_world(500, 1), make_world(500, 2)

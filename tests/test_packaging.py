@@ -30,6 +30,7 @@ LIGHT = [
     "cli",
     "files",
     "folds",
+    "foreign_predictions",
     "gate",
     "geography",
     "metrics",
@@ -44,11 +45,14 @@ LIGHT = [
     "target",
     "steps.align",
     "steps.calibrate",
+    "steps.convert",
     "steps.evaluate",
     "steps.finetune",
+    "steps.measure",
     "steps.prepare",
     "steps.promote",
     "steps.record",
+    "steps.shards",
 ]
 
 # Stands in for an environment that holds only what a plain `pip install` of the wheel brings: every other
