@@ -40,6 +40,7 @@ LIGHT = [
     "prompts",
     "questions",
     "report",
+    "storage",
     "target",
     "steps.align",
     "steps.calibrate",
