@@ -29,11 +29,11 @@ from calib_core.errors import CalibError, ConfigError, DataFormatError
 from calib_core.files import cache_dir, sha256_json, whole_file, whole_folder
 from calib_core.gcs_transfer import (
     OWN,
-    SLICE_BYTES,
     StoredObject,
     crc32c_file,
     download,
     in_parallel,
+    is_sliced,
     put,
     remove,
     retrying,
@@ -43,7 +43,8 @@ from calib_core.progress import say
 
 MANIFEST = f"{OWN}manifest.json"
 ATTEMPTS = 4
-"""How often a folder that changes while it is read is looked at anew."""
+PAUSE_S = 0.5
+"""How often a folder that changes while it is read is looked at anew, and the pause after the first time."""
 
 _URI = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*))?", re.DOTALL)
 
@@ -89,7 +90,7 @@ def fetch(uri: str, into: Path | None) -> Path:
                 if isinstance(error, api.NotFound) and not _bucket_there(bucket):
                     raise
                 changed = error
-                time.sleep(random.uniform(0.1, 0.5) * 2**attempt)  # noqa: S311 (spreads readers out)
+                time.sleep(random.uniform(0.2, 1.0) * PAUSE_S * 2**attempt)  # noqa: S311 (spreads readers out)
     if isinstance(changed, _ChangedError):
         raise changed
     raise DataFormatError(f"{uri}: changed each time while it was read; try again when no one writes there")
@@ -228,7 +229,7 @@ def _download_pairs(bucket: Bucket, pairs: list[tuple[StoredObject, Path]]) -> N
     for path in {path.parent for _, path in pairs}:
         path.mkdir(parents=True, exist_ok=True)
     total_bytes = sum(obj.size_bytes for obj, _ in pairs)
-    if total_bytes > SLICE_BYTES:
+    if is_sliced(total_bytes):
         say(f"gs://{bucket.name}/{pairs[0][0].name}: {len(pairs)} objects, {total_bytes / 1e6:.0f} MB")
     download(bucket, pairs)
 
@@ -257,7 +258,7 @@ def _publish_folder(bucket: Bucket, local: Path, name: str) -> None:
             upload(bucket, f"{name}/{path}", file, expected=old.generation if old else 0)
         return {"path": path, **content}
 
-    large = {path for path, file in files.items() if file.stat().st_size > SLICE_BYTES}
+    large = {path for path, file in files.items() if is_sliced(file.stat().st_size)}
     objects = in_parallel(send, sorted(files.keys() - large)) + [send(path) for path in sorted(large)]
     mark({"state": "whole", "objects": objects}, generation)
     gone = _named(before[0]) - set(files) if before else set()

@@ -62,6 +62,11 @@ class StoredObject:
         )
 
 
+def is_sliced(size_bytes: int) -> bool:
+    """Whether a file of this size travels in slices."""
+    return size_bytes > SLICE_BYTES
+
+
 def retrying() -> dict[str, Any]:
     """Keyword arguments of an operation: time limits, and when to try again."""
     retry = DEFAULT_RETRY.with_delay(initial=0.5, maximum=20.0, multiplier=2.0).with_timeout(RETRY_S)
@@ -89,7 +94,7 @@ def download(bucket: Bucket, wanted: Sequence[tuple[StoredObject, Path]]) -> Non
     """
     left = [pair for pair in wanted if not _whole(*pair)]
     for _ in range(DAMAGED_ATTEMPTS):
-        small = [(obj, path) for obj, path in left if obj.size_bytes <= SLICE_BYTES]
+        small = [(obj, path) for obj, path in left if not is_sliced(obj.size_bytes)]
         try:
             transfer_manager.download_many(
                 [(_pinned(bucket, obj), str(path)) for obj, path in small],
@@ -99,7 +104,7 @@ def download(bucket: Bucket, wanted: Sequence[tuple[StoredObject, Path]]) -> Non
                 raise_exception=True,
             )
             for obj, path in left:
-                if obj.size_bytes > SLICE_BYTES:
+                if is_sliced(obj.size_bytes):
                     transfer_manager.download_chunks_concurrently(
                         _pinned(bucket, obj),
                         str(path),
@@ -155,10 +160,10 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: int) -> StoredObj
         DataFormatError: what has arrived is not what was sent.
     """
     size_bytes, crc32c = path.stat().st_size, crc32c_file(path)
-    if size_bytes <= SLICE_BYTES:
-        stored = put(bucket, name, path.read_bytes(), expected=expected)
-    else:
+    if is_sliced(size_bytes):
         stored = _upload_slices(bucket, name, path, crc32c=crc32c, expected=expected)
+    else:
+        stored = put(bucket, name, path.read_bytes(), expected=expected)
     if (stored.size_bytes, stored.crc32c) != (size_bytes, crc32c):
         raise DataFormatError(
             f"gs://{bucket.name}/{name}: what was stored (CRC32C {stored.crc32c}) is not {path} (CRC32C "
