@@ -27,7 +27,8 @@ SLICE_BYTES = 32 * 2**20
 """Files beyond this are sent and fetched in slices of it, several at a time."""
 
 WORKERS = 8
-RETRY_S = 120.0
+RETRY_S = 90.0
+FIRST_PAUSE_S = 0.5
 """How long an operation that fails on the way is tried again, with growing and random pauses."""
 
 TIMEOUT_S = (10.0, 60.0)
@@ -69,7 +70,9 @@ def is_sliced(size_bytes: int) -> bool:
 
 def retrying() -> dict[str, Any]:
     """Keyword arguments of an operation: time limits, and when to try again."""
-    retry = DEFAULT_RETRY.with_delay(initial=0.5, maximum=20.0, multiplier=2.0).with_timeout(RETRY_S)
+    retry = DEFAULT_RETRY.with_delay(initial=FIRST_PAUSE_S, maximum=20.0, multiplier=2.0).with_timeout(
+        RETRY_S
+    )
     return {"retry": retry, "timeout": TIMEOUT_S}
 
 
