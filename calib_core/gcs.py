@@ -98,16 +98,24 @@ def fetch(uri: str, into: Path | None) -> Path:
 
 def publish(local: Path, uri: str) -> None:
     """Upload a file or folder, whole or not at all; see `calib_core.storage.publish`."""
-    bucket = _bucket(uri)
-    name = split(uri)[1]
-    if not name.rstrip("/"):
-        raise ConfigError(f"{uri}: names a bucket only; give gs://bucket/name")
+    bucket, name = _bucket(uri), _object_name(uri.rstrip("/"))
     with _reported(uri):
         if local.is_dir():
-            _publish_folder(bucket, local, name.rstrip("/"))
+            _publish_folder(bucket, local, name)
         else:
             there = bucket.get_blob(name, **retrying())
             upload(bucket, name, local, expected=int(there.generation) if there else 0)
+
+
+def check_target(uri: str) -> None:
+    """Refuse a place to publish to that can't be seen from here: its name, the bucket or the permission.
+
+    Raises:
+        ConfigError: what is wrong.
+    """
+    bucket, name = _bucket(uri), _object_name(uri.rstrip("/"))
+    with _reported(uri):
+        _read(bucket, f"{name}/{MANIFEST}")
 
 
 def exists(uri: str) -> bool:

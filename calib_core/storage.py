@@ -106,7 +106,7 @@ def published(uri: str | os.PathLike[str]) -> Iterator[Path]:
     if not is_remote(uri):
         yield _local(uri)
         return
-    _gcs().split(_gs_uri(uri))  # an unusable URI is refused before the work, not after it
+    _gcs().check_target(_gs_uri(uri))  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
         path = Path(scratch) / PurePosixPath(_gs_uri(uri)).name
         yield path

@@ -242,6 +242,12 @@ def test_published_takes_the_work_only_when_it_is_done(root: str) -> None:
     assert tree(storage.fetch(f"{root}/out")) == FILES
 
 
+def test_where_nothing_can_be_published_no_work_is_done(gcs: str) -> None:
+    for uri in (gcs, f"{gcs}/", "gs://calib-no-such-bucket/out"):
+        with pytest.raises(ConfigError), storage.published(uri):
+            pytest.fail("the work was done")
+
+
 class TestBuckets:
     """What only Google Cloud Storage has: manifests, generations, the cache."""
 

@@ -1,4 +1,4 @@
-"""A network that fails: every fault ends in the whole right result, or a clear error and nothing by halves."""
+"""A network that fails: each fault ends in the whole right result, or a clear error and nothing by halves."""
 
 from __future__ import annotations
 
