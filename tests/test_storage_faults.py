@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from fault_proxy import FaultProxy, fault_proxy
 
-from calib_core import storage
+from calib_core import gcs as remote
+from calib_core import gcs_transfer, storage
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 
 SLICE = 64 * 1024
@@ -23,16 +27,17 @@ MEDIA, UPLOAD = r"^GET .*alt=media", r"^POST /upload/"
 @pytest.fixture
 def proxy(gcs: str, gcs_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
     """A proxy before the emulator, which the client is pointed at; slices are small, patience short."""
-    from calib_core import gcs as remote
-    from calib_core import gcs_transfer
-
     monkeypatch.setattr(gcs_transfer, "SLICE_BYTES", SLICE)
-    monkeypatch.setattr(gcs_transfer, "RETRY_S", 20.0)
     monkeypatch.setattr(gcs_transfer, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(remote, "PAUSE_S", 0.01)
     with fault_proxy(gcs_server) as running:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", running.url)
         yield running
+
+
+def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gcs_transfer, "RETRY_S", 0.5)
+    monkeypatch.setattr(gcs_transfer, "MOVING_RETRY_S", 0.5)
 
 
 @pytest.fixture
@@ -125,11 +130,9 @@ def test_a_versioned_write_with_a_fault_is_written_once(proxy: FaultProxy, gcs: 
 def test_an_interrupted_folder_goes_on_with_what_is_missing(
     proxy: FaultProxy, gcs: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calib_core import gcs_transfer
-
     storage.publish(folder, f"{gcs}/model")
     fault = proxy.add("503", r"^GET .*safetensors\?.*alt=media", times=10**6)
-    monkeypatch.setattr(gcs_transfer, "RETRY_S", 0.5)
+    give_up_soon(monkeypatch)
     with pytest.raises(ConfigError, match="can't be reached, or does not answer"):
         storage.fetch(f"{gcs}/model")
     assert not [
@@ -138,18 +141,17 @@ def test_an_interrupted_folder_goes_on_with_what_is_missing(
     fault.times = 0
     proxy.requests.clear()
     assert tree(storage.fetch(f"{gcs}/model")) == tree(folder)
-    fetched = {line.partition("?")[0].rpartition("/")[2] for line, _ in proxy.requests if "alt=media" in line}
+    lines = [unquote(line.partition("?")[0]) for line, _ in proxy.requests if "alt=media" in line]
+    fetched = {line.rpartition("/")[2] for line in lines}
     assert fetched == {".calib-manifest.json", "model.safetensors"}
 
 
 def test_an_interrupted_upload_goes_on_with_what_is_missing(
     proxy: FaultProxy, gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calib_core import gcs_transfer
-
     (tmp_path / "big").write_bytes(BIG)
     fault = proxy.add("503", r"^POST .*/compose", times=10**6)
-    monkeypatch.setattr(gcs_transfer, "RETRY_S", 0.5)
+    give_up_soon(monkeypatch)
     with pytest.raises(ConfigError, match="can't be reached, or does not answer"):
         storage.publish(tmp_path / "big", f"{gcs}/run/big")
     assert not storage.exists(f"{gcs}/run/big")
@@ -174,11 +176,9 @@ def test_a_download_that_stays_damaged_is_refused(
 def test_a_folder_whose_upload_fails_is_never_taken_for_whole(
     proxy: FaultProxy, gcs: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from calib_core import gcs_transfer
-
     storage.publish(folder, f"{gcs}/model")
     (folder / "notes.txt").write_bytes(b"changed")
-    monkeypatch.setattr(gcs_transfer, "RETRY_S", 0.5)
+    give_up_soon(monkeypatch)
     proxy.add("ok", r"^POST /upload/")  # the mark that the folder is being written
     fault = proxy.add("503", UPLOAD, times=10**6)
     with pytest.raises(ConfigError, match="does not answer"):
@@ -203,7 +203,8 @@ USES: list[Callable[[str, Path], object]] = [
 
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize(
-    ("status", "message"), [("403", "no permission .*role Storage Object User"), ("401", "no permission")]
+    ("status", "message"),
+    [("403", "no permission .*role Storage Object User"), ("401", "no Google credentials; run `gcloud auth")],
 )
 def test_without_permission_the_message_says_what_to_do(
     proxy: FaultProxy, gcs: str, folder: Path, use: Callable[[str, Path], object], status: str, message: str
@@ -212,7 +213,8 @@ def test_without_permission_the_message_says_what_to_do(
     with pytest.raises(ConfigError, match=message) as caught:
         use(f"{gcs}/name", folder / "notes.txt")
     assert caught.value.exit_code == 2
-    assert len(proxy.requests) == 1  # what is refused is not tried again
+    lines = [line for line, _ in proxy.requests]
+    assert len(lines) == len(set(lines))  # what is refused is not tried again
 
 
 @pytest.mark.parametrize("use", USES)
@@ -229,12 +231,10 @@ def test_a_missing_object_is_named(gcs: str) -> None:
 
 
 def test_an_unreachable_service_is_named(proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> None:
-    from calib_core import gcs_transfer
-
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        monkeypatch.setattr(gcs_transfer, "RETRY_S", 0.5)
+        give_up_soon(monkeypatch)
         with pytest.raises(ConfigError, match="can't be reached, or does not answer") as caught:
             storage.fetch("gs://bucket/name")
     assert caught.value.exit_code == 2
@@ -249,13 +249,37 @@ def test_missing_credentials_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
         storage.fetch("gs://bucket/name")
 
 
+def test_expired_credentials_are_named(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import rsa
+
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    account = {
+        "type": "service_account",
+        "client_email": "someone@project.example",
+        "private_key_id": "1",
+        "private_key": key.private_bytes(*form).decode(),
+        "token_uri": f"{proxy.url}/token",
+    }
+    (tmp_path / "key.json").write_text(json.dumps(account))
+    proxy.add("400", "^POST /token", times=10**6)
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "key.json"))
+    remote._client.cache_clear()
+    try:
+        with pytest.raises(ConfigError, match=r"credentials were refused .* renew the service account's key"):
+            storage.fetch("gs://bucket/name")
+    finally:
+        remote._client.cache_clear()
+    assert {line for line, _ in proxy.requests} == {"POST /token"}
+
+
 def test_two_who_publish_one_folder_leave_one_whole_or_none(
     gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    from calib_core import gcs as remote
-
     monkeypatch.setattr(remote, "PAUSE_S", 0.01)
     contents = [{f"{i}.bin": bytes([side]) * 2000 for i in range(6)} for side in (1, 2)]
     for side, files in enumerate(contents):
