@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -75,7 +75,10 @@ def split(uri: str) -> tuple[str, str]:
     match = _URI.fullmatch(uri)
     if not match:
         raise ConfigError(f"{uri}: not a URI of Google Cloud Storage; write gs://bucket/name")
-    return match[1], (match[2] or "").lstrip("/")
+    name = (match[2] or "").lstrip("/")
+    if {".", ".."} & set(name.split("/")):
+        raise ConfigError(f"{uri}: . and .. mean nothing in a bucket; write the name without them")
+    return match[1], name
 
 
 def fetch(uri: str, into: Path | None) -> Path:
@@ -177,30 +180,41 @@ def _find(bucket: Bucket, uri: str) -> _Found:
     objects = _listed(bucket, _folder(name))
     manifest = _read(bucket, f"{_folder(name)}{MANIFEST}")
     if manifest:
-        objects = _as_published(uri, json.loads(manifest[0]), objects)
+        objects = _as_published(uri, manifest[0], objects)
     objects = {
         path: obj for path, obj in objects.items() if not path.startswith(OWN) and f"/{OWN}" not in path
     }
     if not objects:
         raise DataFormatError(f"{uri}: no such object, and none below {uri.rstrip('/')}/; check the name")
-    if bad := next((path for path in objects if {"", ".", ".."} & set(path.split("/"))), None):
-        raise DataFormatError(f"{uri}: object {bad!r} can't be a file below a folder; rename it")
+    if bad := sorted(path for path in objects if not _can_be_file(path, objects)):
+        raise DataFormatError(f"{uri}: object {bad[0]!r} can't be a file below a folder; rename it")
     return _Found(label=label, objects=objects)
 
 
-def _as_published(uri: str, manifest: Any, objects: dict[str, StoredObject]) -> dict[str, StoredObject]:
+def _can_be_file(path: str, others: Container[str]) -> bool:
+    """Whether an object's path is one below a folder, with no other object where it needs a folder."""
+    plain = not {"", ".", ".."} & set(path.split("/"))
+    return plain and not any(str(parent) in others for parent in PurePosixPath(path).parents)
+
+
+def _as_published(uri: str, manifest: bytes, objects: dict[str, StoredObject]) -> dict[str, StoredObject]:
     """Those objects that a folder's manifest names.
 
     Raises:
-        DataFormatError: the folder isn't whole yet, or no longer.
+        DataFormatError: the folder isn't whole yet, or no longer, or this is no manifest.
     """
     at = f"{uri.rstrip('/')}/{MANIFEST}"
-    if manifest.get("state") != "whole":
+    try:
+        content = json.loads(manifest)
+        whole = content["state"] == "whole"
+        named = {e["path"]: (e.get("size_bytes"), e.get("crc32c")) for e in content["objects"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataFormatError(f"{at}: not a manifest; delete it, or publish the folder again") from None
+    if not whole:
         raise DataFormatError(
-            f"{uri}: is being written since {manifest.get('time')}, or its writer stopped half-way ({at}); "
+            f"{uri}: is being written since {content.get('time')}, or its writer stopped half-way ({at}); "
             "wait for it, or publish the folder again"
         )
-    named = {entry["path"]: (entry["size_bytes"], entry["crc32c"]) for entry in manifest["objects"]}
     there = {path: (obj.size_bytes, obj.crc32c) for path, obj in objects.items()}
     if other := sorted(path for path, content in named.items() if there.get(path) != content):
         raise _ChangedError(
@@ -257,25 +271,29 @@ def _publish_folder(bucket: Bucket, local: Path, name: str) -> None:
         data = json.dumps({**stamp, **state}, indent=2).encode()
         return put(bucket, f"{name}/{MANIFEST}", data, expected=expected).generation
 
-    generation = mark({"state": "writing"}, int(before[1]) if before else 0)
+    old = _named(before[0]) if before else set()
+    may_be_there = [{"path": path} for path in sorted(old | set(files))]
+    generation = mark({"state": "writing", "objects": may_be_there}, int(before[1]) if before else 0)
 
     def send(path: str) -> dict[str, Any]:
-        old, file = there.get(path), files[path]
-        content = {"size_bytes": file.stat().st_size, "crc32c": crc32c_file(file)}
-        if old is None or (old.size_bytes, old.crc32c) != tuple(content.values()):
-            upload(bucket, f"{name}/{path}", file, expected=old.generation if old else 0)
-        return {"path": path, **content}
+        stored, file = there.get(path), files[path]
+        content = file.stat().st_size, crc32c_file(file)
+        if stored is None or (stored.size_bytes, stored.crc32c) != content:
+            stored = upload(bucket, f"{name}/{path}", file, expected=stored.generation if stored else 0)
+        return {"path": path, "size_bytes": stored.size_bytes, "crc32c": stored.crc32c}
 
     large = {path for path, file in files.items() if is_sliced(file.stat().st_size)}
     objects = in_parallel(send, sorted(files.keys() - large)) + [send(path) for path in sorted(large)]
     mark({"state": "whole", "objects": objects}, generation)
-    gone = _named(before[0]) - set(files) if before else set()
-    in_parallel(lambda path: remove(bucket, f"{name}/{path}"), sorted(gone))
+    in_parallel(lambda path: remove(bucket, f"{name}/{path}"), sorted(old - set(files)))
 
 
 def _named(manifest: bytes) -> set[str]:
-    """Paths of what a manifest names: what an earlier publication has left."""
-    return {entry["path"] for entry in json.loads(manifest).get("objects", [])}
+    """Paths that an earlier publication may have left; none where this is no manifest."""
+    try:
+        return {entry["path"] for entry in json.loads(manifest)["objects"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def _read(bucket: Bucket, name: str) -> tuple[bytes, str] | None:

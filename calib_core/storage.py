@@ -113,6 +113,18 @@ def published(uri: str | os.PathLike[str]) -> Iterator[Path]:
         publish(path, uri)
 
 
+def require_local(path: Path) -> None:
+    """Refuse a URI where only a folder on this machine will do.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_remote(path):
+        raise ConfigError(
+            f"{_gs_uri(path)}: must be a folder on this machine; give one, and copy it to the bucket later"
+        )
+
+
 def join(uri: str | os.PathLike[str], name: str) -> str:
     """The path or URI of a file in a folder."""
     return f"{_gs_uri(uri).rstrip('/')}/{name}" if is_remote(uri) else str(_local(uri) / name)
