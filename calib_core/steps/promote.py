@@ -182,8 +182,8 @@ def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str
 
 def _training(model: str) -> dict[str, Any]:
     """What training wrote beside the adapter, where that can be read from here."""
-    record = join(model, "calibration.json")
     try:
+        record = join(model, "calibration.json")
         return read_json(fetch(record)) if exists(record) else {}
     except CalibError as error:  # the decision doesn't hang on it
         say(f"the report will not show how {model} was trained: {error}")
