@@ -93,7 +93,7 @@ def _add_step(
     add_flags(parser, parameters_of(config_class))
 
     def run(given: argparse.Namespace) -> Result:
-        config = config_from(config_class, vars(given))
+        config: Any = config_from(config_class, vars(given))
         with published(given.out) as path:
             return step(config, given.model, fetch(given.data), path)
 
