@@ -36,6 +36,10 @@ class NotEnoughDataError(CalibError):
     exit_code = 3
 
 
+class StaleVersionError(CalibError):
+    """A file was changed by someone else between reading and writing it, so nothing was written."""
+
+
 def short(value: object, limit: int = 80) -> str:
     """A value's repr, cut to fit a message."""
     text = repr(value)

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,12 @@ from calib_core.prediction_rows import (
     MIN_OPTIONS,
     PROTOCOL_KEY,
     SUM_TOLERANCE,
-    local_path,
     read_rows,
     refuse,
     to_logits,
 )
 from calib_core.questions import Question
+from calib_core.storage import fetch, published
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,15 +204,16 @@ def read_predictions(
     columns (`calib_core.foreign_predictions`).
 
     Args:
-        uri: a path or a `file://` URI.
+        uri: a path, or a `file://` or `gs://` URI.
         questions: the questions by id, where the table leaves out their answers; each row must be one of
             them.
 
     Raises:
+        ConfigError: the URI can't be reached; see `calib_core.storage.fetch`.
         DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
             or lines, count from 1).
     """
-    path = local_path(uri)
+    path = fetch(uri)
     rows, kind, has_letter_mass, protocol = read_rows(path, questions or {})
     lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
@@ -236,14 +238,14 @@ def read_predictions(
 
 
 def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
-    """Write a predictions table as Parquet, whole or not at all.
+    """Write a predictions table as Parquet, whole or not at all, to a path or a `file://` or `gs://` URI.
 
     Raises:
-        DataFormatError: `uri` isn't a local path that ends in `.parquet` or has no ending (an artifact's).
+        ConfigError: the URI can't be written to; see `calib_core.storage.publish`.
+        DataFormatError: `uri` neither ends in `.parquet` nor has no ending (an artifact's).
     """
-    path = local_path(uri)
-    if path.suffix not in (".parquet", ""):
-        raise DataFormatError(f"{path}: predictions are written as Parquet; let the name end in .parquet")
+    if PurePath(uri).suffix not in (".parquet", ""):
+        raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")
     own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
     offsets = np.concatenate([[0], np.cumsum(predictions.n_options)]).astype(np.int32)
     columns: dict[str, pa.Array] = {
@@ -260,7 +262,7 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.protocol is not None:
         text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
         table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
-    with whole_file(path) as temporary:
+    with published(uri) as path, whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 
