@@ -46,6 +46,11 @@ KINDS = {
     "em-ece-finetune": Kind(work="lora", outside=True, cached=True),
     "calibrate": Kind(work="lora", outside=True, cached=True),
     "promote": Kind(cached=True),
+    "shard-questions": Kind(outside=True, cached=True),
+    "score-shard": Kind(work="scoring", outside=True, cached=True),
+    "merge-predictions": Kind(cached=True),
+    "measure": Kind(cached=True),
+    "convert-predictions": Kind(outside=True, cached=True),
     "keep": Kind(cached=True),
     "record-end": Kind(),
 }

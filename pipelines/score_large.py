@@ -6,6 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Dataset, Model
 
 from calib_components import measure, merge_predictions, score_shard, shard_questions
+from calib_pipelines.placement import Placement, build
 
 RETRIES = 3
 """How often a shard is tried again by itself, before the run fails."""
@@ -18,8 +19,8 @@ class Outputs(NamedTuple):
     report: HTML
 
 
-@dsl.pipeline(name="score-large")
-def score_large(
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
     model: str,
     questions: str,
     preset: str = "auto",
@@ -50,7 +51,7 @@ def score_large(
         predictions: Predictions table of all questions (Parquet).
         report: The report, one self-contained page.
     """
-    cut = shard_questions(
+    cut = place(shard_questions)(
         questions=questions,
         preset=preset,
         on_bad_row=on_bad_row,
@@ -60,7 +61,7 @@ def score_large(
     given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
     given.set_display_name("input-model")
     with dsl.ParallelFor(cut.outputs["Output"], name="shards") as shard:
-        part = score_shard(
+        part = place(score_shard)(
             model=given.output,
             data=cut.outputs["data"],
             shard=shard,
@@ -70,6 +71,13 @@ def score_large(
             batch_tokens=batch_tokens,
         )
         part.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
-    merged = merge_predictions(data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"]))
-    measured = measure(predictions=merged.outputs["predictions"])
+    merged = place(merge_predictions)(
+        data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"])
+    )
+    measured = place(measure)(predictions=merged.outputs["predictions"])
     return Outputs(predictions=merged.outputs["predictions"], report=measured.outputs["report"])
+
+
+NAME = "score-large"
+
+score_large = build(define, Placement(), name=NAME)
