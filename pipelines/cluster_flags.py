@@ -21,8 +21,8 @@ from calib_pipelines.packages import (
 )
 
 PACKAGES: Mapping[str, Path] = {
-    "kubeflow": Path(__file__).with_name("restore-calibration.yaml"),
-    "vertex": Path(__file__).with_name("restore-calibration.vertex.yaml"),
+    "kubeflow": Path(__file__).with_name("restore-calibration-kubeflow.yaml"),
+    "vertex": Path(__file__).with_name("restore-calibration-vertex.yaml"),
 }
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,126}[a-z0-9])?")  # what Vertex takes as a job's id
 KUBEFLOW_ONLY = ("host", "token_file", "namespace", "experiment")
@@ -131,7 +131,7 @@ def checked_name(text: str) -> str:
     """A name that both platforms take for runs and schedules, for argparse."""
     if not NAME.fullmatch(text):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: use up to 128 lower-case letters, digits and hyphens, a letter first and no hyphen last"
+            f"{text!r}: use up to 128 lower-case letters, digits and hyphens, a letter first, no hyphen last"
         )
     return text
 
@@ -152,8 +152,8 @@ def _check_target(given: argparse.Namespace, package: Package) -> None:
         )
     if "@" not in given.service_account:
         wrong.append(
-            f"--service-account {given.service_account!r}: give the e-mail address of the account that tasks run "
-            "as, such as calib@my-project.iam.gserviceaccount.com"
+            f"--service-account {given.service_account!r}: give the e-mail address of the account that tasks "
+            "run as, such as calib@my-project.iam.gserviceaccount.com"
         )
     if wrong:
         raise ConfigError(f"target vertex: {'; '.join(wrong)}")

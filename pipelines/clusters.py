@@ -193,6 +193,6 @@ def refuse_foreign(schedules: Sequence[Schedule]) -> None:
     for one in schedules:
         if not one.fingerprint:
             raise ConfigError(
-                f"schedule {one.name!r} was not made by this command ({one.link}); delete it first, or choose "
-                "another --name"
+                f"schedule {one.name!r} was not made by this command ({one.link}); delete it first, or "
+                "choose another --name"
             )

@@ -1,7 +1,7 @@
 """Vertex AI Pipelines as a platform: pipeline jobs and their schedules.
 
 `aiplatform.PipelineJob` turns a package and its parameters into a job; the service's own clients, from the
-same library, do the calls. `PipelineJob.submit` would make a missing bucket and swallow what goes wrong there,
+same library, do the calls. `PipelineJob.submit` would make a missing bucket and hide what goes wrong there,
 `PipelineJobSchedule.update` can change neither package nor parameters, and both wait without a limit.
 """
 
