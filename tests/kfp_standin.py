@@ -13,7 +13,6 @@ import itertools
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -284,19 +283,6 @@ def fault(method: str, pattern: str, answer: Answer, *, times: int = 1, after: b
         if after:
             assert usual()[0] == 200
         return answer
-
-    return inject
-
-
-def slow(method: str, pattern: str, seconds: float, *, times: int = 1) -> Fault:
-    """A fault: the request takes effect only after `seconds`, which may be when nobody waits any more."""
-    left = itertools.count()
-
-    def inject(request: Request, usual: Callable[[], Answer]) -> Answer | None:
-        if request.method != method or not re.search(pattern, request.path) or next(left) >= times:
-            return None
-        time.sleep(seconds)
-        return usual()
 
     return inject
 
