@@ -247,7 +247,7 @@ def test_package_with_kubernetes_settings_is_refused(capsys, tmp_path):
 
     @dsl.pipeline(name="p")
     def p():
-        kubernetes.use_secret_as_env(work(), secret_name="s", secret_key_to_env={"a": "A"})
+        kubernetes.use_secret_as_env(work(), secret_name="s", secret_key_to_env={"a": "A"})  # noqa: S106
 
     path = tmp_path / "p.yaml"
     compiler.Compiler().compile(p, str(path))
