@@ -70,6 +70,8 @@ def add_package(
     try:
         package = load_package(chosen.package or PACKAGES[chosen.target])
     except ConfigError as error:
+        if {"-h", "--help"} & set(arguments):
+            return
         parser.error(str(error))
     taken = {action.dest for action in parser._actions} | {"run", "text", "exit_code"}
     flags = package.flags(taken)

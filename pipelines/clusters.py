@@ -12,7 +12,7 @@ from calib_core.progress import say
 from calib_pipelines.cron import Cron
 from calib_pipelines.packages import Submission
 
-CONNECT_S, ANSWER_S, UPLOAD_S = 10, 60, 300  # longest waits for a connection, an answer, an upload
+CONNECT_S, ANSWER_S, UPLOAD_S = 10, 30, 300  # longest waits for a connection, an answer, an upload
 RETRY_PAUSES_S: tuple[float, ...] = (1, 3, 10)  # between attempts at what may be sent again
 LOOKUP_PAUSES_S: tuple[float, ...] = (2, 5, 10, 20)  # between looks for what an unanswered request started
 POLL_S = 10.0  # between looks at a run's state

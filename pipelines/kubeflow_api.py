@@ -79,7 +79,9 @@ class KubeflowApi:
                 ssl_ca_cert=os.environ.get("SSL_CERT_FILE"),
                 **token,
             )
-        health = retried(lambda: self.call(self.client.healthzs.healthz_service_get_healthz))
+        health = retried(
+            lambda: self.call(self.client.healthzs.healthz_service_get_healthz, answer_s=CONNECT_S)
+        )
         if health.multi_user and not settings.namespace:
             raise ConfigError(f"{self.host}: this Kubeflow has several users; pass --namespace with your own")
 
@@ -168,7 +170,7 @@ class KubeflowApi:
         )
 
 
-class _TokenFile(kfp.client.TokenCredentialsBase):  # type: ignore[misc]
+class _TokenFile(kfp.client.TokenCredentialsBase):
     """A token in a file, read anew for each request because whoever wrote it may renew it."""
 
     def __init__(self, path: Path) -> None:
