@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from calib_pipelines.packages import (
     read_parameters,
 )
 
-PACKAGES: Mapping[str, Path] = {
+PACKAGES = {
     "kubeflow": Path(__file__).with_name("restore-calibration-kubeflow.yaml"),
     "vertex": Path(__file__).with_name("restore-calibration-vertex.yaml"),
 }

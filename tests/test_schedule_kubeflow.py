@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 from kfp_standin import KfpServer, error, fault, serving
+from small_package import write_small_package
 
-import calib_pipelines
-from calib_pipelines import cli, clusters
+from calib_pipelines import cli, cluster_flags, clusters
 
-PACKAGE = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
 BROKEN = (500, error(13, "broken"))
 MONDAYS, DAILY = "30 3 * * 1", "0 6 * * *"
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    return write_small_package(tmp_path_factory.mktemp("package") / "small.yaml")
+
+
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(monkeypatch, tmp_path, package):
     for name in ("KFP_TOKEN", "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.setattr(clusters, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(clusters, "LOOKUP_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setitem(cluster_flags.PACKAGES, "kubeflow", package)
     with serving(KfpServer()) as made:
         yield made
 
@@ -38,8 +42,8 @@ def schedule(server, capsys, action, *arguments):
 
 
 def create(server, capsys, cron=MONDAYS, *arguments, model="m", name="weekly"):
-    package = ["--package", str(PACKAGE), "--model", model]
-    return schedule(server, capsys, "create", "--name", name, "--cron", cron, *package, *arguments)
+    given = ["--name", name, "--cron", cron, "--model", model, *arguments]
+    return schedule(server, capsys, "create", *given)
 
 
 def schedules(server):

@@ -12,17 +12,22 @@ import pytest
 import urllib3
 import yaml
 from kfp_standin import KfpServer, error, fault, serving
+from small_package import write_small_package
 
 import calib_pipelines
-from calib_pipelines import cli, clusters, kubeflow_api, submit
+from calib_pipelines import cli, cluster_flags, clusters, kubeflow_api, submit
 
-PACKAGE = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
-SUBMIT = ["pipeline", "submit", "--target", "kubeflow", "--package", str(PACKAGE)]
+SUBMIT = ["pipeline", "submit", "--target", "kubeflow"]
 BUSY = (503, error(14, "upstream connect error"))
 
 
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    return write_small_package(tmp_path_factory.mktemp("package") / "small.yaml")
+
+
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(monkeypatch, tmp_path, package):
     """A stand-in; waits are short, and nothing of the user's own settings is seen."""
     for name in ("KFP_TOKEN", "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
         monkeypatch.delenv(name, raising=False)
@@ -30,6 +35,7 @@ def server(monkeypatch, tmp_path):
     monkeypatch.setattr(clusters, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(clusters, "LOOKUP_PAUSES_S", (0.01, 0.01, 0.01))
     monkeypatch.setattr(submit, "POLL_S", 0.01)
+    monkeypatch.setitem(cluster_flags.PACKAGES, "kubeflow", package)
     with serving(KfpServer()) as made:
         yield made
 
@@ -43,7 +49,7 @@ def call(server, capsys, *arguments, name="nightly"):
     return code, json.loads(printed.out) if printed.out else None, printed.err
 
 
-def test_run_is_started_with_what_was_given(server, capsys):
+def test_run_is_started_with_what_was_given(server, capsys, package):
     code, result, told = call(server, capsys, "--model", "gs://models/m", "--epochs", "3", "--no-align")
     assert code == 0
     (run,) = server.named("runs", "nightly")
@@ -54,16 +60,16 @@ def test_run_is_started_with_what_was_given(server, capsys):
     assert result["link"] in told
     (version,) = server.stores["versions"].values()
     assert version["pipeline_version_id"] == run["pipeline_version_reference"]["pipeline_version_id"]
-    written = list(yaml.safe_load_all(PACKAGE.read_text()))
+    written = list(yaml.safe_load_all(package.read_text()))
     assert server.packages[version["display_name"]] == written
     (experiment,) = server.stores["experiments"].values()
-    assert experiment["display_name"] == "restore-calibration"
+    assert experiment["display_name"] == "small"
 
 
 def test_default_names_differ_from_run_to_run(server, capsys):
     names = {call(server, capsys, "--model", "m", name=None)[1]["name"] for _ in range(2)}
     assert len(names) == len(server.stores["runs"]) == 2
-    assert all(re.fullmatch(r"restore-calibration-\d{8}-\d{6}-[0-9a-f]{4}", name) for name in names)
+    assert all(re.fullmatch(r"small-\d{8}-\d{6}-[0-9a-f]{4}", name) for name in names)
 
 
 def test_flags_go_before_the_file(server, capsys, tmp_path):
@@ -87,12 +93,12 @@ def test_settings_reach_the_run(server, capsys):
     assert run["service_account"] == "runner"
 
 
-def test_package_is_uploaded_once_per_content(server, capsys, tmp_path):
+def test_package_is_uploaded_once_per_content(server, capsys, tmp_path, package):
     call(server, capsys, "--model", "m", name="one")
     call(server, capsys, "--model", "m", name="two")
     assert len(server.sent("POST", "upload_version")) == 1
     other = tmp_path / "other.yaml"
-    other.write_text(PACKAGE.read_text().replace("calib:", "calib-other:"))
+    other.write_text(package.read_text().replace("python:3.11", "python:3.12"))
     assert call(server, capsys, "--model", "m", "--package", str(other), name="three")[0] == 0
     assert len(server.stores["versions"]) == 2
     assert len(server.stores["pipelines"]) == len(server.stores["experiments"]) == 1
@@ -412,6 +418,18 @@ def test_flags_of_the_other_platform_are_refused(server, capsys):
 def test_names_that_a_platform_refuses_are_refused_here(server, capsys, name):
     with pytest.raises(SystemExit, match="2"):
         cli.main([*SUBMIT, "--model", "m", "--name", name])
+
+
+def test_the_projects_own_package(server, capsys):
+    path = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
+    given = ["--model", "gs://models/m", "--questions", "gs://data/q.jsonl", "--lora-r", "16"]
+    assert call(server, capsys, "--package", str(path), *given)[0] == 0
+    (run,) = server.stores["runs"].values()
+    assert run["runtime_config"]["parameters"] == {
+        "model": "gs://models/m",
+        "questions": "gs://data/q.jsonl",
+        "lora_r": 16,
+    }
 
 
 def test_package_of_others_with_names_that_are_flags_and_with_lists(server, capsys, tmp_path):

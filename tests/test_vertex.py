@@ -16,15 +16,15 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud.aiplatform_v1.services.pipeline_service.transports import PipelineServiceGrpcTransport
 from google.cloud.aiplatform_v1.services.schedule_service.transports import ScheduleServiceGrpcTransport
+from small_package import write_small_package
 from vertex_standin import State, VertexServer, fault, service_account_key, serving
 
 import calib_pipelines
-from calib_pipelines import cli, clusters, clusters_vertex, submit
+from calib_pipelines import cli, cluster_flags, clusters, clusters_vertex, submit
 
-PACKAGE = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
 PLACE = ["--target", "vertex", "--project", "my-project", "--region", "europe-west4"]
 RUNS_AS = "calib@my-project.iam.gserviceaccount.com"
-WHAT = ["--package", str(PACKAGE), "--pipeline-root", "gs://bucket/calib", "--service-account", RUNS_AS]
+WHAT = ["--pipeline-root", "gs://bucket/calib", "--service-account", RUNS_AS]
 PARENT = "projects/my-project/locations/europe-west4"
 Code = grpc.StatusCode
 
@@ -32,6 +32,16 @@ Code = grpc.StatusCode
 @pytest.fixture(scope="module")
 def private_key():
     return rsa.generate_private_key(public_exponent=65537, key_size=2048)
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory):
+    return write_small_package(tmp_path_factory.mktemp("package") / "small.yaml")
+
+
+@pytest.fixture(autouse=True)
+def _small_package(monkeypatch, package):
+    monkeypatch.setitem(cluster_flags.PACKAGES, "vertex", package)
 
 
 @pytest.fixture
@@ -90,7 +100,7 @@ def test_job_is_started_with_what_was_given(server, capsys):
     }
     assert job.runtime_config.gcs_output_directory == "gs://bucket/calib"
     assert job.service_account == RUNS_AS
-    assert job.pipeline_spec["pipelineInfo"]["name"] == "restore-calibration"
+    assert job.pipeline_spec["pipelineInfo"]["name"] == "small"
     assert result["link"] == (
         "https://console.cloud.google.com/vertex-ai/locations/europe-west4/pipelines/runs/nightly"
         "?project=my-project"
@@ -222,12 +232,12 @@ def test_unknown_region_is_refused(server, capsys):
 
 
 def test_place_and_account_must_be_given(capsys):
-    given = ["submit", "--target", "vertex", "--package", str(PACKAGE), "--model", "m"]
+    given = ["submit", "--target", "vertex", "--model", "m"]
     code, _, told = call(capsys, *given)
     assert (code, "--pipeline-root" in told, "--service-account" in told) == (2, True, True)
-    code, _, told = call(capsys, *given, *WHAT[2:])
+    code, _, told = call(capsys, *given, *WHAT)
     assert (code, "--project is missing; --region is missing" in told) == (2, True)
-    code, _, told = call(capsys, *given, *WHAT[2:], *PLACE, "--namespace", "team")
+    code, _, told = call(capsys, *given, *WHAT, *PLACE, "--namespace", "team")
     assert (code, "--namespace is not for vertex" in told) == (2, True)
 
 
@@ -362,6 +372,7 @@ def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
     from loopback_tls import certificate, connect_proxy
 
     host = "europe-west4-aiplatform.googleapis.com"
+    path = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
     pem_key, pem_certificate = certificate(host, private_key)
     roots = tmp_path / "roots.pem"
     roots.write_bytes(pem_certificate)
@@ -383,7 +394,18 @@ def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
             "no_proxy": "127.0.0.1",
         }
         done = subprocess.run(
-            [sys.executable, "-m", "calib_pipelines.cli", "pipeline", "submit", *PLACE, *WHAT, *options],
+            [
+                sys.executable,
+                "-m",
+                "calib_pipelines.cli",
+                "pipeline",
+                "submit",
+                *PLACE,
+                *WHAT,
+                "--package",
+                path,
+                *options,
+            ],
             env=environment,
             capture_output=True,
             text=True,
