@@ -12,7 +12,7 @@ import pytest
 import urllib3
 import yaml
 from kfp_standin import KfpServer, error, fault, serving
-from small_package import write_small_package
+from small_package import write_others_package, write_small_package
 
 import calib_pipelines
 from calib_pipelines import cli, cluster_flags, clusters, kubeflow_api, submit
@@ -433,18 +433,8 @@ def test_the_projects_own_package(server, capsys):
 
 
 def test_package_of_others_with_names_that_are_flags_and_with_lists(server, capsys, tmp_path):
-    from kfp import compiler, dsl
-
-    @dsl.component(base_image="python:3.11")
-    def task(region: str, sizes: list):
-        pass
-
-    @dsl.pipeline(name="others")
-    def others(region: str, sizes: list, count: int = 3):
-        task(region=region, sizes=sizes)
-
-    package, parameters = tmp_path / "others.yaml", tmp_path / "parameters.json"
-    compiler.Compiler().compile(others, str(package))
+    package = write_others_package(tmp_path / "others.yaml")
+    parameters = tmp_path / "parameters.json"
     parameters.write_text(json.dumps({"region": "north", "sizes": [1, 2]}))
     code, _, _ = call(
         server, capsys, "--package", str(package), "--parameters", str(parameters), "--count", "5"

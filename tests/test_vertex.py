@@ -16,7 +16,7 @@ import grpc
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud.aiplatform_v1.services.pipeline_service.transports import PipelineServiceGrpcTransport
 from google.cloud.aiplatform_v1.services.schedule_service.transports import ScheduleServiceGrpcTransport
-from small_package import write_small_package
+from small_package import write_kubernetes_package, write_small_package
 from vertex_standin import State, VertexServer, fault, service_account_key, serving
 
 import calib_pipelines
@@ -248,19 +248,8 @@ def test_pipeline_roots_that_are_no_buckets_are_refused(capsys, root):
 
 
 def test_package_with_kubernetes_settings_is_refused(capsys, tmp_path):
-    kubernetes = pytest.importorskip("kfp.kubernetes")
-    from kfp import compiler, dsl
-
-    @dsl.component(base_image="python:3.11")
-    def work():
-        pass
-
-    @dsl.pipeline(name="p")
-    def p():
-        kubernetes.use_secret_as_env(work(), secret_name="s", secret_key_to_env={"a": "A"})  # noqa: S106
-
-    path = tmp_path / "p.yaml"
-    compiler.Compiler().compile(p, str(path))
+    pytest.importorskip("kfp.kubernetes")
+    path = write_kubernetes_package(tmp_path / "kubernetes.yaml")
     code, _, told = call(capsys, "submit", *PLACE, *WHAT, "--package", str(path))
     assert (code, "Kubernetes settings" in told, "--target vertex" in told) == (2, True, True)
 
