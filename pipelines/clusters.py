@@ -101,7 +101,7 @@ class Cluster(Protocol):
         """Let it start no more runs until it is resumed."""
 
     def resume(self, schedule: Schedule) -> None:
-        """Let it start runs again; those that it missed aren't caught up on."""
+        """Let it start runs again; what it missed is not caught up on, but for KFP's last missed time."""
 
     def delete(self, schedule: Schedule) -> None:
         """Remove it; its runs stay."""

@@ -144,7 +144,7 @@ class KfpServer:
 
     def create_experiment(self, request: Request) -> Answer:
         body = checked(request.body, "V2beta1Experiment")
-        if self.named("experiments", body["display_name"]):
+        if self._taken("experiments", body):
             return 409, error(6, f"an experiment named {body['display_name']} already exists")
         return self._new(
             "experiments", "experiment_id", {**body, "storage_state": "AVAILABLE"}, "V2beta1Experiment"
@@ -155,7 +155,7 @@ class KfpServer:
 
     def create_pipeline(self, request: Request) -> Answer:
         body = checked(request.body, "V2beta1Pipeline")
-        if self.named("pipelines", body["display_name"]):
+        if self._taken("pipelines", body):
             return 409, error(6, f"the pipeline name {body['display_name']} already exists")
         return self._new("pipelines", "pipeline_id", body, "V2beta1Pipeline")
 
@@ -230,6 +230,11 @@ class KfpServer:
         if self.stores["recurringruns"].pop(recurring_id, None) is None:
             return 404, error(5, f"recurring run {recurring_id} not found")
         return 200, {}
+
+    def _taken(self, store: str, body: Mapping[str, Any]) -> bool:
+        """Whether the name is taken in the namespace."""
+        there = self.named(store, body["display_name"])
+        return any(one.get("namespace") == body.get("namespace") for one in there)
 
     def _place(self, request: Request) -> dict[str, str]:
         if not self.multi_user:
