@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from calib_core.metrics import summarize
 from calib_core.posthoc import apply_temperature, fit_temperature
 from calib_core.predictions import Predictions, read_predictions
 from calib_core.report import ReportData, write_report
-from calib_core.version import __version__
+from calib_core.version import versions
 
 BRANCHES = ("none", "cft", "rcft")
 
@@ -126,7 +125,7 @@ def promote(
         regime=regime,
         history=_training(model_after).get("history"),
         parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
-        versions={"calib-core": __version__, "python": platform.python_version()},
+        versions=versions(),
         fingerprints={
             "data": facts["before"]["data"],
             "models": _each_side(facts, lambda side: side["model"]),
