@@ -131,7 +131,6 @@ class KubeflowCluster:
             mode="DISABLE" if in_place_of else "ENABLE",
             max_concurrency="1",
             no_catchup=True,
-            **self._scope,
             **self._what_to_run(submission),
         )
         create = self._client.recurring_runs.recurring_run_service_create_recurring_run

@@ -215,9 +215,11 @@ class KfpServer:
         if len(cron.split()) != 6:
             return 400, error(3, f"Invalid input error: Schedule cron is not a valid cron: {cron}")
         status = {"ENABLE": "ENABLED", "DISABLE": "DISABLED"}[body["mode"]]
-        return self._new(
-            "recurringruns", "recurring_run_id", {**body, "status": status}, "V2beta1RecurringRun"
-        )
+        assert "namespace" not in body, "the server takes it from the experiment"
+        content = {**body, "status": status}
+        if namespace := self.stores["experiments"][body["experiment_id"]].get("namespace"):
+            content["namespace"] = namespace
+        return self._new("recurringruns", "recurring_run_id", content, "V2beta1RecurringRun")
 
     def switch_recurring(self, request: Request, recurring_id: str, action: str) -> Answer:
         one = self.stores["recurringruns"].get(recurring_id)
