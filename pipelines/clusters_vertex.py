@@ -16,7 +16,8 @@ import google.auth
 import google.auth.exceptions
 from google.api_core import exceptions
 from google.auth.credentials import Credentials
-from google.cloud import aiplatform, aiplatform_v1, storage
+from google.cloud import aiplatform, aiplatform_v1
+from google.cloud.storage import Client
 from google.protobuf import field_mask_pb2
 
 from calib_core.errors import CalibError, ConfigError
@@ -115,7 +116,7 @@ class VertexCluster:
                 f"region {settings.region!r}: Vertex AI has no such region; the list is at "
                 "https://cloud.google.com/vertex-ai/docs/general/locations, for example europe-west4"
             ) from None
-        place = {
+        place: dict[str, Any] = {
             "credentials": self._credentials,
             "client_options": {"api_endpoint": f"{settings.region}-aiplatform.googleapis.com"},
         }
@@ -246,7 +247,7 @@ class VertexCluster:
     def _check_bucket(self, uri: str) -> None:
         """Refuse a pipeline root whose bucket is missing; one that we may not look at passes."""
         name = uri.removeprefix("gs://").split("/", 1)[0]
-        client = storage.Client(project=self._settings.project, credentials=self._credentials)
+        client = Client(project=self._settings.project, credentials=self._credentials)
         try:
             exists = retried(
                 lambda: self._call(lambda timeout: client.bucket(name).exists(timeout=timeout, retry=None))
