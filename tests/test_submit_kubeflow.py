@@ -421,7 +421,7 @@ def test_names_that_a_platform_refuses_are_refused_here(server, capsys, name):
 
 
 def test_the_projects_own_package(server, capsys):
-    path = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
+    path = Path(calib_pipelines.__file__).with_name("restore-calibration-kubeflow.yaml")
     given = ["--model", "gs://models/m", "--questions", "gs://data/q.jsonl", "--lora-r", "16"]
     assert call(server, capsys, "--package", str(path), *given)[0] == 0
     (run,) = server.stores["runs"].values()

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -356,12 +355,11 @@ def test_schedules_made_by_other_means_are_left_alone(server, capsys):
 
 @pytest.mark.slow
 def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
-    """Nothing is patched: credentials, TLS, the region's host name, and the user's proxy."""
+    """Nothing is patched: the project's package, credentials, TLS, the region's name, the user's proxy."""
     from google.auth import jwt
     from loopback_tls import certificate, connect_proxy
 
     host = "europe-west4-aiplatform.googleapis.com"
-    path = Path(calib_pipelines.__file__).with_name("restore-calibration.yaml")
     pem_key, pem_certificate = certificate(host, private_key)
     roots = tmp_path / "roots.pem"
     roots.write_bytes(pem_certificate)
@@ -383,18 +381,7 @@ def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
             "no_proxy": "127.0.0.1",
         }
         done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "calib_pipelines.cli",
-                "pipeline",
-                "submit",
-                *PLACE,
-                *WHAT,
-                "--package",
-                path,
-                *options,
-            ],
+            [sys.executable, "-m", "calib_pipelines.cli", "pipeline", "submit", *PLACE, *WHAT, *options],
             env=environment,
             capture_output=True,
             text=True,
