@@ -79,7 +79,7 @@ def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentPars
         name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.set_defaults(text=result_text)
+    parser.set_defaults(text=result_text, exit_code=lambda result: 0)
     return parser
 
 
@@ -104,7 +104,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
         return 130
     text = json.dumps(result, ensure_ascii=False, allow_nan=False) if given.json else given.text(result)
     sys.stdout.write(text + "\n")
-    return 0
+    return int(given.exit_code(result))
 
 
 def _add_step(
