@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calib_core import processes
 from calib_core.bootstrap import Interval
 from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.forward import (
@@ -141,21 +142,32 @@ def score(
 def score_encoded(
     loaded: LoadedModel, encoded: EncodedQuestions, *, batch_tokens: int = 4096, description: str = "scoring"
 ) -> Predictions:
-    """`score` for questions that are tokenised already; the model's mode (training or not) is kept."""
+    """`score` for questions that are tokenised already; the model's mode (training or not) is kept.
+
+    Of several processes each computes a part of the batches, and all return the whole, to the last bit the
+    table that one process makes.
+    """
     n, widest = len(encoded), max((len(ids) for ids in encoded.letter_ids), default=2)
     logits = np.full((n, widest), -np.inf, dtype=np.float32)
     mass = np.zeros(n, dtype=np.float32)
-    with evaluating(loaded.model), Progress(description, total=n, unit="questions") as progress:
+    with evaluating(loaded.model):
         prefix = shared_prefix(loaded.model, encoded.input_ids)
         shared = prefix.n_tokens if prefix else 0
         rest = [ids[shared:] for ids in encoded.input_ids]
-        for rows in token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared):
-            vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
-            letters = _letters(vocabulary, [encoded.letter_ids[row] for row in rows])
-            logits[rows, : letters.shape[1]] = letters.cpu().numpy()
-            share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
-            mass[rows] = share.clamp(max=1.0).cpu().numpy()
-            progress.advance(len(rows))
+        batches = processes.even_share(
+            token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared)
+        )
+        with Progress(description, total=sum(map(len, batches)), unit="questions") as progress:
+            for rows in batches:
+                vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
+                letters = _letters(vocabulary, [encoded.letter_ids[row] for row in rows])
+                logits[rows, : letters.shape[1]] = letters.cpu().numpy()
+                share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
+                mass[rows] = share.clamp(max=1.0).cpu().numpy()
+                progress.advance(len(rows))
+    # What another process computed is still -inf and 0 here; NaN stays NaN.
+    logits = np.maximum.reduce(processes.gather(logits))
+    mass = np.maximum.reduce(processes.gather(mass))
     _check_finite(encoded, logits, mass)
     return Predictions(
         ids=tuple(question.id for question in encoded.questions),
