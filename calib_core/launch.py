@@ -44,14 +44,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
             raise error_with(**json.loads(error_file.read_text(encoding="utf-8")))
     sys.stderr.writelines(withheld)
     raise CalibError(
-        f"one of {processes} training processes ended without a word, or with what stands above (launcher's "
-        f"exit code {code}); killed by the system for want of memory, it leaves none: give more, or use fewer "
-        "processes"
+        f"one of {processes} training processes ended without a word, or with what stands above (the "
+        f"launcher's exit code is {code}); one that is killed for want of memory leaves none: give more "
+        "memory, or use fewer processes"
     )
 
 
 def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[list[str], int]:
-    """Run a command, pass on what it writes, and give back its exit code and the launcher's own last words."""
+    """Run a command and pass on what it writes; the launcher's own last words, and the exit code."""
     withheld: list[str] = []
     with subprocess.Popen(  # noqa: S603 - our own command
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

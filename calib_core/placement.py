@@ -1,7 +1,7 @@
 """How a base model lies in memory: a copy in each process, spread over them (FSDP), or in 4 bits (QLoRA).
 
-The engines are torch's `fully_shard` (Zhao et al. 2023, *PyTorch FSDP*) and bitsandbytes (Dettmers et al. 2023,
-*QLoRA*). Only the adapter is trained, in each case.
+The engines are torch's `fully_shard` (Zhao et al. 2023, *PyTorch FSDP*) and bitsandbytes (Dettmers et al.
+2023, *QLoRA*). Only the adapter is trained, in each case.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def spread(model: nn.Module) -> None:
 
 
 def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor as it is, or collected from the processes that it is spread over (which all must ask for it)."""
+    """A tensor as it is, or collected from the processes that it is spread over; all must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
@@ -123,8 +123,8 @@ def check_fits(folder: Path, weights: Sequence[Path], dtype: str, placement: Pla
     if needed > present:
         raise ConfigError(
             f"{folder}: the weights need {needed / 1e9:.1f} GB in {dtype} (placement {placement!r}), and "
-            f"{where} has {present / 1e9:.1f} GB; use a larger machine, dtype bfloat16, or placement 'fsdp' on "
-            "more processes or 'qlora' (docs/distributed.md has the arithmetic)"
+            f"{where} has {present / 1e9:.1f} GB; use a larger machine, dtype bfloat16, or placement 'fsdp' "
+            "on more processes or 'qlora' (docs/distributed.md has the arithmetic)"
         )
 
 

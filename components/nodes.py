@@ -1,8 +1,8 @@
 """Fine-tuning where it was asked for: in this process, in several of this machine, or on several machines.
 
-Several machines are a Kubeflow `TrainJob` or a Vertex custom job, which runs the same image and the same command
-(`python -m calib_core cft ...`) under torchrun on every node; this process makes the job, watches it, and
-removes it again. `docs/distributed.md` describes the parameter `cluster`.
+Several machines are a Kubeflow `TrainJob` or a Vertex custom job, which runs the same image and the same
+command (`python -m calib_core cft ...`) under torchrun on every node; this process makes the job, watches it,
+and removes it again. `docs/distributed.md` describes the parameter `cluster`.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ def job_of(method: str, config: FinetuneConfig, uris: Mapping[str, str], places:
 
 @contextlib.contextmanager
 def ended_by_signal() -> Iterator[None]:
-    """Within the block SIGTERM, with which a pod is ended, raises as Ctrl-C does, so that a job is removed."""
+    """Within the block SIGTERM, with which a pod is ended, raises as Ctrl-C does: a job is removed."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,7 +1,8 @@
 """Fine-tuning on several machines of a Kubernetes cluster, as a `TrainJob` of Kubeflow Trainer.
 
-The job is made, watched and removed through the `kubeflow` SDK's `TrainerClient`. The runtime (`torch-distributed`
-or one of the cluster's own) says how nodes find each other; torchrun starts one process for each GPU of a node.
+The job is made, watched and removed through the `kubeflow` SDK's `TrainerClient`. The runtime
+(`torch-distributed` or one of the cluster's own) says how nodes find each other; torchrun starts one process
+for each GPU of a node.
 """
 
 from __future__ import annotations
@@ -149,7 +150,8 @@ def connect(namespace: str = "") -> TrainerClient:
             kubernetes_config.load_incluster_config(client_configuration=settings)
     except (kubernetes_config.ConfigException, TypeError) as error:
         raise ConfigError(
-            f"no Kubernetes cluster is configured ({error}); run this in a pod of the cluster, or set KUBECONFIG"
+            f"no Kubernetes cluster is configured ({error}); run this in a pod of the cluster, or set "
+            "KUBECONFIG"
         ) from error
     settings.retries = 2
     try:
@@ -225,8 +227,8 @@ def _make(
             _make(client, name, runtime=runtime, trainer=trainer, options=options)
         elif status == 404:
             raise ConfigError(
-                f"{error}: the cluster has no training runtime {runtime!r}, or no Kubeflow Trainer; install it, or "
-                "name another runtime in cluster"
+                f"{error}: the cluster has no training runtime {runtime!r}, or no Kubeflow Trainer; install "
+                "it, or name another runtime in cluster"
             ) from error
         elif status in (400, 401, 403, 422):
             raise ConfigError(_refused(f"the job {name}", "", cause)) from error
@@ -248,8 +250,8 @@ def _watched(client: TrainerClient, name: str, deadline: float, poll_s: float) -
             lost += 1
             if lost > LOST_POLLS or getattr(error.__cause__, "status", None) in (401, 403, 404):
                 raise CalibError(
-                    f"the job {name} is lost ({_reason(error)}); look for it with `kubectl get trainjobs`, and "
-                    "delete it where it is still there"
+                    f"the job {name} is lost ({_reason(error)}); look for it with `kubectl get trainjobs`, "
+                    "and delete it where it is still there"
                 ) from error
             now = state
         if now != state:
@@ -308,8 +310,8 @@ def _refused(what: str, where: str, error: Any) -> str:
     """What a cluster answered to a request that it refuses, and what to do about it."""
     remedies = {
         401: "log in again, or give the pod a service account with a valid token",
-        403: "let the service account create, get, list and delete trainjobs.trainer.kubeflow.org, and get pods "
-        "and pods/log (docs/distributed.md has the role)",
+        403: "let the service account create, get, list and delete trainjobs.trainer.kubeflow.org, and get "
+        "pods and pods/log (docs/distributed.md has the role)",
     }
     remedy = remedies.get(error.status, "correct cluster")
     return f"the cluster{where and ' ' + where} refuses {what} ({_reason(error)}); {remedy}"

@@ -163,8 +163,8 @@ def _explained(what: str) -> Any:
         yield
     except (DefaultCredentialsError, RefreshError) as error:
         raise ConfigError(
-            f"no valid Google credentials for {what} ({error}); run this as a service account, or `gcloud auth "
-            "application-default login`"
+            f"no valid Google credentials for {what} ({error}); run this as a service account, or run "
+            "`gcloud auth application-default login`"
         ) from error
     except ValueError as error:  # of a region that the library doesn't know, say
         raise ConfigError(f"Vertex can't make {what}: {error}; correct cluster") from error
@@ -177,7 +177,8 @@ def _explained(what: str) -> Any:
         raise ConfigError(f"Vertex refuses {what} ({error.message}); correct cluster") from error
     except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
         raise CalibError(
-            f"Vertex did not answer for {what} ({error}); run this again: a job that was made all the same is found"
+            f"Vertex did not answer for {what} ({error}); run this again: a job that was made all the same "
+            "is found"
         ) from error
 
 

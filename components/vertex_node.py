@@ -10,12 +10,13 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 PORT = 3333
 """Of the first node, where the variable names no open port."""
 
 
-def torchrun_command(spec: Mapping[str, object], processes: int, arguments: Sequence[str]) -> list[str]:
+def torchrun_command(spec: Mapping[str, Any], processes: int, arguments: Sequence[str]) -> list[str]:
     """The command of this node.
 
     Args:
@@ -23,17 +24,17 @@ def torchrun_command(spec: Mapping[str, object], processes: int, arguments: Sequ
         processes: to start here.
         arguments: the command of `calib_core` and its flags.
     """
-    pools: dict[str, list[str]] = dict(spec["cluster"])  # type: ignore[call-overload]
-    task: dict[str, object] = dict(spec["task"])  # type: ignore[call-overload]
+    pools: dict[str, list[str]] = spec["cluster"]
+    task: dict[str, Any] = spec["task"]
     hosts = [(pool, number) for pool in sorted(pools) for number in range(len(pools[pool]))]
     ports = spec.get("open_ports") or [PORT]
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         f"--nnodes={len(hosts)}",
-        f"--node_rank={hosts.index((str(task['type']), int(str(task['index']))))}",
+        f"--node_rank={hosts.index((str(task['type']), int(task['index'])))}",
         f"--nproc_per_node={processes}",
         f"--master_addr={pools['workerpool0'][0].rpartition(':')[0]}",
-        f"--master_port={list(ports)[0]}",  # type: ignore[call-overload]
+        f"--master_port={ports[0]}",
         *("-m", "calib_core", *arguments),
     ]
 

@@ -1,7 +1,7 @@
 """A stand-in for the Kubernetes API on 127.0.0.1: what Kubeflow Trainer's client asks for, and faults.
 
-A `TrainJob` that is created is held to the published models first: a field that they don't know, or a value of
-another type, is refused as the real API refuses it.
+A `TrainJob` that is created is held to the published models first: a field that they don't know, or a value
+of another type, is refused as the real API refuses it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ TRAINER = "/apis/trainer.kubeflow.org/v1alpha1"
 JOBS = f"{TRAINER}/namespaces/{NAMESPACE}/trainjobs"
 PODS = f"/api/v1/namespaces/{NAMESPACE}/pods"
 
+ANCESTOR = {"trainer.kubeflow.org/trainjob-ancestor-step": "trainer"}
 RUNTIME = {
     "apiVersion": "trainer.kubeflow.org/v1alpha1",
     "kind": "ClusterTrainingRuntime",
@@ -80,15 +81,15 @@ class Cluster:
             return self._create(body)
         if path.startswith(JOBS + "/"):
             return self._job(method, path.rpartition("/")[2])
-        if path == f"{TRAINER}/clustertrainingruntimes/torch-distributed":
-            return 200, RUNTIME
-        if path == PODS:
-            return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": self._pods()}
-        if path == f"{PODS}/the-pod/log":
-            return 200, self.log
-        if path == "/version/":
-            names = ("major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion")
-            return 200, dict.fromkeys((*names, "compiler", "platform"), "1")
+        version = ("major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion")
+        things: dict[str, Any] = {
+            f"{TRAINER}/clustertrainingruntimes/torch-distributed": RUNTIME,
+            PODS: {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": self._pods()},
+            f"{PODS}/the-pod/log": self.log,
+            "/version/": dict.fromkeys((*version, "compiler", "platform"), "1"),
+        }
+        if path in things:
+            return 200, things[path]
         return 404, {"kind": "Status", "code": 404, "reason": "NotFound", "message": f"{path} not found"}
 
     def _create(self, body: Any) -> tuple[int, Any]:

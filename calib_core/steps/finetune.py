@@ -113,8 +113,9 @@ class FinetuneConfig:
         check.value("critical_accuracy", lambda share: 0 <= share <= 1, "a share from 0 to 1")
         check.that(
             lambda c: c.batch_size >= c.processes * c.nodes,
-            f"batch_size is {self.batch_size}, and each of {self.processes} x {self.nodes} processes (processes "
-            "x nodes) takes one question of a batch at least; give a larger batch_size or fewer processes",
+            f"batch_size is {self.batch_size}, and each of {self.processes} x {self.nodes} processes "
+            "(processes x nodes) takes one question of a batch at least; give a larger batch_size or fewer "
+            "processes",
         )
         check.that(
             lambda c: c.placement != "fsdp" or c.processes * c.nodes > 1,
@@ -235,8 +236,9 @@ def _launched(
 
     if config.nodes > 1:
         raise ConfigError(
-            f"nodes is {config.nodes}, and this is one machine; a job on several is started by `calib {method}` "
-            "or by the fine-tuning component, with `cluster`; or give nodes 1 and more processes"
+            f"nodes is {config.nodes}, and this is one machine; a job on several is started by the command "
+            f"`calib {method}` or by the fine-tuning component, with `cluster`; or give nodes 1 and more "
+            "processes"
         )
     read_data(data, shots=config.shots)  # so that a wrong folder is told before anything is started
     launch(
