@@ -177,11 +177,10 @@ class Finetuning:
         self._names = list(parameters)
         optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
         steps = self._steps_per_epoch * config.epochs
-        # Not prepared by accelerate, which would step it once for every process.
         self._schedule = get_cosine_schedule_with_warmup(
             optimizer, round(config.warmup_fraction * steps), steps
         )
-        self._optimizer: Any = optimizer if spreading else self._accelerator.prepare(optimizer)
+        self._optimizer = optimizer
         self._model = self._loaded.model if spreading else self._accelerator.prepare(self._loaded.model)
         set_seed(config.seed, device_specific=True)  # processes must not drop out the same units
 
@@ -223,7 +222,7 @@ class Finetuning:
                     "use a lower learning_rate, or dtype float32, and look at these questions"
                 )
             # Gradients are averaged over the processes, where the shares are meant to be added up.
-            self._accelerator.backward(loss * (processes.count() / config.gradient_accumulation))
+            (loss * (processes.count() / config.gradient_accumulation)).backward()
         if steps:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
             state.steps += 1

@@ -146,14 +146,21 @@ def finetune(method: str, config: FinetuneConfig, *, model: Place, data: Place, 
         METHODS[method](config, model.path, Path(data.path), Path(adapter.path))
         return
     settings = read_settings(config.cluster)
-    if isinstance(settings, KubeflowSettings):
-        from calib_components.nodes_kubeflow import train_job  # noqa: PLC0415 - only where it is asked for
+    places = {"model": model, "data": data, "adapter": adapter}
+    try:
+        if isinstance(settings, KubeflowSettings):
+            from calib_components.nodes_kubeflow import train_job  # noqa: PLC0415 - only where asked for
 
-        train_job(method, config, settings, model=model, data=data, adapter=adapter)
-    else:
-        from calib_components.nodes_vertex import custom_job  # noqa: PLC0415
+            train_job(method, config, settings, **places)
+        else:
+            from calib_components.nodes_vertex import custom_job  # noqa: PLC0415
 
-        custom_job(method, config, settings, model=model, data=data, adapter=adapter)
+            custom_job(method, config, settings, **places)
+    except ModuleNotFoundError as error:
+        extra = "kubeflow" if isinstance(settings, KubeflowSettings) else "vertex"
+        raise ConfigError(
+            f"a job on several machines needs the package {error.name}; install 'calib-core[{extra}]'"
+        ) from error
 
 
 def read_settings(cluster: str) -> KubeflowSettings | VertexSettings:

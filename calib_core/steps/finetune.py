@@ -164,8 +164,10 @@ def _finetune(
 ) -> dict[str, Any]:
     if not processes.launched() and config.processes * config.nodes > 1:
         return _launched(config, model, data, out, method)
+    import torch  # noqa: PLC0415 (commands without models do without)
+
     from calib_core.checkpoints import drop_checkpoint  # noqa: PLC0415
-    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415 (torch: commands without models do without)
+    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415
     from calib_core.models import load_model  # noqa: PLC0415
     from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.scoring import encode_questions, score_encoded  # noqa: PLC0415
@@ -208,7 +210,14 @@ def _finetune(
         objective=method,
         work=work,
     )
-    result = run.run()
+    try:
+        result = run.run()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use a smaller "
+            "batch_size with more gradient_accumulation, fewer batch_tokens, a smaller lora_r, placement 'fsdp' "
+            "on more processes or 'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
+        ) from error
     record = {
         "method": method,
         "input_adapter": origin["adapter"],

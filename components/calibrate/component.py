@@ -93,8 +93,8 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
             the processes) or `qlora` (a copy in each process, in 4 bits).
         processes: Processes on each machine, one for each of its GPUs.
-        nodes: Machines; more than one are started as a job on the cluster that `cluster` describes.
-        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
+        nodes: Machines; 1, since all of this runs on one.
+        cluster: Without meaning on one machine.
         mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen
             already.
 
