@@ -45,6 +45,11 @@ def spread(model: nn.Module) -> None:
     fully_shard(model, mesh=mesh)
 
 
+def is_spread(model: nn.Module) -> bool:
+    """Whether a model's tensors are spread over the processes."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 def whole_tensor(tensor: Tensor) -> Tensor:
     """A tensor as it is, or collected from the processes that it is spread over; all must ask for it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

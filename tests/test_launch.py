@@ -51,7 +51,7 @@ def model(tmp_path_factory) -> str:
 def data(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     sources = {name: str(folder / f"{name}.parquet") for name in ("fit", "calibration", "test")}
-    for seed, (name, path) in enumerate(sources.items()):
+    for seed, path in enumerate(sources.values()):
         write_questions(world(31, seed=seed), path)
     prepare(PrepareConfig(**sources), folder / "data")
     return folder / "data"
@@ -114,7 +114,7 @@ def test_an_error_keeps_its_exit_code(monkeypatch, capsys, code, kind) -> None:
     fake(
         monkeypatch, f"echo '{report}' > $CALIB_ERROR_FILE; echo Traceback '(most recent call last)'; exit 1"
     )
-    with pytest.raises(kind, match="^too few$") as caught:
+    with pytest.raises(kind, match=r"^too few$") as caught:
         launch(2, ["cft"])
     assert caught.type is kind
     assert capsys.readouterr().err == ""
@@ -146,7 +146,7 @@ def test_impossible_combinations_are_refused(changes, message) -> None:
 
 
 def test_several_machines_are_no_matter_of_the_library(data, tmp_path) -> None:
-    with pytest.raises(ConfigError, match="nodes is 2, and this is one machine; .*`calib cft`"):
+    with pytest.raises(ConfigError, match=r"nodes is 2, and this is one machine; .*`calib cft`"):
         cft(replace(TWO, nodes=2), "any", data, tmp_path / "out")
 
 

@@ -48,9 +48,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("share", [0.9, 1.1])
-def test_a_machine_that_is_too_small_is_refused_before_the_model_is_loaded(
-    folder, monkeypatch, share
-) -> None:
+def test_a_machine_that_is_too_small_is_refused_before_loading(folder, monkeypatch, share) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     weights = 4 * sum(p.numel() for p in load_model(folder, dtype="float32").model.parameters())
     monkeypatch.setattr(placement, "memory_bytes", lambda: share * weights)

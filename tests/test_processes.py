@@ -1,4 +1,4 @@
-"""Two processes train as one does: losses, evaluations, targets and adapters, and each other's checkpoints."""
+"""Two processes train as one does: losses, evaluations, targets, adapters, and each other's checkpoints."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
             wrong.append(f"mode is {self.mode!r}; give one of {', '.join(map(repr, MODES))}")
         if self.nodes != 1:
             wrong.append(
-                f"nodes is {self.nodes}, and calibrate runs on one machine; give 1, or evaluate, fine-tune and "
-                "promote one after the other"
+                f"nodes is {self.nodes}, and calibrate runs on one machine; give 1, or evaluate, fine-tune "
+                "and promote one after the other"
             )
         for part in (EvaluateConfig, FinetuneConfig, PromoteConfig):
             try:

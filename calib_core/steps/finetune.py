@@ -215,8 +215,8 @@ def _finetune(
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use a smaller "
-            "batch_size with more gradient_accumulation, fewer batch_tokens, a smaller lora_r, placement 'fsdp' "
-            "on more processes or 'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
+            "batch_size with more gradient_accumulation, fewer batch_tokens, a smaller lora_r, placement "
+            "'fsdp' on more processes or 'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
         ) from error
     record = {
         "method": method,
