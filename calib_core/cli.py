@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentPars
 def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Run the command that `arguments` name, print its result, and return the exit code."""
     given = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change: not the user's
     try:
         result: Result = given.run(given)
     except CalibError as error:

@@ -30,6 +30,8 @@ from calib_core.steps.task import ERROR_FILE_VARIABLE
 PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
 LOG_TAIL_LINES = 15
 
+_QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # what libraries will change is for developers to read
+
 _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a fifth of the time on two cores
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
@@ -71,7 +73,7 @@ def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
         error_file = Path(scratch) / "error.json"
         screen = _Screen(log, _task_names(pipeline.pipeline_spec))
         try:
-            environment = {**_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
+            environment = {**_QUIET, **_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
             with _environment(environment), contextlib.redirect_stdout(screen):
                 outputs = pipeline(**parameters).outputs
         except RuntimeError:  # all that kfp.local says of a task that failed

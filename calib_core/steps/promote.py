@@ -119,7 +119,7 @@ def promote(
         "timing": _timing(facts, model_after),
     }
     data = ReportData(
-        title=Path(model_before).name,
+        title=Path(facts["before"]["model"]["base"]).name,
         summary=summary if branch != "none" else {**summary, "after": None},
         before=test["before"],
         after=test.get("after"),
