@@ -33,7 +33,14 @@ def join() -> None:
     if launched():
         from accelerate import PartialState  # noqa: PLC0415 (torch: what talks only does without)
 
-        PartialState(timeout=PATIENCE)
+        PartialState(cpu=on_cpus(), timeout=PATIENCE)
+
+
+def on_cpus() -> bool:
+    """Whether several processes compute on CPUs; accelerate takes them for unrelated ones unless told so."""
+    import torch  # noqa: PLC0415
+
+    return launched() and not torch.cuda.is_available()
 
 
 def count() -> int:

@@ -121,7 +121,7 @@ class Finetuning:
         self._best: dict[str, Tensor] = {}
         self._heldout: tuple[int, Predictions] | None = None
         processes.join()
-        self._accelerator = Accelerator()
+        self._accelerator = Accelerator(cpu=processes.on_cpus())
         self._sampler = LengthGroupedBatches(
             [len(ids) for ids in fit.input_ids], config.batch_size, config.seed
         )
