@@ -57,8 +57,8 @@ def two(model, one, tmp_path_factory) -> list[dict[str, Any]]:
         "spread cut": {"objective": "rcft", "changes": spread, "interrupt_at": 5},
     }
     cases = {name: {"work": str(work / name), **case} for name, case in cases.items()}
-    cases["goes on"] = {**cases["cut"], "interrupt_at": 0}
-    cases["spread goes on"] = {**cases["spread cut"], "interrupt_at": 0}
+    for name, cut in (("goes on", "cut"), ("spread goes on", "spread cut")):
+        cases[name] = {key: value for key, value in cases[cut].items() if key != "interrupt_at"}
     launch(model, work, cases)
     return [{**json.loads((work / f"{rank}.json").read_text()), "work": work} for rank in (0, 1)]
 
