@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from google.api_core import exceptions
-from google.auth.exceptions import DefaultCredentialsError, RefreshError
+from google.auth.exceptions import DefaultCredentialsError, RefreshError, TransportError
 from google.cloud import aiplatform
 from google.cloud.aiplatform_v1.types import JobState
 
@@ -175,7 +175,7 @@ def _explained(what: str) -> Any:
         ) from error
     except exceptions.ClientError as error:
         raise ConfigError(f"Vertex refuses {what} ({error.message}); correct cluster") from error
-    except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
+    except (exceptions.GoogleAPICallError, exceptions.RetryError, OSError, TransportError) as error:
         raise CalibError(
             f"Vertex did not answer for {what} ({error}); run this again: a job that was made all the same "
             "is found"

@@ -116,7 +116,7 @@ def vertex(monkeypatch) -> Iterator[JobService]:
 
     monkeypatch.setattr(JobServiceGrpcTransport, "create_channel", staticmethod(channel))
     monkeypatch.setattr(nodes_vertex.run_job, "__kwdefaults__", {"poll_s": 0.02})
-    aiplatform.init(credentials=AnonymousCredentials())
+    aiplatform.init(project="p", api_transport="grpc", credentials=AnonymousCredentials())
     yield service
     server.stop(None)
     assert set(asked) <= {"europe-west4-aiplatform.googleapis.com:443"}
