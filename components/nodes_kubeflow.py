@@ -203,7 +203,7 @@ def run_job(
         _remove(client, name)
     if status != "Complete":
         why = "".join(f"\n  {line}" for line in lines) or " it left no log"
-        raise CalibError(f"the training job {name} failed; the end of its first node's log:{why}")
+        raise CalibError(f"the training job {name} failed; its first node said:{why}")
 
 
 def _make(
@@ -279,10 +279,13 @@ def _follow(client: TrainerClient, name: str) -> None:
 
 
 def _last_lines(client: TrainerClient, name: str) -> list[str]:
+    """What the first node said last: `calib`'s own errors where there are any, else the end of its log."""
     try:
-        return list(client.get_job_logs(name))[-LAST_LINES:]
+        lines = [line for text in client.get_job_logs(name) for line in text.splitlines()]
     except (RuntimeError, TimeoutError, ValueError):
         return []
+    errors = list(dict.fromkeys(line for line in lines if line.startswith("error: ")))
+    return errors or lines[-LAST_LINES:]
 
 
 def _remove(client: TrainerClient, name: str) -> None:

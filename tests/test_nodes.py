@@ -144,9 +144,9 @@ def test_what_the_nodes_cant_reach_is_refused_before_a_job_is_made(cluster, tmp_
 
 def test_a_failed_job_is_told_with_the_end_of_its_log_and_removed(cluster) -> None:
     cluster.states = ["Running", "Failed"]
-    cluster.log = "".join(f"line {i}\n" for i in range(99)) + "error: the loss is nan at step 3\n"
+    cluster.log = "".join(f"line {i}\n" for i in range(99)) + "RuntimeError: no luck\n"
     with pytest.raises(
-        CalibError, match=r"failed; the end of(?s:.*)line 98\n  error: the loss is nan at"
+        CalibError, match=r"failed; its first node said:(?s:.*)line 98\n  RuntimeError: no luck$"
     ) as caught:
         train()
     assert "line 9\n" not in str(caught.value)
