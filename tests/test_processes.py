@@ -70,7 +70,7 @@ def launch(model: Path, out: Path, cases: dict[str, Any]) -> None:
     command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
     command += [str(HERE / "in_processes.py"), str(model), str(out), json.dumps(cases)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=2000)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
     assert run.returncode == 0, run.stderr[-4000:]
 
 
