@@ -34,3 +34,13 @@ class NotEnoughDataError(CalibError):
     """The data can't support the decision that was asked for; the message says how much would."""
 
     exit_code = 3
+
+
+class StaleVersionError(CalibError):
+    """A file was changed by someone else between reading and writing it, so nothing was written."""
+
+
+def short(value: object, limit: int = 80) -> str:
+    """A value's repr, cut to fit a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,19 +18,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import DataFormatError, short
 from calib_core.files import whole_file
 from calib_core.prediction_rows import (
     MAX_OPTIONS,
     MIN_OPTIONS,
     PROTOCOL_KEY,
     SUM_TOLERANCE,
-    local_path,
     read_rows,
     refuse,
-    short,
     to_logits,
 )
+from calib_core.questions import Question
+from calib_core.storage import fetch, published
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -186,8 +188,10 @@ class Predictions:
         return [(row, field, f"id {self.ids[row]!r}: {message}") for row, field, message in sorted(problems)]
 
 
-def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
-    """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`).
+def read_predictions(
+    uri: str | os.PathLike[str], *, questions: Mapping[str, Question] | None = None
+) -> Predictions:
+    """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`); without an ending, either.
 
     Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list
     with one number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns
@@ -196,15 +200,21 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
     the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
     float32, so that probabilities come back to about 1e-7.
 
+    Sample files of lm-eval and output files of Vertex AI's batch prediction are read too, told by their
+    columns (`calib_core.foreign_predictions`).
+
     Args:
-        uri: a path or a `file://` URI.
+        uri: a path, or a `file://` or `gs://` URI.
+        questions: the questions by id, where the table leaves out their answers; each row must be one of
+            them.
 
     Raises:
+        ConfigError: the URI can't be reached; see `calib_core.storage.fetch`.
         DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
             or lines, count from 1).
     """
-    path = local_path(uri)
-    rows, kind, has_letter_mass, protocol = read_rows(path)
+    path = fetch(uri)
+    rows, kind, has_letter_mass, protocol = read_rows(path, questions or {})
     lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
     logits = np.full((len(rows), int(n_options.max())), -np.inf)
@@ -228,14 +238,14 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
 
 
 def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
-    """Write a predictions table as Parquet, whole or not at all.
+    """Write a predictions table as Parquet, whole or not at all, to a path or a `file://` or `gs://` URI.
 
     Raises:
-        DataFormatError: `uri` isn't a local path that ends in `.parquet`.
+        ConfigError: the URI can't be written to; see `calib_core.storage.publish`.
+        DataFormatError: `uri` neither ends in `.parquet` nor has no ending (an artifact's).
     """
-    path = local_path(uri)
-    if path.suffix != ".parquet":
-        raise DataFormatError(f"{path}: predictions are written as Parquet; let the name end in .parquet")
+    if PurePath(uri).suffix not in (".parquet", ""):
+        raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")
     own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
     offsets = np.concatenate([[0], np.cumsum(predictions.n_options)]).astype(np.int32)
     columns: dict[str, pa.Array] = {
@@ -252,8 +262,34 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.protocol is not None:
         text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
         table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
-    with whole_file(path) as temporary:
+    with published(uri) as path, whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def concatenate(tables: Sequence[Predictions]) -> Predictions:
+    """The rows of several tables, one after the other, with the first one's protocol.
+
+    Letter masses are kept where all tables have them.
+
+    Raises:
+        DataFormatError: an id is there twice.
+    """
+    widest = max(table.logits.shape[1] for table in tables)
+    masses = [table.letter_mass for table in tables if table.letter_mass is not None]
+    return Predictions(
+        ids=tuple(name for table in tables for name in table.ids),
+        labels=np.concatenate([table.labels for table in tables]),
+        logits=np.concatenate(
+            [
+                np.pad(table.logits, ((0, 0), (0, widest - table.logits.shape[1])), constant_values=-np.inf)
+                for table in tables
+            ]
+        ),
+        n_options=np.concatenate([table.n_options for table in tables]),
+        letter_mass=np.concatenate(masses) if len(masses) == len(tables) else None,
+        subjects=tuple(subject for table in tables for subject in table.subjects),
+        protocol=tables[0].protocol,
+    )
 
 
 def check_same_protocol(a: Predictions, b: Predictions) -> None:
@@ -275,11 +311,11 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
     may_differ = {"adapter"}
     if a.protocol.get("base_digest") and a.protocol.get("base_digest") == b.protocol.get("base_digest"):
         may_differ |= {"model", "revision"}  # the same weights, wherever they lie
-    names = sorted((a.protocol.keys() | b.protocol.keys()) - may_differ)
+    one, other = (_flat(table.protocol, may_differ) for table in (a, b))
     different = [
-        f"{name}: {short(a.protocol.get(name))} and {short(b.protocol.get(name))}"
-        for name in names
-        if a.protocol.get(name) != b.protocol.get(name)
+        f"{name}: {short(one.get(name))} and {short(other.get(name))}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
     ]
     if different:
         raise DataFormatError(
@@ -287,6 +323,19 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
             + "; ".join(different)
             + "); score both with the same settings"
         )
+
+
+def _flat(protocol: dict[str, Any] | None, left_out: set[str]) -> dict[str, Any]:
+    """A protocol's fields but some, those of its parts by names like `prompt.form`."""
+    flat: dict[str, Any] = {}
+    for name, value in (protocol or {}).items():
+        if name not in left_out:
+            flat |= (
+                {f"{name}.{key}": part for key, part in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+    return flat
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
@@ -302,9 +351,8 @@ def _floats(name: str, values: ArrayLike) -> NDArray[np.float32]:
     array = np.asarray(values)
     if array.size and not np.issubdtype(array.dtype, np.floating):
         raise DataFormatError(f"predictions: {name} must be floating-point numbers, found {array.dtype}")
-    with np.errstate(
-        over="ignore"
-    ):  # a float64 beyond float32's range becomes infinite, and is refused as such
+    # A float64 beyond float32's range becomes infinite, and is refused as such.
+    with np.errstate(over="ignore"):
         return _read_only(array.astype(np.float32))
 
 

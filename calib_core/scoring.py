@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from calib_core.preferences import Preference
 from calib_core.progress import Progress
 from calib_core.prompts import PromptEncoder, leading_bos, text_ids
 from calib_core.questions import Question
+from calib_core.selective import wilson
 from calib_core.version import __version__
 
 __all__ = [
@@ -77,6 +76,15 @@ class EncodedQuestions:
 
     def __len__(self) -> int:
         return len(self.questions)
+
+    def subset(self, rows: Sequence[int]) -> EncodedQuestions:
+        """The questions at `rows`, in that order."""
+        return replace(
+            self,
+            questions=tuple(self.questions[row] for row in rows),
+            input_ids=tuple(self.input_ids[row] for row in rows),
+            letter_ids=tuple(self.letter_ids[row] for row in rows),
+        )
 
 
 def encode_questions(
@@ -141,9 +149,19 @@ def score(
 
 
 def score_encoded(
-    loaded: LoadedModel, encoded: EncodedQuestions, *, batch_tokens: int = 4096, description: str = "scoring"
+    loaded: LoadedModel,
+    encoded: EncodedQuestions,
+    *,
+    batch_tokens: int = 4096,
+    part: tuple[int, int] = (0, 1),
+    description: str = "scoring",
 ) -> Predictions:
     """`score` for questions that are tokenised already; the model's mode (training or not) is kept.
+
+    With `part` (i, n) every n-th batch is computed, from the i-th on, and only its questions are returned, in
+    the order given. The n parts hold every question once, with the very bits that one call for all of them
+    gives: the last bits of a question's logits depend on what else is in its batch and on the tokens of the
+    shared prefix, so whole batches of the one plan are dealt out, and never single questions.
 
     Of several processes each computes a part of the batches, and all return the whole, to the last bit the
     table that one process makes.
@@ -155,9 +173,9 @@ def score_encoded(
         prefix = shared_prefix(loaded.model, encoded.input_ids)
         shared = prefix.n_tokens if prefix else 0
         rest = [ids[shared:] for ids in encoded.input_ids]
-        batches = processes.even_share(
-            token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared)
-        )
+        planned = token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared)
+        planned = planned[part[0] :: part[1]]
+        batches = processes.even_share(planned)
         with Progress(description, total=sum(map(len, batches)), unit="questions") as progress:
             for rows in batches:
                 vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
@@ -169,6 +187,9 @@ def score_encoded(
     # What another process computed is still -inf and 0 here; NaN stays NaN.
     logits = np.maximum.reduce(processes.gather(logits))
     mass = np.maximum.reduce(processes.gather(mass))
+    if part != (0, 1):
+        scored = sorted(row for rows in planned for row in rows)
+        encoded, logits, mass = encoded.subset(scored), logits[scored], mass[scored]
     _check_finite(encoded, logits, mass)
     return Predictions(
         ids=tuple(question.id for question in encoded.questions),
@@ -365,23 +386,16 @@ def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[
     chosen, rejected = logprobs.chosen_nats, logprobs.rejected_nats
     whole = np.heaviside(chosen - rejected, 0.5)
     mean = np.heaviside(chosen / logprobs.chosen_tokens - rejected / logprobs.rejected_tokens, 0.5)
+
+    def share(wins: NDArray[np.float64]) -> dict[str, float]:
+        value = float(wins.mean())
+        return Interval(value, *wilson(value, n, confidence=confidence)).to_dict()
+
     return {
         "n": n,
-        "sum": wilson_interval(float(whole.mean()), n, confidence).to_dict(),
-        "per_token": wilson_interval(float(mean.mean()), n, confidence).to_dict(),
+        "sum": share(whole),
+        "per_token": share(mean),
     }
-
-
-def wilson_interval(share: float, n: int, confidence: float) -> Interval:
-    """Wilson's score interval of a share of `n` cases.
-
-    >>> [round(x, 4) for x in wilson_interval(0.5, 10, 0.95).to_dict().values()]
-    [0.5, 0.2366, 0.7634]
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 
 def _continuation(loaded: LoadedModel, prompt_text: str, prompt: list[int], text: str) -> list[int]:

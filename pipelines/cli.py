@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     try:
-        _add_pipeline(commands, complete=given[:1] == ["pipeline"])
+        _add_pipeline(commands, given)
     except ModuleNotFoundError as error:
         if error.name != "kfp":
             raise
@@ -82,13 +82,16 @@ def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
     parser.set_defaults(run=run)
 
 
-def _add_pipeline(commands: Subparsers, *, complete: bool) -> None:
+def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     """Add `calib pipeline`; its own subcommands, which import KFP, only where they are asked for."""
-    text = "run the pipeline here, or compile it"
+    text = "run the pipeline here, compile it, or submit and schedule it elsewhere"
     parser = commands.add_parser("pipeline", help=text, description=text[0].upper() + text[1:] + ".")
-    if not complete:
+    if given[:1] != ["pipeline"]:
         return
     from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.schedule import add_schedule  # noqa: PLC0415
+    from calib_pipelines.submit import add_submit  # noqa: PLC0415
+    from calib_pipelines.targets import add_compile  # noqa: PLC0415
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = command(subcommands, "run", "run the compiled pipeline on this machine")
@@ -98,17 +101,9 @@ def _add_pipeline(commands: Subparsers, *, complete: bool) -> None:
     parameters = _parameters(restore_calibration.component_spec.inputs)
     add_flags(run, parameters)
     run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
-    compile_ = command(subcommands, "compile", "compile the pipeline to a package that KFP takes")
-    compile_.add_argument(
-        "--target", choices=("kubeflow",), default="kubeflow", help="platform (default: kubeflow)"
-    )
-    compile_.add_argument(
-        "--output",
-        type=Path,
-        default=Path("restore-calibration.yaml"),
-        help="default: restore-calibration.yaml",
-    )
-    compile_.set_defaults(run=_compile)
+    add_compile(subcommands)
+    add_submit(subcommands, given[1:])
+    add_schedule(subcommands, given[1:])
 
 
 def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
@@ -129,16 +124,6 @@ def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[
 
     values = {parameter.name: getattr(given, parameter.name) for parameter in parameters}
     return run_local(values, given.out)
-
-
-def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
-    from calib_pipelines.compile import write  # noqa: PLC0415 - needs KFP
-    from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415
-
-    if given.output.suffix not in (".yaml", ".json"):
-        raise ConfigError(f"{given.output}: the package's name must end in .yaml or .json")
-    write(restore_calibration, given.output)
-    return {"package": str(given.output)}
 
 
 if __name__ == "__main__":

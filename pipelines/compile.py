@@ -6,6 +6,7 @@ else `calib:<package version>`.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from kfp import compiler
@@ -14,10 +15,14 @@ from kfp.dsl.base_component import BaseComponent
 import calib_components
 import calib_pipelines
 from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines.score_large import score_large
 
 
+@functools.cache
 def targets() -> dict[Path, BaseComponent]:
     """Where each compiled YAML stands, and what it is compiled from."""
+    from calib_pipelines.targets import TARGETS, package  # noqa: PLC0415 - which imports this module
+
     components = Path(calib_components.__file__).parent
     pipelines = Path(calib_pipelines.__file__).parent
     found: dict[Path, BaseComponent] = {
@@ -25,6 +30,9 @@ def targets() -> dict[Path, BaseComponent]:
         for name in calib_components.__all__
     }
     found[pipelines / "restore-calibration.yaml"] = restore_calibration
+    for name, target in TARGETS.items():
+        found[pipelines / f"restore-calibration-{name}.yaml"] = package(name, target.settings())
+    found[pipelines / "score-large.yaml"] = score_large
     return found
 
 

@@ -18,6 +18,7 @@ from calib_core.progress import say
 from calib_core.questions import write_questions
 from calib_core.steps.finetune import FinetuneConfig, cft
 from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.storage import require_local
 from calib_pipelines.local import run_local
 
 N_PAIRS = 160
@@ -59,6 +60,7 @@ def run_demo(scenario: str, out: Path) -> dict[str, Any]:
     Raises:
         CalibError: a package of the demonstration is missing, or a step failed.
     """
+    require_local(out)
     inputs = out.absolute() / "inputs"
     questions, pairs = inputs / "questions.parquet", inputs / "preferences.parquet"
     write_questions(make_questions(), questions)

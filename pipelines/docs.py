@@ -13,6 +13,7 @@ from kfp.dsl.base_component import BaseComponent
 import calib_components
 import calib_pipelines
 from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines.score_large import score_large
 
 START, END = "<!-- tables: written by `make docs` -->", "<!-- end of tables -->"
 
@@ -38,7 +39,7 @@ def tables(component: BaseComponent) -> str:
 
 def _kind(name: str) -> str:
     """A type as people know it: `system.Model@0.0.1` is a Model."""
-    return name.removeprefix("system.").partition("@")[0]
+    return name.removeprefix("system.").removeprefix("typing.").partition("@")[0]
 
 
 def _line(text: str | None) -> str:
@@ -65,7 +66,9 @@ def readmes() -> dict[Path, BaseComponent]:
     found: dict[Path, BaseComponent] = {
         root / name / "README.md": getattr(calib_components, name) for name in calib_components.__all__
     }
-    found[Path(calib_pipelines.__file__).with_name("README.md")] = restore_calibration
+    pipelines = Path(calib_pipelines.__file__).parent
+    found[pipelines / "README.md"] = restore_calibration
+    found[pipelines / "score-large.md"] = score_large
     return found
 
 

@@ -18,7 +18,7 @@ from kfp import local
 from kfp.components import load_component_from_file
 
 from calib_core.errors import CalibError, ConfigError
-from calib_core.files import read_json, whole_folder, write_json
+from calib_core.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.parameters import config_from, parameters_of
 from calib_core.progress import say
 from calib_core.steps.evaluate import EvaluateConfig
@@ -26,6 +26,7 @@ from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.task import ERROR_FILE_VARIABLE
+from calib_core.storage import require_local
 
 PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
 LOG_TAIL_LINES = 15
@@ -56,6 +57,8 @@ def run_local(parameters: Mapping[str, Any], out: Path) -> dict[str, Any]:
     """
     pipeline = load_component_from_file(str(PIPELINE))
     _check(pipeline.component_spec.inputs, parameters)
+    require_local(out)
+    check_output_folder(out / "model", "calibration.json", inputs=[str(parameters["model"])])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's

@@ -7,6 +7,7 @@ from kfp.dsl import HTML, Artifact, Dataset, Model
 
 from calib_components import cft_finetune, data_prep, dpo_align, em_ece_finetune, evaluate, promote
 from calib_components.image import IMAGE
+from calib_pipelines.placement import Placement, build
 
 
 class Outputs(NamedTuple):
@@ -36,8 +37,8 @@ def keep(
     return (model, evaluation, regime, branch)
 
 
-@dsl.pipeline(name="restore-calibration")
-def restore_calibration(
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
     model: str,
     questions: str = "",
     fit: str = "",
@@ -45,6 +46,7 @@ def restore_calibration(
     test: str = "",
     out_of_domain: str = "",
     preferences: str = "",
+    data_snapshot: str = "",
     preset: str = "auto",
     on_bad_row: str = "refuse",
     max_fit: int = 0,
@@ -81,6 +83,8 @@ def restore_calibration(
         test: File or hub id of questions for the gate and the report.
         out_of_domain: File or hub id of questions from another field, for the report only.
         preferences: File or hub id of preference pairs.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
+            name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         max_fit: Most questions of the fit fold; 0 for no limit.
@@ -115,13 +119,14 @@ def restore_calibration(
         promoted: Whether the output model passed the gate.
         winner: URI of the model to use: the output model where it was promoted, else the input model.
     """
-    prepared = data_prep(
+    prepared = place(data_prep)(
         questions=questions,
         fit=fit,
         calibration=calibration,
         test=test,
         out_of_domain=out_of_domain,
         preferences=preferences,
+        data_snapshot=data_snapshot,
         preset=preset,
         on_bad_row=on_bad_row,
         max_fit=max_fit,
@@ -146,7 +151,7 @@ def restore_calibration(
 
     with dsl.If(align == True, "align"):  # noqa: E712 - this builds the condition, it doesn't compare
         given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
-        aligned = dpo_align(
+        aligned = place(dpo_align)(
             model=given.output,
             data=data,
             epochs=dpo_epochs,
@@ -157,21 +162,21 @@ def restore_calibration(
             **lora,
         )
     with dsl.Else("is-aligned"):
-        as_given = keep(model=model)
+        as_given = place(keep)(model=model)
     input_uri = dsl.OneOf(aligned.outputs["uri"], as_given.outputs["model"])
     start = dsl.importer(artifact_uri=input_uri, artifact_class=Model, reimport=False)
     start.set_display_name("input-model")
-    before = evaluate(model=start.output, data=data, **measuring)
+    before = place(evaluate)(model=start.output, data=data, **measuring)
     before.set_display_name("evaluate-before")
 
     # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
     # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
     with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
-        cft = cft_finetune(model=start.output, data=data, **training)
-        after_cft = evaluate(model=cft.outputs["adapter"], data=data, **measuring)
+        cft = place(cft_finetune)(model=start.output, data=data, **training)
+        after_cft = place(evaluate)(model=cft.outputs["adapter"], data=data, **measuring)
         after_cft.set_display_name("evaluate-cft")
     with dsl.Else("not-calibratable"):
-        kept = keep(
+        kept = place(keep)(
             model=input_uri, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
         )
     first_model = dsl.OneOf(cft.outputs["uri"], kept.outputs["model"])
@@ -180,11 +185,11 @@ def restore_calibration(
     first_branch = dsl.OneOf(cft.outputs["branch"], kept.outputs["branch"])
 
     with dsl.If(first_regime == "non_calibratable", "non-calibratable"):
-        rcft = em_ece_finetune(model=start.output, data=data, **training)
-        after_rcft = evaluate(model=rcft.outputs["adapter"], data=data, **measuring)
+        rcft = place(em_ece_finetune)(model=start.output, data=data, **training)
+        after_rcft = place(evaluate)(model=rcft.outputs["adapter"], data=data, **measuring)
         after_rcft.set_display_name("evaluate-rcft")
     with dsl.Else("within-bounds"):
-        passed = keep(
+        passed = place(keep)(
             model=first_model, evaluation=first_evaluation, regime=first_regime, branch=first_branch
         )
     output_uri = dsl.OneOf(rcft.outputs["uri"], passed.outputs["model"])
@@ -196,7 +201,7 @@ def restore_calibration(
     )
     after.set_display_name("last-evaluation")
 
-    gate = promote(
+    gate = place(promote)(
         before=before.outputs["evaluation"],
         after=after.output,
         model_before=input_uri,
@@ -211,3 +216,9 @@ def restore_calibration(
         promoted=gate.outputs["promoted"],
         winner=gate.outputs["winner"],
     )
+
+
+NAME = "restore-calibration"
+
+restore_calibration = build(define, Placement(), name=NAME)
+"""The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

@@ -30,6 +30,7 @@ LIGHT = [
     "cli",
     "files",
     "folds",
+    "foreign_predictions",
     "gate",
     "launch",
     "geography",
@@ -42,13 +43,19 @@ LIGHT = [
     "prompts",
     "questions",
     "report",
+    "resources",
+    "storage",
     "target",
     "steps.align",
     "steps.calibrate",
+    "steps.convert",
     "steps.evaluate",
     "steps.finetune",
+    "steps.measure",
     "steps.prepare",
     "steps.promote",
+    "steps.record",
+    "steps.shards",
 ]
 
 # Stands in for an environment that holds only what a plain `pip install` of the wheel brings: every other
@@ -165,7 +172,15 @@ def test_version_comes_from_one_place(wheel_metadata: Message) -> None:
 
 
 def test_extras_licence_and_command_are_announced(unpacked: Path, wheel_metadata: Message) -> None:
-    assert set(wheel_metadata.get_all("Provides-Extra", [])) == {"demo", "dev", "pipelines", "train"}
+    assert set(wheel_metadata.get_all("Provides-Extra", [])) == {
+        "demo",
+        "dev",
+        "gcs",
+        "kubeflow",
+        "pipelines",
+        "train",
+        "vertex",
+    }
     assert wheel_metadata["License-Expression"] == "Apache-2.0"
     (info,) = unpacked.glob("*.dist-info")
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()

@@ -11,7 +11,7 @@ from calib_core import processes
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import check_sizes, read_data
 from calib_core.errors import ConfigError
-from calib_core.files import cache_dir, read_json, sha256_json
+from calib_core.files import cache_dir, check_output_folder, read_json, sha256_json
 from calib_core.parameters import flags_of
 from calib_core.version import __version__
 
@@ -174,6 +174,7 @@ def _finetune(
     from calib_core.training import Finetuning  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_folder(out, "calibration.json", inputs=(model, data))
     processes.join()
     prepared = read_data(data, shots=config.shots)
     if config.aim == "accuracy" and method == "cft":  # the regime test decides when CFT is left

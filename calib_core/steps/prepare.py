@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from calib_core.config import ConfigCheck
 from calib_core.errors import NotEnoughDataError
-from calib_core.files import whole_folder, write_json
+from calib_core.files import check_output_folder, whole_folder, write_json
 from calib_core.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
 from calib_core.preferences import (
     Preference,
@@ -38,6 +38,8 @@ class PrepareConfig:
         test: File or hub id of questions for the gate and the report.
         out_of_domain: File or hub id of questions from another field, for the report only.
         preferences: File or hub id of preference pairs.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
+            name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         fit_fraction: Share of `questions` for the fit fold.
@@ -54,6 +56,7 @@ class PrepareConfig:
     test: str = ""
     out_of_domain: str = ""
     preferences: str = ""
+    data_snapshot: str = ""
     preset: str = "auto"
     on_bad_row: str = "refuse"
     fit_fraction: float = 0.4
@@ -100,8 +103,10 @@ def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
     Raises:
         DataFormatError: a source can't be read or has bad rows.
         NotEnoughDataError: a fold would be empty.
-        ConfigError: a package for reading a hub data set is missing.
+        ConfigError: a package for reading a hub data set is missing, or `out` holds other files.
     """
+    named = (*FOLDS, "questions", "out_of_domain", "preferences")
+    check_output_folder(out, "data.json", inputs=[getattr(config, name) for name in named])
     sources: dict[str, ReadReport] = {}
     folds = _read_folds(config, sources)
     out_of_domain: tuple[Question, ...] = ()
