@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -113,9 +113,12 @@ def check_fits(folder: Path, weights: Sequence[Path], dtype: str, placement: Pla
         ConfigError: they are; the message says by how much and what to do.
     """
     shapes: dict[str, Sequence[int]] = {}
-    for path in weights:
-        with safe_open(path, framework="pt") as stored:
-            shapes |= {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    try:
+        for path in weights:
+            with safe_open(path, framework="pt") as stored:
+                shapes |= {name: stored.get_slice(name).get_shape() for name in stored.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError):  # loading says what is wrong with the file
+        return
     needed = weights_bytes(shapes, dtype, placement, processes.count())
     if torch.cuda.is_available():
         where, present = (
