@@ -84,7 +84,8 @@ def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> No
         ConfigError: Vertex refuses the job.
         CalibError: the job failed, took too long, or is lost.
     """
-    where = {"project": settings.project, "location": settings.region}
+    where: dict[str, Any] = {"project": settings.project, "location": settings.region}
+    made: Any
     with _explained(f"the job {job.name} in {settings.project}, {settings.region}"):
         running = aiplatform.CustomJob.list(filter=_going(job.name), **where)
         if running:
@@ -121,7 +122,7 @@ def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> No
 
 
 def _watched(made: Any, name: str, deadline: float, poll_s: float) -> JobState:
-    said, lost = None, 0
+    said, lost = JobState.JOB_STATE_UNSPECIFIED, 0
     while time.monotonic() < deadline:
         try:
             state = JobState(made.state)
@@ -133,7 +134,7 @@ def _watched(made: Any, name: str, deadline: float, poll_s: float) -> JobState:
                     f"the job {name} is lost: {error}; look for {made.resource_name} in the console"
                 ) from error
             state = said
-        if state != said and state is not None:
+        if state != said:
             say(f"job {name}: {state.name.removeprefix('JOB_STATE_').lower()}")
             said = state
         if state in ENDED:
