@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,16 @@ def shared_checkpoint(folder: Path) -> Checkpoint | None:
         names = {part: list(getattr(found[0], part)) for part in _PARTS}
         return {"names": names, "state": found[0].state}
 
+    def tensor_of(part: str, name: str) -> Tensor:
+        tensor: Tensor = getattr(found[0], part)[name]
+        return tensor
+
     plain = processes.from_first(read)
     if plain is None or processes.count() == 1:
         return found[0]
     # One tensor at a time: all of them at once may be more than an accelerator has room for.
     parts = {
-        part: {name: processes.from_first(lambda p=part, n=name: getattr(found[0], p)[n]) for name in names}
+        part: {name: processes.from_first(partial(tensor_of, part, name)) for name in names}
         for part, names in plain["names"].items()
     }
     return Checkpoint(**parts, state=plain["state"])

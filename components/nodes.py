@@ -176,7 +176,7 @@ def read_settings(cluster: str) -> KubeflowSettings | VertexSettings:
         raise ConfigError(
             f"cluster is {cluster!r}, which is no JSON ({error}); with nodes above 1 give, say, {example}"
         ) from None
-    platform = given.pop("platform", None) if isinstance(given, Mapping) else None
+    platform = given.pop("platform", None) if isinstance(given, dict) else None
     if platform not in PLATFORMS:
         raise ConfigError(
             f"cluster is {cluster!r}; give a JSON object whose platform is one of "
