@@ -122,7 +122,7 @@ def test_an_error_keeps_its_exit_code(monkeypatch, capsys, code, kind) -> None:
 
 def test_an_interruption_ends_the_processes(monkeypatch, tmp_path) -> None:
     fake(monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
-    timer = threading.Timer(1.0, signal.raise_signal, (signal.SIGINT,))
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))  # to the process, as from a terminal
     timer.start()
     with pytest.raises(KeyboardInterrupt):
         launch(2, ["cft"])
