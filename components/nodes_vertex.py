@@ -122,7 +122,8 @@ def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> No
 
 
 def _watched(made: Any, name: str, deadline: float, poll_s: float) -> JobState:
-    said, lost = JobState.JOB_STATE_UNSPECIFIED, 0
+    said = JobState(0)
+    lost = 0
     while time.monotonic() < deadline:
         try:
             state = JobState(made.state)
