@@ -6,6 +6,20 @@ from calib_components.data_prep.component import data_prep
 from calib_components.dpo_align.component import dpo_align
 from calib_components.em_ece_finetune.component import em_ece_finetune
 from calib_components.evaluate.component import evaluate
+from calib_components.fresh_data.component import fresh_data
 from calib_components.promote.component import promote
+from calib_components.publish_champion.component import publish_champion
+from calib_components.register_model.component import register_model
 
-__all__ = ["calibrate", "cft_finetune", "data_prep", "dpo_align", "em_ece_finetune", "evaluate", "promote"]
+__all__ = [
+    "calibrate",
+    "cft_finetune",
+    "data_prep",
+    "dpo_align",
+    "em_ece_finetune",
+    "evaluate",
+    "fresh_data",
+    "promote",
+    "publish_champion",
+    "register_model",
+]

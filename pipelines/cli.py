@@ -9,12 +9,15 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from calib_core.champion_cli import add_champion_commands
 from calib_core.cli import Subparsers, add_commands, command, execute
 from calib_core.errors import ConfigError
-from calib_core.parameters import Parameter, add_flags
+from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
 from calib_core.text import summary_text
 from calib_core.version import __version__
+from calib_pipelines.registries import RegisterConfig, register
 
+DEFAULT_PIPELINE = "restore-calibration"
 SCENARIOS = ("fresh", "memorised", "calibrated")
 KINDS = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_demo(commands)
     try:
-        _add_pipeline(commands, complete=given[:1] == ["pipeline"])
+        _add_pipeline(commands, given)
     except ModuleNotFoundError as error:
         if error.name != "kfp":
             raise
@@ -40,7 +43,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ConfigError.exit_code
     add_commands(commands)
+    add_champion_commands(commands)
+    _add_register(commands)
     return execute(parser, given)
+
+
+def _add_register(commands: Subparsers) -> None:
+    parser = command(
+        commands, "register", "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
+    )
+    parser.add_argument("--summary", required=True, type=Path, help="folder with the run's summary.json")
+    parser.add_argument("--model", required=True, help="URI of the model")
+    parser.add_argument("--number", required=True, type=int, help="number of the model's version")
+    add_flags(parser, parameters_of(RegisterConfig))
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        config = config_from(RegisterConfig, vars(given))
+        return {"entry": register(config, summary=given.summary, model=given.model, number=given.number)}
+
+    parser.set_defaults(run=run)
 
 
 def _add_demo(commands: Subparsers) -> None:
@@ -58,33 +79,43 @@ def _add_demo(commands: Subparsers) -> None:
     parser.set_defaults(run=run, text=summary_text)
 
 
-def _add_pipeline(commands: Subparsers, *, complete: bool) -> None:
+def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     """Add `calib pipeline`; its own subcommands, which import KFP, only where they are asked for."""
-    text = "run the pipeline here, or compile it"
+    text = "run a pipeline here, or compile it"
     parser = commands.add_parser("pipeline", help=text, description=text[0].upper() + text[1:] + ".")
-    if not complete:
+    if given[:1] != ["pipeline"]:
         return
-    from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    run = command(subcommands, "run", "run the compiled pipeline on this machine")
+    run = command(subcommands, "run", "run a compiled pipeline on this machine")
     run.add_argument(
         "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
     )
-    parameters = _parameters(restore_calibration.component_spec.inputs)
+    asked = PIPELINES.get(_asked_pipeline(given), PIPELINES[DEFAULT_PIPELINE])
+    parameters = _parameters(asked.component_spec.inputs)
     add_flags(run, parameters)
     run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
-    compile_ = command(subcommands, "compile", "compile the pipeline to a package that KFP takes")
+    compile_ = command(subcommands, "compile", "compile a pipeline to a package that KFP takes")
     compile_.add_argument(
         "--target", choices=("kubeflow",), default="kubeflow", help="platform (default: kubeflow)"
     )
-    compile_.add_argument(
-        "--output",
-        type=Path,
-        default=Path("restore-calibration.yaml"),
-        help="default: restore-calibration.yaml",
-    )
+    compile_.add_argument("--output", type=Path, help="default: the pipeline's name with .yaml")
     compile_.set_defaults(run=_compile)
+    for subcommand in (run, compile_):
+        subcommand.add_argument(
+            "--pipeline",
+            choices=tuple(PIPELINES),
+            default=DEFAULT_PIPELINE,
+            help=f"which one; other flags are those of its parameters (default: {DEFAULT_PIPELINE})",
+        )
+
+
+def _asked_pipeline(given: Sequence[str]) -> str:
+    """The pipeline that `--pipeline` names, read first: the other flags depend on it."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--pipeline", default=DEFAULT_PIPELINE)
+    return str(early.parse_known_args(given)[0].pipeline)
 
 
 def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
@@ -104,17 +135,17 @@ def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[
     from calib_pipelines.local import run_local  # noqa: PLC0415 - needs KFP
 
     values = {parameter.name: getattr(given, parameter.name) for parameter in parameters}
-    return run_local(values, given.out)
+    return run_local(values, given.out, pipeline=given.pipeline)
 
 
 def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
-    from calib_pipelines.compile import write  # noqa: PLC0415 - needs KFP
-    from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415
+    from calib_pipelines.compile import PIPELINES, write  # noqa: PLC0415 - needs KFP
 
-    if given.output.suffix not in (".yaml", ".json"):
-        raise ConfigError(f"{given.output}: the package's name must end in .yaml or .json")
-    write(restore_calibration, given.output)
-    return {"package": str(given.output)}
+    output = given.output or Path(f"{given.pipeline}.yaml")
+    if output.suffix not in (".yaml", ".json"):
+        raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
+    write(PIPELINES[given.pipeline], output)
+    return {"package": str(output)}
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from kfp.dsl.base_component import BaseComponent
 
 import calib_components
 import calib_pipelines
+from calib_pipelines.recalibrate import recalibrate
 from calib_pipelines.restore_calibration import restore_calibration
+
+PIPELINES: dict[str, BaseComponent] = {
+    pipeline.name: pipeline for pipeline in (restore_calibration, recalibrate)
+}
 
 
 def targets() -> dict[Path, BaseComponent]:
@@ -24,8 +29,7 @@ def targets() -> dict[Path, BaseComponent]:
         components / name / "component.yaml": getattr(calib_components, name)
         for name in calib_components.__all__
     }
-    found[pipelines / "restore-calibration.yaml"] = restore_calibration
-    return found
+    return found | {pipelines / f"{name}.yaml": pipeline for name, pipeline in PIPELINES.items()}
 
 
 def write(source: BaseComponent, path: Path) -> None:

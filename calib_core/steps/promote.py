@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from calib_core.champion import now
 from calib_core.config import ConfigCheck
 from calib_core.errors import ConfigError, DataFormatError
+from calib_core.figures import figures_row, read_figures
 from calib_core.files import read_json, write_json
 from calib_core.gate import decide
 from calib_core.metrics import summarize
@@ -55,6 +57,7 @@ def promote(
     branch: str,
     out: Path,
     report: str = "report.html",
+    champion: str = "",
 ) -> dict[str, Any]:
     """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
 
@@ -70,6 +73,7 @@ def promote(
         branch: `none`, `cft` or `rcft`.
         out: folder for both files; other files in it stay.
         report: path or URI under which the report will be found, for the summary.
+        champion: champion's folder, whose figures over time the report shows; "" for none.
 
     Returns:
         The summary, as in `summary.json`.
@@ -118,6 +122,9 @@ def promote(
         "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
         "timing": _timing(facts, model_after),
     }
+    trend = []
+    if champion:
+        trend = [*read_figures(champion), figures_row(summary, at=now(), run="", snapshot="")]
     data = ReportData(
         title=Path(model_before).name,
         summary=summary if branch != "none" else {**summary, "after": None},
@@ -125,6 +132,7 @@ def promote(
         after=test.get("after"),
         regime=regime,
         history=_training(model_after).get("history"),
+        trend=trend,
         parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
         versions={"calib-core": __version__, "python": platform.python_version()},
         fingerprints={
