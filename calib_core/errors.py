@@ -34,3 +34,7 @@ class NotEnoughDataError(CalibError):
     """The data can't support the decision that was asked for; the message says how much would."""
 
     exit_code = 3
+
+
+class StaleVersionError(CalibError):
+    """A file was changed by someone else between reading and writing it, so nothing was written."""
