@@ -1,14 +1,13 @@
 """The champion: which model is in use, in one small file that is replaced as a whole or not at all.
 
-`champion.json` names the model, the snapshot of the stream that it was last measured on, how questions are split
-into folds, and every change of champion so far. It is written by compare-and-swap (`storage.write_versioned`): of
-two runs that began from the same state one can write, and whoever reads sees the state before or after, never one
-between.
+`champion.json` names the model, the snapshot of the stream that it was last measured on, how questions are
+split into folds, and every change of champion so far. It is written by compare-and-swap
+(`storage.write_versioned`): of two runs that began from the same state one can write, and whoever reads sees
+the state before or after, never one between.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.files import sha256_file
 from calib_core.storage import read_versioned, write_versioned
 
 FILE = "champion.json"
@@ -94,7 +92,8 @@ class Champion:
         try:
             if record["format"] != FORMAT:
                 raise DataFormatError(
-                    f"{where}: field format is {record['format']!r}, this version knows {FORMAT}; update calib-core"
+                    f"{where}: field format is {record['format']!r}, this version knows {FORMAT}; "
+                    "update calib-core"
                 )
             champion = cls(
                 snapshot=record["snapshot"],
@@ -106,7 +105,8 @@ class Champion:
                 raise DataFormatError(f"{where}: field model isn't the last of history; restore the file")
         except (KeyError, TypeError, IndexError) as error:
             raise DataFormatError(
-                f"{where}: not a champion's file ({type(error).__name__}: {error}); restore it, or name another folder"
+                f"{where}: not a champion's file ({type(error).__name__}: {error}); restore it, or name "
+                "another folder"
             ) from None
         return champion
 
@@ -195,14 +195,6 @@ def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
     rolled = champion.changed("rolled_back", target.model, figures=target.figures)
     write_champion(folder, replace(rolled, run=""), expected=version)
     return rolled
-
-
-def folder_hash(folder: Path) -> str:
-    """Hex SHA-256 over the names and contents of a folder's files."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def now() -> str:

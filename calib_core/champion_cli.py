@@ -1,4 +1,4 @@
-"""Commands around the champion: read what is new, publish a run, show the champion, roll back to an earlier one."""
+"""Commands around the champion: read what is new, publish a run, show the champion, roll back."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _shown(state: Mapping[str, Any]) -> str:
         }
         outcome = "promoted" if row["promoted"] else "kept"
         lines.append(
-            f"- {row['time']}: conf-ECE {figure(ece)}, accuracy {row['before_accuracy']:.3f}, {row['n_test']} questions; "
-            f"{row['regime']}, branch {row['branch']}, {outcome}"
+            f"- {row['time']}: conf-ECE {figure(ece)}, accuracy {row['before_accuracy']:.3f}, "
+            f"{row['n_test']} questions; {row['regime']}, branch {row['branch']}, {outcome}"
         )
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""Figures over time: a Parquet table in the champion's folder with one row per run, appended whole or not at all."""
+"""Figures over time: a table in the champion's folder, one row per run, appended whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SCHEMA = pa.schema(
         ),
     ]
 )
-"""`before` is the champion that the run began with, `after` the challenger; null where nothing was trained."""
+"""`before` is the champion that the run began with, `after` the challenger (null where none was trained)."""
 
 
 def figures_row(summary: Mapping[str, Any], *, at: str, run: str, snapshot: str) -> dict[str, Any]:

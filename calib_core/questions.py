@@ -143,7 +143,7 @@ def content_key(question: Question) -> tuple[str, tuple[str, ...]]:
 
 
 def answer_key(question: Question) -> str:
-    """The right option as `content_key` compares it: of two equal questions, equal where the answers agree."""
+    """The right option as `content_key` compares options: two equal questions agree where this is equal."""
     return _comparable_options(question)[question.answer]
 
 

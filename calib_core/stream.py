@@ -1,9 +1,9 @@
 """A stream of question files: what is new in it, each question once, whatever was late or sent again.
 
-A file is known by its name and version, and by the hash of its content; a question by a hash of its normalized
-text and options. So a file that arrives late is new, one that arrives again isn't, and what a changed file
-repeats counts once. A question's fold is a hash of its text alone (`calib_core.folds`), so it is the same in
-every run.
+A file is known by its name and version, and by the hash of its content; a question by a hash of its
+normalized text and options. So a file that arrives late is new, one that arrives again isn't, and what a
+changed file repeats counts once. A question's fold is a hash of its text alone (`calib_core.folds`), so it is
+the same in every run.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pipeline `recalibrate`: measure the champion on what is new; only where it isn't calibrated, train a challenger."""
+"""Pipeline `recalibrate`: measure the champion on new questions, and train a challenger only where needed."""
 
 from typing import NamedTuple
 
@@ -154,7 +154,7 @@ def recalibrate(
         run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
     )
     published.set_caching_options(False)
-    with dsl.If(gate.outputs["promoted"] == True, "promoted"):  # noqa: E712 - this builds the condition
+    with dsl.If(gate.outputs["promoted"] == True, "promoted"):  # noqa: E712, SIM117 - builds conditions
         with dsl.If(model_registry != "", "registry-given"):
             register_model(
                 summary=gate.outputs["summary"],

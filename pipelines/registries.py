@@ -1,4 +1,4 @@
-"""Model registries: Kubeflow's, through the `kubeflow` SDK, and Vertex AI's, through google-cloud-aiplatform."""
+"""Model registries: Kubeflow's, by the `kubeflow` SDK, and Vertex AI's, by google-cloud-aiplatform."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class RegisterConfig:
         check.value("model_name", lambda name: 0 < len(name) <= 128, "a name of 1 to 128 characters")
         check.that(
             lambda c: c.serving_image or not VERTEX.fullmatch(c.model_registry),
-            f"serving_image is {self.serving_image!r}, and Vertex AI's registry takes no model without the image "
-            "that serves it; name one, as in us-docker.pkg.dev/vertex-ai/prediction/...",
+            f"serving_image is {self.serving_image!r}, and Vertex AI's registry takes no model without the "
+            "image that serves it; name one, as in us-docker.pkg.dev/vertex-ai/prediction/...",
         )
         check.finish()
 
@@ -171,7 +171,8 @@ def _same(entry: str, known: str, model: str, config: RegisterConfig) -> str:
     """The entry that is there already, where it is of the same model."""
     if known != model:
         raise ConfigError(
-            f"{config.model_registry}: {entry} is another model ({known}); give this stream a model_name of its own"
+            f"{config.model_registry}: {entry} is another model ({known}); give this stream a model_name "
+            "of its own"
         )
     return entry
 
@@ -179,6 +180,6 @@ def _same(entry: str, known: str, model: str, config: RegisterConfig) -> str:
 def _refused(config: RegisterConfig, error: Exception) -> CalibError:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return ConfigError(
-        f"{config.model_registry}: the registry did not take {config.model_name} ({reason}); check address, name and "
-        "permissions. The model is champion all the same; enter it later with `calib register`"
+        f"{config.model_registry}: the registry did not take {config.model_name} ({reason}); check address, "
+        "name and permissions. The model is champion all the same; enter it later with `calib register`"
     )

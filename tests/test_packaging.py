@@ -164,7 +164,15 @@ def test_version_comes_from_one_place(wheel_metadata: Message) -> None:
 
 
 def test_extras_licence_and_command_are_announced(unpacked: Path, wheel_metadata: Message) -> None:
-    assert set(wheel_metadata.get_all("Provides-Extra", [])) == {"demo", "dev", "gcs", "kubeflow", "pipelines", "train", "vertex"}
+    assert set(wheel_metadata.get_all("Provides-Extra", [])) == {
+        "demo",
+        "dev",
+        "gcs",
+        "kubeflow",
+        "pipelines",
+        "train",
+        "vertex",
+    }
     assert wheel_metadata["License-Expression"] == "Apache-2.0"
     (info,) = unpacked.glob("*.dist-info")
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()

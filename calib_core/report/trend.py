@@ -1,4 +1,4 @@
-"""The trend: calibration error of the champion at every run, against the line at which a run begins to repair."""
+"""The trend: the champion's calibration error at every run, and the line at which a run begins to repair."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def trend_section(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def trend_line(rows: Sequence[Mapping[str, Any]]) -> Markup:
-    """conf-ECE on the new test questions of each run: the champion's as a line, challengers' as marks beside it.
+    """conf-ECE on each run's new test questions: the champion's as a line, challengers' as marks beside it.
 
     Args:
         rows: Runs in their order, at least one; the newest `MOST_RUNS` are drawn.

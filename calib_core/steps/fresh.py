@@ -75,8 +75,8 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
         stream: Folder or bucket prefix with files of questions.
         champion: Folder or bucket prefix of `champion.json`.
         data: Data folder to write, as `prepare` writes it.
-        snapshot: Folder to write: how far the stream is read (`snapshot.json`, `seen.parquet`), the new questions
-            (`questions.parquet`), and the state that the run began from (`state.json`), for `publish`.
+        snapshot: Folder to write: how far the stream is read (`snapshot.json`, `seen.parquet`), the new
+            questions (`questions.parquet`), and the state that the run began from (`state.json`).
 
     Returns:
         `model` (the champion's path or URI), `number` of its last change, `snapshot` (id), `n_fresh` and
@@ -136,9 +136,9 @@ def _state(config: FreshConfig, champion: str) -> tuple[Champion, str | None]:
     state, version = found
     if state.split != split:
         raise ConfigError(
-            f"fit_fraction, calibration_fraction are {split}, but this stream is split by {state.split}: with "
-            f"others, questions that were test questions would be trained on; keep {state.split}, or begin "
-            "with another champion's folder"
+            f"fit_fraction, calibration_fraction are {split}, but this stream is split by {state.split}: "
+            "with others, questions that were test questions would be trained on; keep "
+            f"{state.split}, or begin with another champion's folder"
         )
     return state, version
 

@@ -47,7 +47,7 @@ class PromoteConfig:
         check.finish()
 
 
-def promote(
+def promote(  # noqa: PLR0913 - two models with an evaluation each, and where things are
     config: PromoteConfig,
     *,
     before: Path,

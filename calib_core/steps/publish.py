@@ -1,4 +1,4 @@
-"""Publish: make what a run decided the state of the champion's folder, in one step that only one run can win."""
+"""Publish: make what a run decided the champion's state, in a step that only one of several runs can win."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def publish(
 ) -> dict[str, Any]:
     """Publish a run: its model where it was promoted, its snapshot, its report and its figures.
 
-    Everything goes to a folder of the run's own first (`runs/<key>`). Then `champion.json` is replaced, on the
-    condition that it still is as the run found it; last, the figures are appended. A run that was published and
-    is published again changes nothing.
+    Everything goes to a folder of the run's own first (`runs/<key>`). Then `champion.json` is replaced, on
+    the condition that it still is as the run found it; last, the figures are appended. A run that was
+    published and is published again changes nothing.
 
     Args:
         config: Parameters of publishing.
@@ -103,6 +103,6 @@ def _upload_run(uri: str, snapshot: Path, summary: Path, model: Path | None) -> 
 
 def _too_late(champion: str) -> StaleVersionError:
     return StaleVersionError(
-        f"{champion}: the champion has changed since this run began, so another run or a rollback came first; "
-        "nothing of this run is in force. Run again: it begins from the champion of now"
+        f"{champion}: the champion has changed since this run began, so another run or a rollback came "
+        "first; nothing of this run is in force. Run again: it begins from the champion of now"
     )
