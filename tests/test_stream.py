@@ -1,4 +1,4 @@
-"""A stream: what is new in it counts once, whatever was late or sent again, and no question ever changes its fold."""
+"""A stream: what is new counts once, whatever was late or sent again, and no question changes its fold."""
 
 from __future__ import annotations
 
