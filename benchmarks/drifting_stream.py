@@ -2,11 +2,11 @@
 
     python benchmarks/drifting_stream.py --out drift
 
-runs the compiled pipeline `recalibrate` four times on SmolLM2-135M-Instruct, each time after one more batch of
-geography questions has arrived, and prints one JSON object with what every run found and did. Subjects and the
-annotators' accuracy change between the second batch and the third; the third run has a learning rate 50 times
-too high, so that its challenger is worse. `drift` gets the stream, the champion's folder with history, figures
-and reports, and the runs.
+runs the compiled pipeline `recalibrate` four times on SmolLM2-135M-Instruct, each time after one more batch
+of geography questions has arrived, and prints one JSON object with what every run found and did. Subjects and
+the annotators' accuracy change between the second batch and the third; the third run has a learning rate 50
+times too high, so that its challenger is worse. `drift` gets the stream, the champion's folder with history,
+figures and reports, and the runs.
 
 Expected: the first run trains and promotes, the second stops after one evaluation, the third refuses its
 challenger, the fourth promotes one. The exit code is 1 where it came out otherwise.
