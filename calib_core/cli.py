@@ -9,8 +9,9 @@ import argparse
 import json
 import platform
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 from calib_core.bounds import regime_test
@@ -26,6 +27,7 @@ from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
+from calib_core.storage import fetch, join, published
 from calib_core.text import (
     evaluation_text,
     figures_table,
@@ -68,6 +70,7 @@ def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentPars
 def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Run the command that `arguments` name, print its result, and return the exit code."""
     given = parser.parse_args(arguments)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change: not the user's
     try:
         result: Result = given.run(given)
     except CalibError as error:
@@ -88,46 +91,58 @@ def _add_step(
     parser = command(commands, name, text)
     _add_model_and_data(parser, out)
     add_flags(parser, parameters_of(config_class))
-    parser.set_defaults(
-        run=lambda given: step(config_from(config_class, vars(given)), given.model, given.data, given.out),
-        text=evaluation_text if name == "evaluate" else result_text,
-    )
+
+    def run(given: argparse.Namespace) -> Result:
+        config = config_from(config_class, vars(given))
+        with published(given.out) as path:
+            return step(config, given.model, fetch(given.data), path)
+
+    parser.set_defaults(run=run, text=evaluation_text if name == "evaluate" else result_text)
 
 
 def _add_model_and_data(parser: argparse.ArgumentParser, out: str) -> None:
-    parser.add_argument("--model", required=True, help="model folder (safetensors), adapter folder or hub id")
-    parser.add_argument("--data", required=True, type=Path, help="data folder that `calib prepare` wrote")
-    parser.add_argument("--out", required=True, type=Path, help=out)
+    model = "model folder (safetensors) or adapter folder, by path or gs:// URI, or hub id"
+    parser.add_argument("--model", required=True, help=model)
+    parser.add_argument("--data", required=True, help="data folder that `calib prepare` wrote")
+    parser.add_argument("--out", required=True, help=out)
 
 
 def _add_prepare(commands: Subparsers) -> None:
     parser = command(commands, "prepare", "check questions and preference pairs, and split them into folds")
-    parser.add_argument("--out", required=True, type=Path, help="data folder to write")
+    parser.add_argument("--out", required=True, help="data folder to write")
     add_flags(parser, parameters_of(PrepareConfig))
-    parser.set_defaults(run=lambda given: prepare(config_from(PrepareConfig, vars(given)), given.out))
+
+    def run(given: argparse.Namespace) -> Result:
+        config = config_from(PrepareConfig, vars(given))
+        with published(given.out) as out:
+            return prepare(config, out)
+
+    parser.set_defaults(run=run)
 
 
 def _add_promote(commands: Subparsers) -> None:
     parser = command(commands, "promote", "decide between a model and its successor, and write the report")
-    parser.add_argument("--before", required=True, type=Path, help="evaluation folder of the input model")
-    parser.add_argument("--after", required=True, type=Path, help="evaluation folder of the output model")
+    parser.add_argument("--before", required=True, help="evaluation folder of the input model")
+    parser.add_argument("--after", required=True, help="evaluation folder of the output model")
     parser.add_argument("--model-before", required=True, help="path or URI of the input model")
     parser.add_argument("--model-after", required=True, help="path or URI of the output model")
     parser.add_argument("--branch", required=True, choices=BRANCHES, help="branch that was taken")
-    parser.add_argument("--out", required=True, type=Path, help="folder for summary.json and report.html")
+    parser.add_argument("--out", required=True, help="folder for summary.json and report.html")
     add_flags(parser, parameters_of(PromoteConfig))
 
     def run(given: argparse.Namespace) -> Result:
-        return promote(
-            config_from(PromoteConfig, vars(given)),
-            before=given.before,
-            after=given.after,
-            model_before=given.model_before,
-            model_after=given.model_after,
-            branch=given.branch,
-            out=given.out,
-            report=str(given.out / "report.html"),
-        )
+        config = config_from(PromoteConfig, vars(given))
+        with published(given.out) as out:
+            return promote(
+                config,
+                before=fetch(given.before),
+                after=fetch(given.after),
+                model_before=given.model_before,
+                model_after=given.model_after,
+                branch=given.branch,
+                out=out,
+                report=join(given.out, "report.html"),
+            )
 
     parser.set_defaults(run=run, text=summary_text)
 
@@ -140,21 +155,24 @@ def _add_calibrate(commands: Subparsers) -> None:
     add_flags(parser, parameters_of(CalibrateConfig))
 
     def run(given: argparse.Namespace) -> Result:
-        return calibrate(
-            config_from(CalibrateConfig, vars(given)),
-            model=given.model,
-            data=given.data,
-            out=given.out,
-            adapter=given.out / "model",
-            report=str(given.out / "report.html"),
-        )
+        config = config_from(CalibrateConfig, vars(given))
+        with published(given.out) as out:
+            return calibrate(
+                config,
+                model=given.model,
+                data=fetch(given.data),
+                out=out,
+                adapter=out / "model",
+                adapter_uri=join(given.out, "model"),
+                report=join(given.out, "report.html"),
+            )
 
     parser.set_defaults(run=run, text=summary_text)
 
 
 def _add_metrics(commands: Subparsers) -> None:
     parser = command(commands, "metrics", "measure a predictions table: every figure, no model needed")
-    parser.add_argument("table", type=Path, help="predictions table (.parquet or .jsonl)")
+    parser.add_argument("table", help="predictions table (.parquet or .jsonl)")
     add_flags(parser, _measuring("n_bins", "n_resamples", "seed"))
 
     def run(given: argparse.Namespace) -> Result:
@@ -166,10 +184,8 @@ def _add_metrics(commands: Subparsers) -> None:
 
 def _add_regime(commands: Subparsers) -> None:
     parser = command(commands, "regime", "name the regime that two predictions tables of one model show")
-    parser.add_argument(
-        "--fit", required=True, type=Path, help="table for the questions that it is fine-tuned on"
-    )
-    parser.add_argument("--heldout", required=True, type=Path, help="table for questions that it never saw")
+    parser.add_argument("--fit", required=True, help="table for the questions that it is fine-tuned on")
+    parser.add_argument("--heldout", required=True, help="table for questions that it never saw")
     flags = _measuring(
         "target_ece", "tolerance", "critical_accuracy", "on_undecided", "n_bins", "n_resamples", "seed"
     )
@@ -184,10 +200,10 @@ def _add_regime(commands: Subparsers) -> None:
 
 def _add_report(commands: Subparsers) -> None:
     parser = command(commands, "report", "write the HTML report of one predictions table, or of two compared")
-    parser.add_argument("table", type=Path, help="predictions table of the (input) model")
-    parser.add_argument("--after", type=Path, help="table of its successor, for the same questions")
+    parser.add_argument("table", help="predictions table of the (input) model")
+    parser.add_argument("--after", help="table of its successor, for the same questions")
     parser.add_argument("--title", help="title of the report (default: the table's name)")
-    parser.add_argument("--out", required=True, type=Path, help="HTML file to write")
+    parser.add_argument("--out", required=True, help="HTML file to write")
     add_flags(parser, parameters_of(PromoteConfig))
     parser.set_defaults(run=_report, text=report_text)
 
@@ -206,23 +222,22 @@ def _report(given: argparse.Namespace) -> Result:
             "promoted": gate.promoted,
             "reasons": list(gate.reasons),
         }
-    write_report(
-        ReportData(
-            title=given.title or given.table.stem,
-            summary=summary,
-            before=before,
-            after=after,
-            regime={},
-            history=None,
-            parameters={"table": str(given.table), "after": given.after and str(given.after), **options},
-            versions={"calib-core": __version__, "python": platform.python_version()},
-            fingerprints={
-                side: table.protocol or {} for side, table in (("before", before), ("after", after)) if table
-            },
-        ),
-        given.out,
+    data = ReportData(
+        title=given.title or PurePath(given.table).stem,
+        summary=summary,
+        before=before,
+        after=after,
+        regime={},
+        history=None,
+        parameters={"table": given.table, "after": given.after, **options},
+        versions={"calib-core": __version__, "python": platform.python_version()},
+        fingerprints={
+            side: table.protocol or {} for side, table in (("before", before), ("after", after)) if table
+        },
     )
-    return {**summary, "report": str(given.out)}
+    with published(given.out) as out:
+        write_report(data, out)
+    return {**summary, "report": given.out}
 
 
 def _measuring(*names: str) -> tuple[Parameter, ...]:

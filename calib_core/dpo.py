@@ -27,16 +27,23 @@ from calib_core.errors import CalibError
 from calib_core.models import LoadedModel, adapter_digest
 from calib_core.preferences import Preference
 from calib_core.progress import Progress
-from calib_core.scoring import encode_preferences
+from calib_core.scoring import EncodedPreference, encode_preferences, encoded_logprobs
 
 if TYPE_CHECKING:
     from calib_core.steps.align import AlignConfig
 
 
 class _TokenizedTrainer(DPOTrainer):
-    """Takes pairs as token ids: trl would let markup in user text turn into special tokens."""
+    """Takes pairs as token ids, with the reference's log-probabilities beside them.
+
+    trl would let markup in user text turn into special tokens, and computes the reference's figures batch by
+    batch in the pairs' order; ours come from batches of like length.
+    """
 
     def _prepare_dataset(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: datasets.Dataset, *_: Any) -> datasets.Dataset:
         return dataset
 
 
@@ -81,11 +88,18 @@ def align_with_dpo(config: AlignConfig, loaded: LoadedModel, pairs: Sequence[Pre
     """
     end = [loaded.tokenizer.eos_token_id] if loaded.tokenizer.eos_token_id is not None else []
     digest_before = adapter_digest(loaded.model)
-    rows = encode_preferences(loaded, pairs)
+    rows = [_ended(row, end) for row in encode_preferences(loaded, pairs)]
+    reference = encoded_logprobs(loaded, rows, description="reference of dpo")
     table = datasets.Dataset.from_list(
         [
-            {"prompt_ids": r.prompt, "chosen_ids": r.chosen + end, "rejected_ids": r.rejected + end}
-            for r in rows
+            {
+                "prompt_ids": row.prompt,
+                "chosen_ids": row.chosen,
+                "rejected_ids": row.rejected,
+                "ref_chosen_logps": chosen,
+                "ref_rejected_logps": rejected,
+            }
+            for row, (chosen, rejected) in zip(rows, reference.tolist(), strict=True)
         ]
     )
     steps = math.ceil(len(rows) / config.batch_size) * config.epochs
@@ -108,6 +122,10 @@ def align_with_dpo(config: AlignConfig, loaded: LoadedModel, pairs: Sequence[Pre
     if adapter_digest(loaded.model) == digest_before:
         raise CalibError("DPO left the adapter exactly as it was; use a larger learning_rate or more pairs")
     return {"pairs": len(rows), "steps": steps, "first_loss": losses[0], "last_loss": losses[-1]}
+
+
+def _ended(row: EncodedPreference, end: list[int]) -> EncodedPreference:
+    return EncodedPreference(prompt=row.prompt, chosen=row.chosen + end, rejected=row.rejected + end)
 
 
 def _arguments(config: AlignConfig, folder: str, steps: int) -> DPOConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import DataFormatError
+
+# What a mounted bucket answers where it can't rename a folder (gcsfuse, with more objects in it than its
+# rename-dir-limit, which is 0 by default, says EMFILE), and where it keeps no modes.
+_NO_RENAME = (errno.EMFILE, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
+_NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextlib.contextmanager
@@ -27,9 +33,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as stream:
             os.fsync(stream.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes 0600, which other users of a shared volume can't read
+        share(temporary, 0o666)  # mkstemp makes 0600
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -39,7 +43,9 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
 
-    A folder that was there before is replaced as a whole: nothing of it is left among the new files.
+    A folder that was there before is replaced as a whole: nothing of it is left among the new files. On a
+    mounted bucket that renames no folders the files are copied into place, the JSON files last, which readers
+    begin with; where that fails, none of them stays.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -47,19 +53,55 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     old = temporary.with_suffix(".old")
     try:
         yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        share(temporary, 0o777)
         if target.exists():
-            target.replace(old)
-        temporary.replace(target)
+            _move_folder(target, old)
+        _move_folder(temporary, target)
     except BaseException:
         if old.exists() and not target.exists():
-            old.replace(target)
+            _move_folder(old, target)
         raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def share(path: Path, mode: int) -> None:
+    """Give a path that was made for its owner alone the mode that the umask leaves of `mode`.
+
+    Other users of a shared volume could not read it otherwise; a mounted bucket has modes of its own.
+    """
+    umask = os.umask(0)
+    os.umask(umask)
+    try:
+        path.chmod(mode & ~umask)
+    except OSError as error:
+        if error.errno not in _NO_MODES:
+            raise
+
+
+def _move_folder(source: Path, target: Path) -> None:
+    """Rename a folder, or copy its files and remove it where folders can't be renamed."""
+    try:
+        source.replace(target)
+        return
+    except OSError as error:
+        if error.errno not in _NO_RENAME:
+            raise
+    shutil.rmtree(target, ignore_errors=True)  # what a rename may have begun
+    try:
+        target.mkdir(parents=True)
+        for path in sorted(source.rglob("*"), key=lambda path: (path.suffix == ".json", path)):
+            copy = target / path.relative_to(source)
+            if path.is_dir():
+                copy.mkdir(parents=True, exist_ok=True)
+            else:
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, copy)
+    except BaseException:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
+    shutil.rmtree(source, ignore_errors=True)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

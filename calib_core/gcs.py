@@ -13,7 +13,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -29,11 +29,11 @@ from calib_core.errors import CalibError, ConfigError, DataFormatError
 from calib_core.files import cache_dir, sha256_json, whole_file, whole_folder
 from calib_core.gcs_transfer import (
     OWN,
-    SLICE_BYTES,
     StoredObject,
     crc32c_file,
     download,
     in_parallel,
+    is_sliced,
     put,
     remove,
     retrying,
@@ -43,7 +43,8 @@ from calib_core.progress import say
 
 MANIFEST = f"{OWN}manifest.json"
 ATTEMPTS = 4
-"""How often a folder that changes while it is read is looked at anew."""
+PAUSE_S = 0.5
+"""How often a folder that changes while it is read is looked at anew, and the pause after the first time."""
 
 _URI = re.compile(r"gs://([a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(.*))?", re.DOTALL)
 
@@ -74,7 +75,10 @@ def split(uri: str) -> tuple[str, str]:
     match = _URI.fullmatch(uri)
     if not match:
         raise ConfigError(f"{uri}: not a URI of Google Cloud Storage; write gs://bucket/name")
-    return match[1], (match[2] or "").lstrip("/")
+    name = (match[2] or "").lstrip("/")
+    if {".", ".."} & set(name.split("/")):
+        raise ConfigError(f"{uri}: . and .. mean nothing in a bucket; write the name without them")
+    return match[1], name
 
 
 def fetch(uri: str, into: Path | None) -> Path:
@@ -89,7 +93,7 @@ def fetch(uri: str, into: Path | None) -> Path:
                 if isinstance(error, api.NotFound) and not _bucket_there(bucket):
                     raise
                 changed = error
-                time.sleep(random.uniform(0.1, 0.5) * 2**attempt)  # noqa: S311 (spreads readers out)
+                time.sleep(random.uniform(0.2, 1.0) * PAUSE_S * 2**attempt)  # noqa: S311 (spreads readers out)
     if isinstance(changed, _ChangedError):
         raise changed
     raise DataFormatError(f"{uri}: changed each time while it was read; try again when no one writes there")
@@ -97,16 +101,24 @@ def fetch(uri: str, into: Path | None) -> Path:
 
 def publish(local: Path, uri: str) -> None:
     """Upload a file or folder, whole or not at all; see `calib_core.storage.publish`."""
-    bucket = _bucket(uri)
-    name = split(uri)[1]
-    if not name.rstrip("/"):
-        raise ConfigError(f"{uri}: names a bucket only; give gs://bucket/name")
+    bucket, name = _bucket(uri), _object_name(uri.rstrip("/"))
     with _reported(uri):
         if local.is_dir():
-            _publish_folder(bucket, local, name.rstrip("/"))
+            _publish_folder(bucket, local, name)
         else:
             there = bucket.get_blob(name, **retrying())
             upload(bucket, name, local, expected=int(there.generation) if there else 0)
+
+
+def check_target(uri: str) -> None:
+    """Refuse a place to publish to that can't be seen from here: its name, the bucket or the permission.
+
+    Raises:
+        ConfigError: what is wrong.
+    """
+    bucket, name = _bucket(uri), _object_name(uri.rstrip("/"))
+    with _reported(uri):
+        _read(bucket, f"{name}/{MANIFEST}")
 
 
 def exists(uri: str) -> bool:
@@ -168,30 +180,41 @@ def _find(bucket: Bucket, uri: str) -> _Found:
     objects = _listed(bucket, _folder(name))
     manifest = _read(bucket, f"{_folder(name)}{MANIFEST}")
     if manifest:
-        objects = _as_published(uri, json.loads(manifest[0]), objects)
+        objects = _as_published(uri, manifest[0], objects)
     objects = {
         path: obj for path, obj in objects.items() if not path.startswith(OWN) and f"/{OWN}" not in path
     }
     if not objects:
         raise DataFormatError(f"{uri}: no such object, and none below {uri.rstrip('/')}/; check the name")
-    if bad := next((path for path in objects if {"", ".", ".."} & set(path.split("/"))), None):
-        raise DataFormatError(f"{uri}: object {bad!r} can't be a file below a folder; rename it")
+    if bad := sorted(path for path in objects if not _can_be_file(path, objects)):
+        raise DataFormatError(f"{uri}: object {bad[0]!r} can't be a file below a folder; rename it")
     return _Found(label=label, objects=objects)
 
 
-def _as_published(uri: str, manifest: Any, objects: dict[str, StoredObject]) -> dict[str, StoredObject]:
+def _can_be_file(path: str, others: Container[str]) -> bool:
+    """Whether an object's path is one below a folder, with no other object where it needs a folder."""
+    plain = not {"", ".", ".."} & set(path.split("/"))
+    return plain and not any(str(parent) in others for parent in PurePosixPath(path).parents)
+
+
+def _as_published(uri: str, manifest: bytes, objects: dict[str, StoredObject]) -> dict[str, StoredObject]:
     """Those objects that a folder's manifest names.
 
     Raises:
-        DataFormatError: the folder isn't whole yet, or no longer.
+        DataFormatError: the folder isn't whole yet, or no longer, or this is no manifest.
     """
     at = f"{uri.rstrip('/')}/{MANIFEST}"
-    if manifest.get("state") != "whole":
+    try:
+        content = json.loads(manifest)
+        whole = content["state"] == "whole"
+        named = {e["path"]: (e.get("size_bytes"), e.get("crc32c")) for e in content["objects"]}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise DataFormatError(f"{at}: not a manifest; delete it, or publish the folder again") from None
+    if not whole:
         raise DataFormatError(
-            f"{uri}: is being written since {manifest.get('time')}, or its writer stopped half-way ({at}); "
+            f"{uri}: is being written since {content.get('time')}, or its writer stopped half-way ({at}); "
             "wait for it, or publish the folder again"
         )
-    named = {entry["path"]: (entry["size_bytes"], entry["crc32c"]) for entry in manifest["objects"]}
     there = {path: (obj.size_bytes, obj.crc32c) for path, obj in objects.items()}
     if other := sorted(path for path, content in named.items() if there.get(path) != content):
         raise _ChangedError(
@@ -228,7 +251,7 @@ def _download_pairs(bucket: Bucket, pairs: list[tuple[StoredObject, Path]]) -> N
     for path in {path.parent for _, path in pairs}:
         path.mkdir(parents=True, exist_ok=True)
     total_bytes = sum(obj.size_bytes for obj, _ in pairs)
-    if total_bytes > SLICE_BYTES:
+    if is_sliced(total_bytes):
         say(f"gs://{bucket.name}/{pairs[0][0].name}: {len(pairs)} objects, {total_bytes / 1e6:.0f} MB")
     download(bucket, pairs)
 
@@ -248,25 +271,29 @@ def _publish_folder(bucket: Bucket, local: Path, name: str) -> None:
         data = json.dumps({**stamp, **state}, indent=2).encode()
         return put(bucket, f"{name}/{MANIFEST}", data, expected=expected).generation
 
-    generation = mark({"state": "writing"}, int(before[1]) if before else 0)
+    old = _named(before[0]) if before else set()
+    may_be_there = [{"path": path} for path in sorted(old | set(files))]
+    generation = mark({"state": "writing", "objects": may_be_there}, int(before[1]) if before else 0)
 
     def send(path: str) -> dict[str, Any]:
-        old, file = there.get(path), files[path]
-        content = {"size_bytes": file.stat().st_size, "crc32c": crc32c_file(file)}
-        if old is None or (old.size_bytes, old.crc32c) != tuple(content.values()):
-            upload(bucket, f"{name}/{path}", file, expected=old.generation if old else 0)
-        return {"path": path, **content}
+        stored, file = there.get(path), files[path]
+        content = file.stat().st_size, crc32c_file(file)
+        if stored is None or (stored.size_bytes, stored.crc32c) != content:
+            stored = upload(bucket, f"{name}/{path}", file, expected=stored.generation if stored else 0)
+        return {"path": path, "size_bytes": stored.size_bytes, "crc32c": stored.crc32c}
 
-    large = {path for path, file in files.items() if file.stat().st_size > SLICE_BYTES}
+    large = {path for path, file in files.items() if is_sliced(file.stat().st_size)}
     objects = in_parallel(send, sorted(files.keys() - large)) + [send(path) for path in sorted(large)]
     mark({"state": "whole", "objects": objects}, generation)
-    gone = _named(before[0]) - set(files) if before else set()
-    in_parallel(lambda path: remove(bucket, f"{name}/{path}"), sorted(gone))
+    in_parallel(lambda path: remove(bucket, f"{name}/{path}"), sorted(old - set(files)))
 
 
 def _named(manifest: bytes) -> set[str]:
-    """Paths of what a manifest names: what an earlier publication has left."""
-    return {entry["path"] for entry in json.loads(manifest).get("objects", [])}
+    """Paths that an earlier publication may have left; none where this is no manifest."""
+    try:
+        return {entry["path"] for entry in json.loads(manifest)["objects"]}
+    except (ValueError, KeyError, TypeError):
+        return set()
 
 
 def _read(bucket: Bucket, name: str) -> tuple[bytes, str] | None:

@@ -27,8 +27,11 @@ SLICE_BYTES = 32 * 2**20
 """Files beyond this are sent and fetched in slices of it, several at a time."""
 
 WORKERS = 8
-RETRY_S = 120.0
-"""How long an operation that fails on the way is tried again, with growing and random pauses."""
+RETRY_S, MOVING_RETRY_S = 90.0, 600.0
+"""How long a question, and a slice with its bytes, is tried again from its beginning on."""
+
+FIRST_PAUSE_S = 0.5
+"""The pause before the second try; they grow, and are random."""
 
 TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two reads."""
@@ -62,10 +65,19 @@ class StoredObject:
         )
 
 
-def retrying() -> dict[str, Any]:
-    """Keyword arguments of an operation: time limits, and when to try again."""
-    retry = DEFAULT_RETRY.with_delay(initial=0.5, maximum=20.0, multiplier=2.0).with_timeout(RETRY_S)
-    return {"retry": retry, "timeout": TIMEOUT_S}
+def is_sliced(size_bytes: int) -> bool:
+    """Whether a file of this size travels in slices."""
+    return size_bytes > SLICE_BYTES
+
+
+def retrying(*, moving: bool = False) -> dict[str, Any]:
+    """Keyword arguments of an operation: time limits, and when to try again.
+
+    Args:
+        moving: whether it moves a file's bytes, which may take its time even where nothing fails.
+    """
+    retry = DEFAULT_RETRY.with_delay(initial=FIRST_PAUSE_S, maximum=20.0, multiplier=2.0)
+    return {"retry": retry.with_timeout(MOVING_RETRY_S if moving else RETRY_S), "timeout": TIMEOUT_S}
 
 
 def crc32c_file(path: Path) -> str:
@@ -89,22 +101,22 @@ def download(bucket: Bucket, wanted: Sequence[tuple[StoredObject, Path]]) -> Non
     """
     left = [pair for pair in wanted if not _whole(*pair)]
     for _ in range(DAMAGED_ATTEMPTS):
-        small = [(obj, path) for obj, path in left if obj.size_bytes <= SLICE_BYTES]
+        small = [(obj, path) for obj, path in left if not is_sliced(obj.size_bytes)]
         try:
             transfer_manager.download_many(
                 [(_pinned(bucket, obj), str(path)) for obj, path in small],
-                download_kwargs={"checksum": "crc32c", "raw_download": True, **retrying()},
+                download_kwargs={"checksum": "crc32c", "raw_download": True, **retrying(moving=True)},
                 worker_type=transfer_manager.THREAD,
                 max_workers=WORKERS,
                 raise_exception=True,
             )
             for obj, path in left:
-                if obj.size_bytes > SLICE_BYTES:
+                if is_sliced(obj.size_bytes):
                     transfer_manager.download_chunks_concurrently(
                         _pinned(bucket, obj),
                         str(path),
                         chunk_size=SLICE_BYTES,
-                        download_kwargs={"raw_download": True, **retrying()},
+                        download_kwargs={"raw_download": True, **retrying(moving=True)},
                         worker_type=transfer_manager.THREAD,
                         max_workers=WORKERS,
                     )
@@ -133,7 +145,7 @@ def put(bucket: Bucket, name: str, data: bytes, *, expected: int) -> StoredObjec
             content_type="application/octet-stream",
             checksum="crc32c",
             if_generation_match=expected,
-            **retrying(),
+            **retrying(moving=True),
         )
         return StoredObject.of(blob)
     except api.PreconditionFailed:
@@ -155,10 +167,10 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: int) -> StoredObj
         DataFormatError: what has arrived is not what was sent.
     """
     size_bytes, crc32c = path.stat().st_size, crc32c_file(path)
-    if size_bytes <= SLICE_BYTES:
-        stored = put(bucket, name, path.read_bytes(), expected=expected)
-    else:
+    if is_sliced(size_bytes):
         stored = _upload_slices(bucket, name, path, crc32c=crc32c, expected=expected)
+    else:
+        stored = put(bucket, name, path.read_bytes(), expected=expected)
     if (stored.size_bytes, stored.crc32c) != (size_bytes, crc32c):
         raise DataFormatError(
             f"gs://{bucket.name}/{name}: what was stored (CRC32C {stored.crc32c}) is not {path} (CRC32C "
@@ -180,7 +192,7 @@ def _upload_slices(bucket: Bucket, name: str, path: Path, *, crc32c: str, expect
         part = bucket.blob(f"{folder}{start:015d}")
         found = there.get(part.name)
         if found is None or (found.size, found.crc32c) != (len(data), _crc32c(data)):
-            part.upload_from_string(data, checksum="crc32c", **retrying())
+            part.upload_from_string(data, checksum="crc32c", **retrying(moving=True))
         return part
 
     with ThreadPoolExecutor(WORKERS) as pool:

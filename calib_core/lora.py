@@ -10,7 +10,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
 from calib_core.errors import ConfigError
-from calib_core.files import whole_folder, write_json
+from calib_core.files import share, whole_folder, write_json
 from calib_core.models import LoadedModel, adapter_digest
 from calib_core.version import __version__
 
@@ -63,5 +63,5 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
         loaded.model.save_pretrained(temporary, selected_adapters=["default"], safe_serialization=True)
         (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         for path in temporary.iterdir():
-            path.chmod(0o644)  # safetensors writes 0600
+            share(path, 0o666)  # safetensors writes 0600
         write_json(temporary / "calibration.json", {**description, **record, "library_version": __version__})

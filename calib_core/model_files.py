@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError
 from calib_core.files import read_json, sha256_file
+from calib_core.storage import fetch, is_remote
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
@@ -35,18 +36,21 @@ class AdapterOrigin:
 
 
 def resolve(model: str, revision: str = "") -> Path:
-    """The folder of a model: the path itself, or the hub's snapshot in the hub's own cache.
+    """The folder of a model: the path itself, or the copy here of a `gs://` folder or of the hub's snapshot.
 
     Raises:
         ConfigError: there is no such folder, and the hub doesn't give it either.
+        DataFormatError: nothing is at the `gs://` URI, or a folder in part.
     """
-    folder = Path(model).expanduser()
+    folder = fetch(model).expanduser()
     if folder.is_dir():
         if revision:
             raise ConfigError(
                 f"revision: {revision!r} is for hub ids, and {model} is a folder; leave it empty"
             )
         return folder
+    if is_remote(model):
+        raise ConfigError(f"{model}: is a single object; give the folder that holds the model's files")
     if not HUB_ID.fullmatch(model):
         raise ConfigError(f"{model}: no such folder, and not a hub id (owner/name); check the path")
     try:
@@ -119,6 +123,6 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
     base = base or ""
     return AdapterOrigin(
         base=base,
-        revision="" if Path(base).is_dir() else (revision or ""),
+        revision="" if is_remote(base) or Path(base).is_dir() else (revision or ""),
         digest=ours.get("base_digest") or "",
     )

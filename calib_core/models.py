@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.files import cache_dir, read_json, sha256_file, whole_folder, write_json
+from calib_core.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
 from calib_core.model_files import adapter_origin, base_digest, check_base, resolve
 from calib_core.progress import say
 
@@ -212,7 +212,7 @@ def _dequantize(source: Path, folder: Path) -> None:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
         tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
-        path.chmod(0o644)  # safetensors writes 0600
+        share(path, 0o666)  # safetensors writes 0600
 
 
 def _intact(folder: Path) -> bool:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 import pyarrow as pa
@@ -63,23 +61,6 @@ def refuse(source: str, problems: Sequence[tuple[int, str, str]]) -> None:
         shown.append(f"  ... and {len(problems) - SHOWN_PROBLEMS} more")
     raise DataFormatError(
         f"{source}: {len(problems)} problems; mend or leave out these rows:\n" + "\n".join(shown)
-    )
-
-
-def local_path(uri: str | os.PathLike[str]) -> Path:
-    """The local path that a path or a `file://` URI names.
-
-    Raises:
-        DataFormatError: any other URI.
-    """
-    text = os.fspath(uri)
-    if "://" not in text:
-        return Path(text)
-    parts = urlparse(text)
-    if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return Path(unquote(parts.path))
-    raise DataFormatError(
-        f"{text}: only local paths and file:// are read here; mount the bucket, or download the file"
     )
 
 

@@ -23,12 +23,12 @@ from calib_core.prediction_rows import (
     MIN_OPTIONS,
     PROTOCOL_KEY,
     SUM_TOLERANCE,
-    local_path,
     read_rows,
     refuse,
     short,
     to_logits,
 )
+from calib_core.storage import fetch, published
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -197,13 +197,14 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
     float32, so that probabilities come back to about 1e-7.
 
     Args:
-        uri: a path or a `file://` URI.
+        uri: a path, or a `file://` or `gs://` URI.
 
     Raises:
+        ConfigError: the URI can't be reached; see `calib_core.storage.fetch`.
         DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
             or lines, count from 1).
     """
-    path = local_path(uri)
+    path = fetch(uri)
     rows, kind, has_letter_mass, protocol = read_rows(path)
     lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
@@ -228,14 +229,14 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
 
 
 def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
-    """Write a predictions table as Parquet, whole or not at all.
+    """Write a predictions table as Parquet, whole or not at all, to a path or a `file://` or `gs://` URI.
 
     Raises:
-        DataFormatError: `uri` isn't a local path that ends in `.parquet`.
+        ConfigError: the URI can't be written to; see `calib_core.storage.publish`.
+        DataFormatError: `uri` doesn't end in `.parquet`.
     """
-    path = local_path(uri)
-    if path.suffix != ".parquet":
-        raise DataFormatError(f"{path}: predictions are written as Parquet; let the name end in .parquet")
+    if not os.fspath(uri).endswith(".parquet"):
+        raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")
     own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
     offsets = np.concatenate([[0], np.cumsum(predictions.n_options)]).astype(np.int32)
     columns: dict[str, pa.Array] = {
@@ -252,7 +253,7 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.protocol is not None:
         text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
         table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
-    with whole_file(path) as temporary:
+    with published(uri) as path, whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
 

@@ -89,8 +89,8 @@ def read_questions(
     kept once. A question without an id gets one from a hash of its content.
 
     Args:
-        source: A `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet` file, or a hub data
-            set as `hf://owner/name[/config][:split]`.
+        source: A `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet` file, by its path or
+            `gs://` URI, or a hub data set as `hf://owner/name[/config][:split]`.
         preset: A published set or layout of `calib_core.presets`; "auto" tells it by the columns.
         on_bad_row: "refuse" the whole source if a row is bad, or "drop" bad rows and list them in the report.
 
@@ -100,7 +100,7 @@ def read_questions(
     Raises:
         DataFormatError: the source can't be read, its columns are of no known layout, or rows are bad (all of
             them are named together).
-        ConfigError: `preset` or `on_bad_row` is unknown.
+        ConfigError: `preset` or `on_bad_row` is unknown, or the bucket of a `gs://` URI can't be read.
     """
     check_on_bad_row(on_bad_row)
     rows = read_rows(source)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calib_core.errors import ConfigError, DataFormatError
+from calib_core.storage import fetch
 
 OnBadRow = Literal["refuse", "drop"]
 HUB_PREFIX = "hf://"
@@ -123,16 +124,17 @@ class Rows:
 
 
 def read_rows(source: str | Path) -> Rows:
-    """Read every row of a file, or of a hub data set `hf://owner/name[/config][:split]`.
+    """Read every row of a file, by path or `gs://` URI, or of a hub data set `hf://owner/name[/config][:split]`.
 
     Raises:
+        ConfigError: the URI can't be reached; see `calib_core.storage.fetch`.
         DataFormatError: there is no such file, its type is unknown, it is damaged or empty, or the hub can't
             be reached. A row that can't be read is no error yet: it is listed in `problems`.
     """
     name = str(source)
     if name.startswith(HUB_PREFIX):
         return _from_records(name, "row", list(enumerate(_hub_records(name), start=1)))
-    path = Path(source)
+    path = PurePath(source)
     compressed = path.suffix.lower() == ".gz"
     suffix = PurePath(path.stem).suffix.lower() if compressed else path.suffix.lower()
     if suffix not in FILE_TYPES or (compressed and suffix == ".parquet"):
@@ -140,7 +142,7 @@ def read_rows(source: str | Path) -> Rows:
             f"{name}: unknown file type; give a file that ends in {', '.join(FILE_TYPES)} "
             f"(text files also with .gz), or a hub data set as {HUB_PREFIX}owner/name[/config][:split]"
         )
-    data = _file_bytes(path, compressed)
+    data = _file_bytes(fetch(source), compressed)
     if suffix == ".parquet":
         return _from_parquet(name, data)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):

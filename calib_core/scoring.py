@@ -40,6 +40,7 @@ __all__ = [
     "encode_preference",
     "encode_preferences",
     "encode_questions",
+    "encoded_logprobs",
     "protocol",
     "score",
     "score_encoded",
@@ -290,16 +291,10 @@ def sequence_logprobs(
         finite.
     """
     encoded = encode_preferences(loaded, preferences)
-    prompts = [row.prompt for row in encoded for _ in range(2)]
-    sides = [side for row in encoded for side in (row.chosen, row.rejected)]
-    sums = np.zeros(len(sides))
-    lengths = [len(prompt) + len(side) for prompt, side in zip(prompts, sides, strict=True)]
-    bound = PAIR_LOGITS_BYTES // (4 * int(loaded.model.get_output_embeddings().weight.shape[0]))
-    with evaluating(loaded.model), Progress(description, total=len(sides), unit="continuations") as progress:
-        for rows in token_batches(lengths, max(1, min(batch_tokens, bound))):
-            sums[rows] = _sums(loaded, [prompts[row] for row in rows], [sides[row] for row in rows])
-            progress.advance(len(rows))
-    nats, tokens = sums.reshape(-1, 2), np.array([len(side) for side in sides], dtype=np.int64).reshape(-1, 2)
+    nats = encoded_logprobs(loaded, encoded, batch_tokens=batch_tokens, description=description)
+    tokens = np.array([[len(row.chosen), len(row.rejected)] for row in encoded], dtype=np.int64).reshape(
+        -1, 2
+    )
     bad = [preferences[row].id for row in np.flatnonzero(~np.isfinite(nats).all(axis=1)).tolist()]
     if bad:
         raise DataFormatError(
@@ -314,6 +309,26 @@ def sequence_logprobs(
         chosen_tokens=tokens[:, 0],
         rejected_tokens=tokens[:, 1],
     )
+
+
+def encoded_logprobs(
+    loaded: LoadedModel,
+    encoded: Sequence[EncodedPreference],
+    *,
+    batch_tokens: int = 4096,
+    description: str = "preference pairs",
+) -> NDArray[np.float64]:
+    """Log-probabilities in nats of pairs as token ids, float64 (N, 2): chosen and rejected continuations."""
+    prompts = [row.prompt for row in encoded for _ in range(2)]
+    sides = [side for row in encoded for side in (row.chosen, row.rejected)]
+    sums = np.zeros(len(sides))
+    lengths = [len(prompt) + len(side) for prompt, side in zip(prompts, sides, strict=True)]
+    bound = PAIR_LOGITS_BYTES // (4 * int(loaded.model.get_output_embeddings().weight.shape[0]))
+    with evaluating(loaded.model), Progress(description, total=len(sides), unit="continuations") as progress:
+        for rows in token_batches(lengths, max(1, min(batch_tokens, bound))):
+            sums[rows] = _sums(loaded, [prompts[row] for row in rows], [sides[row] for row in rows])
+            progress.advance(len(rows))
+    return sums.reshape(-1, 2)
 
 
 def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[str, Any]:

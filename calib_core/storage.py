@@ -54,7 +54,8 @@ def fetch(uri: str | os.PathLike[str], *, into: Path | None = None) -> Path:
 
     Args:
         uri: a path, which is returned as it is, a `file://` URI, or `gs://bucket/name` of an object or of all
-            objects below `name/`.
+            objects below `name/`. `/gcs/bucket/name`, as KFP and Vertex name a mounted bucket, is a path
+            where it is mounted, and `gs://bucket/name` elsewhere.
         into: folder that gets the download, under its own name, in place of the cache.
 
     Raises:
@@ -62,7 +63,12 @@ def fetch(uri: str | os.PathLike[str], *, into: Path | None = None) -> Path:
         ConfigError: the URI's scheme is unknown, the bucket is missing, closed to these credentials or can't
             be reached, or google-cloud-storage is not installed.
     """
-    return _gcs().fetch(_gs_uri(uri), into) if is_remote(uri) else _local(uri)
+    if is_remote(uri):
+        return Path(_gcs().fetch(_gs_uri(uri), into))
+    path = _local(uri)
+    if path.is_absolute() and path.parts[1:2] == ("gcs",) and not Path(*path.parts[:3]).exists():
+        return fetch(_mounted_uri(path), into=into)
+    return path
 
 
 def publish(local: Path, uri: str | os.PathLike[str]) -> None:
@@ -100,11 +106,28 @@ def published(uri: str | os.PathLike[str]) -> Iterator[Path]:
     if not is_remote(uri):
         yield _local(uri)
         return
-    _gcs().split(_gs_uri(uri))  # an unusable URI is refused before the work, not after it
+    _gcs().check_target(_gs_uri(uri))  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
         path = Path(scratch) / PurePosixPath(_gs_uri(uri)).name
         yield path
         publish(path, uri)
+
+
+def require_local(path: Path) -> None:
+    """Refuse a URI where only a folder on this machine will do.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if is_remote(path):
+        raise ConfigError(
+            f"{_gs_uri(path)}: must be a folder on this machine; give one, and copy it to the bucket later"
+        )
+
+
+def join(uri: str | os.PathLike[str], name: str) -> str:
+    """The path or URI of a file in a folder."""
+    return f"{_gs_uri(uri).rstrip('/')}/{name}" if is_remote(uri) else str(_local(uri) / name)
 
 
 def exists(uri: str | os.PathLike[str]) -> bool:
@@ -234,13 +257,18 @@ def _local(uri: str | os.PathLike[str]) -> Path:
     return Path(unquote(urlparse(text).path))
 
 
+def _mounted_uri(path: Path) -> str:
+    """The URI of what is below a mounted bucket."""
+    return f"gs://{'/'.join(path.parts[2:])}"
+
+
 def _lockable(uri: str | os.PathLike[str]) -> Path:
     """A local path on which a lock holds for all who may write it."""
     path = _local(uri)
     if path.is_absolute() and path.parts[1:2] == ("gcs",):
         raise ConfigError(
             f"{path}: a mounted bucket has no locks that other machines see; "
-            f"write gs://{'/'.join(path.parts[2:])} for this file"
+            f"write {_mounted_uri(path)} for this file"
         )
     return path
 

@@ -12,31 +12,35 @@ from typing import Any
 
 from calib_core.errors import CalibError
 from calib_core.files import read_json, whole_folder
-from calib_core.geography import make_preferences, make_questions
+from calib_core.geography import PairForm, make_preferences, make_questions
 from calib_core.preferences import write_preferences
 from calib_core.progress import say
 from calib_core.questions import write_questions
 from calib_core.steps.finetune import FinetuneConfig, cft
 from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.storage import require_local
 from calib_pipelines.local import run_local
 
-N_PAIRS = 250
+N_PAIRS = 160
 """Preference pairs, a fifth of them held out for the win rate."""
 
-FOLD_LIMITS = {"max_fit": 480, "max_calibration": 800, "max_test": 800}
+PAIR_FORM: PairForm = "option"
+"""Answers in words: the form after which the model is surest of one letter (`benchmarks/pair_forms.py`)."""
+
+HELD_OUT_LIMITS = {"max_calibration": 800, "max_test": 800}
 
 LORA: dict[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 """A smaller adapter than the paper's (128, 64, 0.05): the model has 135 million parameters, and two cores."""
 
 DPO_LEARNING_RATE = 5e-4
 
-TRAINING: dict[str, Any] = {
-    **LORA,
-    "learning_rate": 1e-3,
-    "batch_size": 8,
-    "epochs": 3,
-    "evaluations_per_epoch": 1,
-}
+TRAINING: dict[str, Any] = {**LORA, "learning_rate": 1e-3, "batch_size": 4, "evaluations_per_epoch": 1}
+
+ONE_PASS: dict[str, Any] = {**HELD_OUT_LIMITS, **TRAINING, "max_fit": 800, "epochs": 1}
+"""Every question is seen once: the quickest way to tie letters to answers, and nothing is memorised."""
+
+MEMORISED: dict[str, Any] = {**HELD_OUT_LIMITS, **TRAINING, "max_fit": 400, "epochs": 3}
+"""Fewer questions, so that a model learns them by heart in minutes."""
 
 MEMORISING_EPOCHS = 8
 """Passes over the fit fold by which the input of `memorised` is made."""
@@ -56,17 +60,26 @@ def run_demo(scenario: str, out: Path) -> dict[str, Any]:
     Raises:
         CalibError: a package of the demonstration is missing, or a step failed.
     """
+    require_local(out)
     inputs = out.absolute() / "inputs"
     questions, pairs = inputs / "questions.parquet", inputs / "preferences.parquet"
     write_questions(make_questions(), questions)
-    write_preferences(make_preferences(n=N_PAIRS), pairs)
-    parameters = {"questions": str(questions), **FOLD_LIMITS, **TRAINING}
+    write_preferences(make_preferences(n=N_PAIRS, form=PAIR_FORM), pairs)
     if scenario == "fresh":
-        aligning = {"preferences": str(pairs), "align": True, "dpo_learning_rate": DPO_LEARNING_RATE}
-        return run_local({**parameters, **aligning, "model": str(_embedded_model())}, out)
-    if scenario == "memorised":
-        return run_local({**parameters, "model": str(_memoriser(parameters, inputs))}, out)
-    return run_local({**parameters, "model": str(_calibrated_model(out, inputs))}, out)
+        model = _embedded_model()
+        parameters = {
+            **ONE_PASS,
+            "preferences": str(pairs),
+            "align": True,
+            "dpo_learning_rate": DPO_LEARNING_RATE,
+        }
+    elif scenario == "memorised":
+        model = _memoriser(questions, inputs)
+        parameters = MEMORISED
+    else:
+        model = _calibrated_model(out, inputs)
+        parameters = ONE_PASS
+    return run_local({**parameters, "questions": str(questions), "model": str(model)}, out)
 
 
 def _embedded_model() -> Path:
@@ -75,19 +88,19 @@ def _embedded_model() -> Path:
     return embedded_model()
 
 
-def _memoriser(parameters: dict[str, Any], inputs: Path) -> Path:
+def _memoriser(questions: Path, inputs: Path) -> Path:
     """The model after many epochs on the fit fold, by somebody who let that same fold say when to stop.
 
     The fit fold is the one that the pipeline will make: folds depend on the questions alone.
     """
     say("memorised: fine-tuning a model on the questions that it is going to be recalibrated with")
-    limits = {name: parameters[name] for name in FOLD_LIMITS}
+    limits = {name: MEMORISED[name] for name in ("max_fit", "max_calibration", "max_test")}
     data, leaking, adapter = (inputs / name for name in ("data", "data-stopped-by-fit", "memoriser"))
-    prepare(PrepareConfig(questions=parameters["questions"], **limits), data)
+    prepare(PrepareConfig(questions=str(questions), **limits), data)
     with whole_folder(leaking) as folder:
         shutil.copytree(data, folder, dirs_exist_ok=True)
         shutil.copyfile(folder / "fit.parquet", folder / "calibration.parquet")
-    config = FinetuneConfig(**{**TRAINING, "epochs": MEMORISING_EPOCHS})
+    config = FinetuneConfig(**TRAINING, epochs=MEMORISING_EPOCHS)
     cft(config, str(_embedded_model()), leaking, adapter)
     return adapter
 

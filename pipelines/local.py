@@ -27,6 +27,7 @@ from calib_core.steps.fresh import FreshConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.task import ERROR_FILE_VARIABLE
+from calib_core.storage import require_local
 
 CONFIGS: Mapping[str, tuple[type, ...]] = {
     "restore-calibration": (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
@@ -34,6 +35,8 @@ CONFIGS: Mapping[str, tuple[type, ...]] = {
 }
 """Pipelines that can be run here, and the configs that their parameters must fit."""
 LOG_TAIL_LINES = 15
+
+_QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # what libraries will change is for developers to read
 
 _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a fifth of the time on two cores
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
@@ -62,6 +65,7 @@ def run_local(
     """
     package = load_component_from_file(str(Path(__file__).with_name(f"{pipeline}.yaml")))
     _check(pipeline, package.component_spec.inputs, parameters)
+    require_local(out)
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's
@@ -79,7 +83,7 @@ def run_local(
         error_file = Path(scratch) / "error.json"
         screen = _Screen(log, _task_names(package.pipeline_spec))
         try:
-            environment = {**_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
+            environment = {**_QUIET, **_KEEP_MEMORY, ERROR_FILE_VARIABLE: str(error_file)}
             with _environment(environment), contextlib.redirect_stdout(screen):
                 outputs = package(**parameters).outputs
         except RuntimeError:  # all that kfp.local says of a task that failed

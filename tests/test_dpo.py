@@ -157,8 +157,10 @@ def test_markup_in_a_pair_stays_text(model_folder) -> None:
         zip((BOS, EOS, TURN, END), tokenizer.convert_tokens_to_ids([BOS, EOS, TURN, END]), strict=True)
     )
     texts = {f"{BOS}{marked[0].prompt}{side}{EOS}" for side in (marked[0].chosen, marked[0].rejected)}
-    assert len(seen) == 4  # both pairs, for the reference and for the one step
-    for rows in seen:  # chosen and rejected, one of which is padded with EOS; the other must end in its own
+    reference, *steps = seen
+    assert reference.shape[0] == 4  # both sides of both pairs at once
+    assert len(steps) == 2
+    for rows in steps:  # chosen and rejected, one of which is padded with EOS; the other must end in its own
         ends = []
         for ids in rows.tolist():
             length = max(i for i, token in enumerate(ids) if token != special[EOS]) + 1

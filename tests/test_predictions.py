@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import ConfigError, DataFormatError
 from calib_core.predictions import Predictions, check_same_protocol, read_predictions, write_predictions
 
 INF = np.inf
@@ -274,12 +274,22 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         read_predictions(tmp_path / "missing.parquet")
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/t.parquet", "s3://b/t.parquet", "https://host/t.parquet"])
-def test_remote_uris_are_refused_with_advice(uri: str) -> None:
-    with pytest.raises(DataFormatError, match="mount the bucket, or download"):
+@pytest.mark.parametrize("uri", ["s3://b/t.parquet", "https://host/t.parquet"])
+def test_unknown_uris_are_refused_with_advice(uri: str) -> None:
+    with pytest.raises(ConfigError, match="give a local path or gs://bucket/name"):
         read_predictions(uri)
-    with pytest.raises(DataFormatError, match="mount the bucket, or download"):
+    with pytest.raises(ConfigError, match="give a local path or gs://bucket/name"):
         write_predictions(make(), uri)
+
+
+def test_a_table_in_a_bucket_comes_back_equal(gcs: str) -> None:
+    table = make(protocol={"model": "m"})
+    write_predictions(table, f"{gcs}/run/t.parquet")
+    again = read_predictions(f"{gcs}/run/t.parquet")
+    assert (again.ids, again.protocol) == (table.ids, table.protocol)
+    np.testing.assert_array_equal(again.logits, table.logits)
+    with pytest.raises(DataFormatError, match=r"gs://.*/none\.parquet: no such object"):
+        read_predictions(f"{gcs}/run/none.parquet")
 
 
 def test_writing_elsewhere_than_parquet_is_refused(tmp_path: Path) -> None:

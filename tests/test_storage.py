@@ -242,6 +242,12 @@ def test_published_takes_the_work_only_when_it_is_done(root: str) -> None:
     assert tree(storage.fetch(f"{root}/out")) == FILES
 
 
+def test_where_nothing_can_be_published_no_work_is_done(gcs: str) -> None:
+    for uri in (gcs, f"{gcs}/", "gs://calib-no-such-bucket/out"):
+        with pytest.raises(ConfigError), storage.published(uri):
+            pytest.fail("the work was done")
+
+
 class TestBuckets:
     """What only Google Cloud Storage has: manifests, generations, the cache."""
 
@@ -301,7 +307,62 @@ class TestBuckets:
         with pytest.raises(DataFormatError, match=r"a\.json is not as it was published \(1 of 3"):
             storage.fetch(f"{gcs}/model")
 
+    def test_nothing_of_an_unfinished_folder_is_left_either(
+        self, gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What a failed publication has brought there goes with the next one, if that doesn't have it."""
+        from calib_core import gcs as part
+
+        marks: list[object] = []
+        whole_put = part.put
+
+        def put_first(*given: Any, **options: Any) -> object:
+            marks.append(given)
+            if len(marks) == 2:
+                raise DataFormatError("stopped before the last mark")
+            return whole_put(*given, **options)
+
+        storage.publish(make_folder(tmp_path / "one", {"a": b"a", "b": b"b"}), f"{gcs}/model")
+        make_folder(tmp_path / "two", {"c": b"c"})
+        with monkeypatch.context() as patch:
+            patch.setattr(part, "put", put_first)
+            with pytest.raises(DataFormatError, match="stopped before"):
+                storage.publish(tmp_path / "two", f"{gcs}/model")
+        names = [Path(file.uri).name for file in storage.list_files(f"{gcs}/model")]
+        assert names == ["a", "b", "c"]
+        storage.publish(make_folder(tmp_path / "three", {"d": b"d"}), f"{gcs}/model")
+        assert [Path(file.uri).name for file in storage.list_files(f"{gcs}/model")] == ["d"]
+
+    def test_a_damaged_manifest_is_named(self, gcs: str, tmp_path: Path) -> None:
+        storage.publish(make_folder(tmp_path / "new", FILES), f"{gcs}/model")
+        (tmp_path / "bad").write_bytes(b"[]")
+        storage.publish(tmp_path / "bad", f"{gcs}/model/.calib-manifest.json")
+        with pytest.raises(DataFormatError, match=r"model/\.calib-manifest\.json: not a manifest"):
+            storage.fetch(f"{gcs}/model")
+        storage.publish(tmp_path / "new", f"{gcs}/model")
+        assert tree(storage.fetch(f"{gcs}/model")) == FILES
+
+    @pytest.mark.parametrize("names", [("a", "a/b"), ("a//b",), ("a/../../b",), ("/a",)])
+    def test_objects_that_can_not_be_files_are_refused(
+        self, gcs: str, names: tuple[str, ...], tmp_path: Path
+    ) -> None:
+        from google.cloud.storage import Client
+
+        bucket = Client(project=None).bucket(gcs.removeprefix("gs://"))
+        for name in names:
+            bucket.blob(f"odd/{name}").upload_from_string(b"x")
+        if not [blob for blob in bucket.list_blobs() if blob.name in {f"odd/{name}" for name in names}]:
+            pytest.skip("the emulator keeps no such names")
+        with pytest.raises(DataFormatError, match="can't be a file below a folder"):
+            storage.fetch(f"{gcs}/odd", into=tmp_path / "here")
+        assert not (tmp_path / "b").exists()
+
     @pytest.mark.parametrize("uri", ["gs://", "gs://x", "gs://UPPER/x", "gs:///x"])
     def test_what_is_no_bucket_is_refused(self, uri: str, gcs: str) -> None:
         with pytest.raises(ConfigError, match="write gs://bucket/name"):
+            storage.fetch(uri)
+
+    @pytest.mark.parametrize("uri", ["gs://bucket/..", "gs://bucket/a/../b", "gs://bucket/./a"])
+    def test_dots_are_refused(self, uri: str, gcs: str) -> None:
+        with pytest.raises(ConfigError, match="write the name without them"):
             storage.fetch(uri)

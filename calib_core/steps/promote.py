@@ -10,14 +10,16 @@ from typing import Any
 
 from calib_core.champion import now
 from calib_core.config import ConfigCheck
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.errors import CalibError, ConfigError, DataFormatError
 from calib_core.figures import figures_row, read_figures
 from calib_core.files import read_json, write_json
 from calib_core.gate import decide
 from calib_core.metrics import summarize
 from calib_core.posthoc import apply_temperature, fit_temperature
 from calib_core.predictions import Predictions, read_predictions
+from calib_core.progress import say
 from calib_core.report import ReportData, write_report
+from calib_core.storage import exists, fetch, join
 from calib_core.version import __version__
 
 BRANCHES = ("none", "cft", "rcft")
@@ -90,6 +92,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     if branch != "none":
         facts["after"], test["after"] = _facts(after), _fold(after, "test")
     regime = facts["before"]["regime"]
+    trained = {model: _training(model) for model in {model_before, model_after}}
     promoted, reasons, gate = (
         False,
         ["The input model is calibrated, so nothing was fine-tuned and it is kept."],
@@ -111,7 +114,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         "branch": branch,
         "before": figures["before"],
         "after": figures.get("after", figures["before"]),
-        "baselines": _baselines(config, before, test["before"], model_before),
+        "baselines": _baselines(config, before, test["before"], trained[model_before]),
         "promoted": promoted,
         "reasons": [*regime["reasons"], *reasons],
         "report": report,
@@ -120,18 +123,18 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         "bounds": regime,
         "out_of_domain": _each_side(facts, lambda side: side["figures"].get("out_of_domain")),
         "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
-        "timing": _timing(facts, model_after),
+        "timing": _timing(facts, trained[model_after]),
     }
     trend = []
     if champion:
         trend = [*read_figures(champion), figures_row(summary, at=now(), run="", snapshot="")]
     data = ReportData(
-        title=Path(model_before).name,
+        title=Path(facts["before"]["model"]["base"]).name,
         summary=summary if branch != "none" else {**summary, "after": None},
         before=test["before"],
         after=test.get("after"),
         regime=regime,
-        history=_training(model_after).get("history"),
+        history=trained[model_after].get("history"),
         trend=trend,
         parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
         versions={"calib-core": __version__, "python": platform.python_version()},
@@ -171,9 +174,11 @@ def _temperature_scaling(config: PromoteConfig, folder: Path, test: Predictions)
     return {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
 
 
-def _baselines(config: PromoteConfig, folder: Path, test: Predictions, model_before: str) -> dict[str, Any]:
+def _baselines(
+    config: PromoteConfig, folder: Path, test: Predictions, training: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the output model is seen against, beside the input model: all on the test fold."""
-    unaligned = _training(model_before).get("unaligned")
+    unaligned = training.get("unaligned")
     scaled = {"temperature_scaling": _temperature_scaling(config, folder, test)}
     return {"unaligned": unaligned, **scaled} if unaligned else scaled
 
@@ -184,14 +189,18 @@ def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str
 
 
 def _training(model: str) -> dict[str, Any]:
-    """What training wrote beside the adapter, where the output model is an adapter folder on this machine."""
-    path = Path(model) / "calibration.json"
-    return read_json(path) if path.is_file() else {}
+    """What training wrote beside the adapter, where that can be read from here."""
+    try:
+        record = join(model, "calibration.json")
+        return read_json(fetch(record)) if exists(record) else {}
+    except CalibError as error:  # the decision doesn't hang on it
+        say(f"the report will not show how {model} was trained: {error}")
+        return {}
 
 
-def _timing(facts: Mapping[str, Any], model_after: str) -> dict[str, float]:
+def _timing(facts: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float]:
     """Seconds of every step that said how long it took."""
     seconds = {f"evaluate_{side}": found.get("seconds") for side, found in facts.items()}
     if "after" in facts:
-        seconds["finetune"] = _training(model_after).get("seconds")
+        seconds["finetune"] = training.get("seconds")
     return {name: value for name, value in seconds.items() if value is not None}

@@ -1,0 +1,179 @@
+"""Commands, steps and models with gs:// paths: fetched before, published after, refused before the work."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from synthetic import make_world, tempered
+from test_promote import CONFIG, OVERCONFIDENT, write_evaluation
+
+from calib_core import storage
+from calib_core.predictions import write_predictions
+from calib_core.questions import Question, read_questions, write_questions
+from calib_core.steps.promote import promote
+from calib_pipelines import cli
+
+
+@pytest.fixture
+def questions(gcs: str) -> str:
+    """URI of 300 questions."""
+    rows = [
+        Question(id=f"q{i}", question=f"Question {i}?", choices=("a", "b", "c"), answer=i % 3)
+        for i in range(300)
+    ]
+    with storage.published(f"{gcs}/in/questions.parquet") as path:
+        write_questions(rows, path)
+    return f"{gcs}/in/questions.parquet"
+
+
+@pytest.fixture
+def tables(gcs: str) -> dict[str, str]:
+    """URIs of two models' predictions for the same questions, and of one's for others."""
+    world, other = make_world(400, 1), make_world(400, 2)
+    made = {
+        "sure": world.predictions(tempered(world.q, 0.3)),
+        "right": world.predictions(world.q),
+        "sure_elsewhere": other.predictions(tempered(other.q, 0.3)),
+    }
+    uris = {name: f"{gcs}/tables/{name}.parquet" for name in made}
+    for name, uri in uris.items():
+        write_predictions(made[name], uri)
+    return uris
+
+
+def run(*arguments: str) -> int:
+    return cli.main([*arguments])
+
+
+def test_questions_are_read_from_a_bucket(questions: str) -> None:
+    rows, report = read_questions(questions)
+    assert len(rows) == 300
+    assert report.source == questions
+
+
+def test_prepare_reads_and_writes_buckets(questions: str, gcs: str, tmp_path: Path) -> None:
+    assert run("prepare", "--questions", questions, "--out", f"{gcs}/data") == 0
+    local = tmp_path / "questions.parquet"
+    local.write_bytes(storage.fetch(questions).read_bytes())
+    assert run("prepare", "--questions", str(local), "--out", str(tmp_path / "data")) == 0
+    folds = {"fit.parquet", "calibration.parquet", "test.parquet"}
+    remote = storage.fetch(f"{gcs}/data")
+    assert {path.name for path in remote.iterdir()} == {*folds, "data.json"}
+    for name in folds:
+        assert (remote / name).read_bytes() == (tmp_path / "data" / name).read_bytes()
+
+
+def test_metrics_and_regime_read_buckets(tables: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("metrics", tables["right"], "--n-resamples", "50", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n"] == 400
+    names = ("--fit", tables["sure"], "--heldout", tables["sure_elsewhere"])
+    assert run("regime", *names, "--n-resamples", "50", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["regime"] == "calibratable"
+
+
+def test_report_is_written_to_a_bucket(
+    tables: dict[str, str], gcs: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = f"{gcs}/reports/report.html"
+    given = (tables["sure"], "--after", tables["right"], "--out", out)
+    assert run("report", *given, "--n-resamples", "50", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["report"] == out
+    assert "<html" in storage.fetch(out).read_text(encoding="utf-8")
+
+
+def test_promote_reads_and_writes_buckets(gcs: str, tmp_path: Path) -> None:
+    """The summary names URIs, and what training wrote beside the adapter is found in the bucket."""
+    for name, probs in (("before", OVERCONFIDENT), ("after", OVERCONFIDENT)):
+        storage.publish(write_evaluation(tmp_path / name, probs), f"{gcs}/{name}")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/calibration.json").write_text('{"seconds": 12.5}')
+    storage.publish(tmp_path / "adapter", f"{gcs}/adapter")
+    given = {"before": f"{gcs}/before", "after": f"{gcs}/after", "branch": "cft", "out": f"{gcs}/out"}
+    given |= {"model-before": f"{gcs}/input", "model-after": f"{gcs}/adapter", "n-resamples": "100"}
+    assert run("promote", *(word for name, value in given.items() for word in (f"--{name}", value))) == 0
+    out = storage.fetch(f"{gcs}/out")
+    assert {path.name for path in out.iterdir()} == {"summary.json", "report.html"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["report"] == f"{gcs}/out/report.html"
+    assert summary["model"] == f"{gcs}/input"
+    assert summary["timing"]["finetune"] == 12.5
+
+
+def test_a_model_that_can_not_be_read_does_not_stop_the_decision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_evaluation(tmp_path / "before", OVERCONFIDENT)
+    summary = promote(
+        CONFIG,
+        before=folder,
+        after=folder,
+        model_before="minio://bucket/input",
+        model_after="minio://bucket/output",
+        branch="cft",
+        out=tmp_path / "out",
+    )
+    assert summary["model"] == "minio://bucket/input"
+    assert "the report will not show how minio://bucket/output was trained" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("metrics", "gs://calib-no-such-bucket/t.parquet"),
+        ("report", "t.parquet", "--out", "s3://bucket/report.html"),
+        ("prepare", "--questions", "gs://calib-no-such-bucket/q.jsonl", "--out", "data"),
+        ("evaluate", "--model", "m", "--data", "gs://calib-no-such-bucket/data", "--out", "out"),
+        ("prepare", "--questions", "q.jsonl", "--out", "gs://BAD"),
+        ("prepare", "--questions", "q.jsonl", "--out", "gs://calib-no-such-bucket/data"),
+    ],
+)
+@pytest.mark.usefixtures("gcs")
+def test_what_can_not_be_reached_ends_with_a_message(
+    arguments: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    world = make_world(100, 1)
+    write_predictions(world.predictions(world.q), "t.parquet")
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert "Traceback" not in captured.err
+    assert {path.name for path in tmp_path.iterdir()} <= {"t.parquet", "cache"}
+
+
+@pytest.mark.parametrize("form", ["gs://{}", "/gcs/{}"])
+def test_a_model_in_a_bucket_is_loaded_under_its_own_name(form: str, gcs: str, tiny_llama: Path) -> None:
+    """`/gcs/...` is how kfp names a bucket's folder that nothing has mounted, in a local run for example."""
+    from calib_core.models import load_model
+
+    storage.publish(tiny_llama, f"{gcs}/models/tiny")
+    name = form.format(f"{gcs}/models/tiny".removeprefix("gs://"))
+    loaded = load_model(name)
+    assert loaded.base == name
+    assert loaded.base_digest == load_model(tiny_llama).base_digest
+
+
+def test_an_adapter_in_a_bucket_finds_its_base_there(gcs: str, tiny_llama: Path, tmp_path: Path) -> None:
+    from test_models import save_adapter
+
+    from calib_core.models import load_model
+
+    storage.publish(tiny_llama, f"{gcs}/models/tiny")
+    save_adapter(tiny_llama, tmp_path / "adapter", base=f"{gcs}/models/tiny")
+    storage.publish(tmp_path / "adapter", f"{gcs}/adapter")
+    loaded = load_model(f"{gcs}/adapter")
+    assert loaded.base == f"{gcs}/models/tiny"
+    assert loaded.adapter_digest is not None
+
+
+def test_a_single_object_is_no_model(questions: str) -> None:
+    from calib_core.errors import ConfigError
+    from calib_core.model_files import resolve
+
+    with pytest.raises(ConfigError, match="is a single object; give the folder"):
+        resolve(questions)
