@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.storage import read_versioned, write_versioned
+from calib_core.storage import join, read_versioned, write_versioned
 
 FILE = "champion.json"
 FORMAT = 1
@@ -125,11 +125,6 @@ def first_champion(model: str, split: tuple[float, float]) -> Champion:
     )
 
 
-def below(folder: str | Path, *names: str) -> str:
-    """Path or URI of something in a champion's folder."""
-    return "/".join((str(folder).rstrip("/"), *names))
-
-
 def read_champion(folder: str | Path) -> tuple[Champion, str] | None:
     """The champion of a folder or bucket prefix with the file's version; None where it has none yet.
 
@@ -137,7 +132,7 @@ def read_champion(folder: str | Path) -> tuple[Champion, str] | None:
         DataFormatError: there is a file of another kind.
         ConfigError: the storage can't be reached.
     """
-    uri = below(folder, FILE)
+    uri = join(folder, FILE)
     found = read_versioned(uri)
     if found is None:
         return None
@@ -164,7 +159,7 @@ def write_champion(folder: str | Path, champion: Champion, *, expected: str | No
         StaleVersionError: another run wrote meanwhile; nothing was written.
     """
     text = json.dumps(champion.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    return write_versioned(below(folder, FILE), text.encode(), expected=expected)
+    return write_versioned(join(folder, FILE), text.encode(), expected=expected)
 
 
 def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
@@ -180,7 +175,7 @@ def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
     """
     found = read_champion(folder)
     if found is None:
-        raise ConfigError(f"{below(folder, FILE)}: no champion there; check the folder")
+        raise ConfigError(f"{join(folder, FILE)}: no champion there; check the folder")
     champion, version = found
     numbers = {change.number: change for change in champion.history}
     others = [change for change in champion.history if change.model != champion.model]
@@ -189,7 +184,7 @@ def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
         usable = ", ".join(str(change.number) for change in others) or "none"
         asked = "another model" if to is None else f"change {to}"
         raise ConfigError(
-            f"{below(folder, FILE)}: can't roll back to {asked} from {champion.model}; numbers with another "
+            f"{join(folder, FILE)}: can't roll back to {asked} from {champion.model}; numbers with another "
             f"model: {usable}"
         )
     rolled = champion.changed("rolled_back", target.model, figures=target.figures)

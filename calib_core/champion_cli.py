@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from calib_core.champion import FILE, Champion, below, read_champion, rollback
+from calib_core.champion import FILE, Champion, read_champion, rollback
 from calib_core.cli import Subparsers, command
 from calib_core.errors import ConfigError
 from calib_core.figures import read_figures
 from calib_core.parameters import add_flags, config_from, parameters_of
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.publish import PublishConfig, publish
+from calib_core.storage import fetch, join, published
 from calib_core.text import figure
 
 FOLDER = "folder or bucket prefix of champion.json"
@@ -45,20 +45,14 @@ def _add_fresh(commands: Subparsers) -> None:
     parser = command(commands, "fresh", "read what is new in a stream of questions, and split it into folds")
     parser.add_argument("--stream", required=True, help="folder or bucket prefix with files of questions")
     parser.add_argument("--champion", required=True, help=FOLDER)
-    parser.add_argument("--data", required=True, type=Path, help="data folder to write")
-    parser.add_argument(
-        "--snapshot", required=True, type=Path, help="snapshot folder to write, for `publish`"
-    )
+    parser.add_argument("--data", required=True, help="data folder to write")
+    parser.add_argument("--snapshot", required=True, help="snapshot folder to write, for `publish`")
     add_flags(parser, parameters_of(FreshConfig))
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
-        return fresh(
-            config_from(FreshConfig, vars(given)),
-            stream=given.stream,
-            champion=given.champion,
-            data=given.data,
-            snapshot=given.snapshot,
-        )
+        config = config_from(FreshConfig, vars(given))
+        with published(given.data) as data, published(given.snapshot) as snapshot:
+            return fresh(config, stream=given.stream, champion=given.champion, data=data, snapshot=snapshot)
 
     parser.set_defaults(run=run)
 
@@ -66,18 +60,18 @@ def _add_fresh(commands: Subparsers) -> None:
 def _add_publish(commands: Subparsers) -> None:
     parser = command(commands, "publish", "make what a run decided the state of the champion's folder")
     parser.add_argument("--champion", required=True, help=FOLDER)
-    parser.add_argument("--snapshot", required=True, type=Path, help="snapshot folder that `fresh` wrote")
-    parser.add_argument("--summary", required=True, type=Path, help="folder that `promote` wrote")
-    parser.add_argument("--model", required=True, type=Path, help="folder of the run's output model")
+    parser.add_argument("--snapshot", required=True, help="snapshot folder that `fresh` wrote")
+    parser.add_argument("--summary", required=True, help="folder that `promote` wrote")
+    parser.add_argument("--model", required=True, help="folder of the run's output model")
     add_flags(parser, parameters_of(PublishConfig))
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
         return publish(
             config_from(PublishConfig, vars(given)),
             champion=given.champion,
-            snapshot=given.snapshot,
-            summary=given.summary,
-            model=given.model,
+            snapshot=fetch(given.snapshot),
+            summary=fetch(given.summary),
+            model=fetch(given.model),
         )
 
     parser.set_defaults(run=run)
@@ -86,7 +80,7 @@ def _add_publish(commands: Subparsers) -> None:
 def _show(folder: str) -> Mapping[str, Any]:
     found = read_champion(folder)
     if found is None:
-        raise ConfigError(f"{below(folder, FILE)}: no champion there; check the folder")
+        raise ConfigError(f"{join(folder, FILE)}: no champion there; check the folder")
     champion: Champion = found[0]
     runs = [{**row, "time": row["time"].isoformat()} for row in read_figures(folder)[-SHOWN_RUNS:]]
     return {**champion.to_dict(), "runs": runs}

@@ -12,9 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calib_core.champion import below
 from calib_core.errors import DataFormatError, StaleVersionError
-from calib_core.storage import read_versioned, write_versioned
+from calib_core.storage import join, read_versioned, write_versioned
 
 FILE = "figures.parquet"
 ATTEMPTS = 20
@@ -78,7 +77,7 @@ def read_figures(folder: str | Path) -> list[dict[str, Any]]:
     Raises:
         DataFormatError: the table can't be read.
     """
-    found = read_versioned(below(folder, FILE))
+    found = read_versioned(join(folder, FILE))
     return [] if found is None else _rows(found[0], folder)
 
 
@@ -89,7 +88,7 @@ def append_figures(folder: str | Path, row: Mapping[str, Any]) -> None:
         DataFormatError: the table can't be read.
         StaleVersionError: other runs wrote at each of many attempts.
     """
-    uri = below(folder, FILE)
+    uri = join(folder, FILE)
     for attempt in range(ATTEMPTS):
         found = read_versioned(uri)
         rows = [] if found is None else _rows(found[0], folder)
@@ -110,7 +109,7 @@ def _rows(data: bytes, folder: str | Path) -> list[dict[str, Any]]:
         table = pq.ParquetFile(pa.BufferReader(data)).read().cast(SCHEMA)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataFormatError(
-            f"{below(folder, FILE)}: not a table of figures ({error}); move it away, a new one is begun"
+            f"{join(folder, FILE)}: not a table of figures ({error}); move it away, a new one is begun"
         ) from None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

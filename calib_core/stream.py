@@ -22,7 +22,7 @@ from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.files import read_json, sha256_file, sha256_json, write_json
 from calib_core.questions import Question, answer_key, content_key, normalize_text, read_questions
 from calib_core.rows import FILE_TYPES, OnBadRow
-from calib_core.storage import StoredFile, fetch, list_files
+from calib_core.storage import StoredFile, fetch, join, list_files
 
 HASH_BYTES = 16
 SEEN_SCHEMA = pa.schema(
@@ -232,8 +232,7 @@ def _is_data(uri: str) -> bool:
 
 def _name(file: StoredFile, stream: str | Path) -> str:
     """A file's name below the stream's folder."""
-    prefix = str(stream).rstrip("/") + "/"
-    return file.uri.removeprefix(prefix)
+    return file.uri.removeprefix(join(stream, "").rstrip("/") + "/")
 
 
 def _read(local: Path, uri: str, preset: str, on_bad_row: OnBadRow) -> tuple[list[Question], Any]:

@@ -13,6 +13,7 @@ from calib_core.champion_cli import add_champion_commands
 from calib_core.cli import Subparsers, add_commands, command, execute
 from calib_core.errors import ConfigError
 from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.storage import fetch
 from calib_core.text import summary_text
 from calib_core.version import __version__
 from calib_pipelines.registries import RegisterConfig, register
@@ -52,14 +53,16 @@ def _add_register(commands: Subparsers) -> None:
     parser = command(
         commands, "register", "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
     )
-    parser.add_argument("--summary", required=True, type=Path, help="folder with the run's summary.json")
+    parser.add_argument("--summary", required=True, help="folder with the run's summary.json")
     parser.add_argument("--model", required=True, help="URI of the model")
     parser.add_argument("--number", required=True, type=int, help="number of the model's version")
     add_flags(parser, parameters_of(RegisterConfig))
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
         config = config_from(RegisterConfig, vars(given))
-        return {"entry": register(config, summary=given.summary, model=given.model, number=given.number)}
+        return {
+            "entry": register(config, summary=fetch(given.summary), model=given.model, number=given.number)
+        }
 
     parser.set_defaults(run=run)
 

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from calib_core.champion import below, first_champion, read_champion, rollback, write_champion
+from calib_core import storage
+from calib_core.champion import first_champion, read_champion, rollback, write_champion
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 from calib_core.figures import append_figures, figures_row, read_figures
 from calib_core.files import read_json
@@ -50,6 +51,14 @@ def summary(*, promoted: bool = True, ece: float = 0.3, branch: str = "cft") -> 
     }
 
 
+def batch_of(number: int, count: int) -> list[Question]:
+    """Questions that no other batch has."""
+    return [
+        Question(id=f"{i}", question=f"Batch {number}, thing {i}?", choices=("a", "b"), answer=i % 2)
+        for i in range(count)
+    ]
+
+
 class Folder:
     """A champion's folder, a stream beside it, and runs that publish what they are told to."""
 
@@ -60,11 +69,7 @@ class Folder:
     def begin(self) -> Path:
         """Read what is new: 30 more questions have come."""
         self._runs += 1
-        questions = [
-            Question(id=f"{i}", question=f"Batch {self._runs}, thing {i}?", choices=("a", "b"), answer=i % 2)
-            for i in range(30)
-        ]
-        write_questions(questions, self.root / "stream" / f"{self._runs}.parquet")
+        write_questions(batch_of(self._runs, 30), self.root / "stream" / f"{self._runs}.parquet")
         return self.read(f"run{self._runs}")
 
     def read(self, name: str) -> Path:
@@ -212,6 +217,37 @@ def test_of_two_processes_that_race_one_wins(folder):
     assert len(read_figures(folder.champion)) == 1
 
 
+@pytest.mark.slow
+def test_a_bucket_works_as_a_folder_does(gcs, tmp_path):
+    stream, champion = f"{gcs}/stream", f"{gcs}/champion"
+    config = FreshConfig(model="models/first")
+    works = [tmp_path / name for name in ("one", "two", "late")]
+
+    def begin(work: Path) -> dict[str, object]:
+        return fresh(config, stream=stream, champion=champion, data=work / "data", snapshot=work / "snapshot")
+
+    for batch, count in ((1, 30), (2, 40)):
+        path = tmp_path / f"{batch}.parquet"
+        write_questions(batch_of(batch, count), path)
+        storage.publish(path, f"{stream}/2026/{batch}.parquet")
+        if batch == 1:
+            begin(works[0])
+            begin(works[2])
+            for work in works[::2]:
+                prepare_end(work, summary(ece=0.3 if work == works[0] else 0.4))
+            publish(PublishConfig(), champion=champion, **places(works[0]))
+            with pytest.raises(StaleVersionError, match="has changed since this run began"):
+                publish(PublishConfig(), champion=champion, **places(works[2]))
+    state, _ = read_champion(champion)
+    assert state.model == f"{champion}/runs/{state.run}/model"
+    adapter = storage.fetch(state.model) / "adapter_model.safetensors"
+    assert adapter.read_bytes() == b"one"
+    second = begin(works[1])
+    assert (second["n_fresh"], second["model"], second["counts"]["files_new"]) == (40, state.model, 1)
+    assert rollback(champion).model == "models/first"
+    assert [row["before_conf_ece"] for row in read_figures(champion)] == [0.3]
+
+
 def test_readers_never_see_half_a_state(tmp_path):
     champion = first_champion("models/" + "x" * 20_000, SPLIT)
     version = write_champion(tmp_path, champion, expected=None)
@@ -322,11 +358,6 @@ def test_files_of_another_kind_are_refused_by_name(tmp_path, text, message):
     (tmp_path / "champion.json").write_text(text)
     with pytest.raises(DataFormatError, match=rf"champion\.json: .*{message}"):
         read_champion(tmp_path)
-
-
-def test_folders_and_prefixes_are_joined_alike():
-    assert below("gs://bucket/a/", "champion.json") == "gs://bucket/a/champion.json"
-    assert below(Path("a"), "runs", "x") == "a/runs/x"
 
 
 def test_commands_show_and_roll_back(folder, capsys):

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from calib_core.champion import Champion, below, first_champion, read_champion
+from calib_core.champion import Champion, first_champion, read_champion
 from calib_core.config import ConfigCheck
 from calib_core.errors import ConfigError
 from calib_core.files import whole_folder, write_json
@@ -15,7 +15,7 @@ from calib_core.progress import say
 from calib_core.questions import read_questions, write_questions
 from calib_core.rows import OnBadRow
 from calib_core.steps.prepare import PrepareConfig, prepare
-from calib_core.storage import fetch
+from calib_core.storage import fetch, join
 from calib_core.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
 
 STATE_FILE = "state.json"
@@ -145,7 +145,7 @@ def _state(config: FreshConfig, champion: str) -> tuple[Champion, str | None]:
 
 def _last_snapshot(config: FreshConfig, state: Champion, champion: str) -> Snapshot:
     """How far earlier runs have read; with what the first champion was trained on, where that is given."""
-    before = Snapshot.read(fetch(below(champion, "runs", state.run, "snapshot"))) if state.run else Snapshot()
+    before = Snapshot.read(fetch(join(champion, f"runs/{state.run}/snapshot"))) if state.run else Snapshot()
     if not config.trained_on:
         return before
     known, _ = read_questions(

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calib_core.champion import Champion, below, now, read_champion, write_champion
+from calib_core.champion import Champion, now, read_champion, write_champion
 from calib_core.errors import DataFormatError, StaleVersionError
 from calib_core.figures import append_figures, figures_row
 from calib_core.files import read_json, sha256_file, sha256_json
 from calib_core.progress import say
 from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.steps.fresh import STATE_FILE
-from calib_core.storage import is_remote
+from calib_core.storage import is_remote, join
 from calib_core.storage import publish as upload
 
 
@@ -67,13 +67,12 @@ def publish(
     else:
         if (found and found[1]) != state["expected"]:  # told before anything is uploaded
             raise _too_late(champion)
-        promoted = bool(result["promoted"])
+        promoted, place = bool(result["promoted"]), join(champion, f"runs/{key}")
         after = replace(before, snapshot=state["snapshot"], run=key)
         if promoted:
             figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
-            uri = below(champion, "runs", key, "model")
-            after = after.changed("promoted", uri, run=config.run or key, figures=figures)
-        _upload_run(below(champion, "runs", key), snapshot, summary, model if promoted else None)
+            after = after.changed("promoted", join(place, "model"), run=config.run or key, figures=figures)
+        _upload_run(place, snapshot, summary, model if promoted else None)
         try:
             write_champion(champion, after, expected=state["expected"])
         except StaleVersionError:
