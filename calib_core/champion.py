@@ -188,7 +188,7 @@ def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
             f"model: {usable}"
         )
     rolled = champion.changed("rolled_back", target.model, figures=target.figures)
-    write_champion(folder, replace(rolled, run=""), expected=version)
+    write_champion(folder, rolled, expected=version)
     return rolled
 
 

@@ -39,7 +39,7 @@ def summary(*, promoted: bool = True, ece: float = 0.3, branch: str = "cft") -> 
             "conf_ece": interval(value),
             "cw_ece": interval(value / 2),
         }
-        for side, value in (("before", ece), ("after", ece / 3))
+        for side, value in (("before", ece), ("after", 0.1))
     }
     return {
         **sides,
