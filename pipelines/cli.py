@@ -89,6 +89,7 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     if given[:1] != ["pipeline"]:
         return
     from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.targets import add_compile  # noqa: PLC0415
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = command(subcommands, "run", "run a compiled pipeline on this machine")
@@ -99,19 +100,13 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     parameters = _parameters(asked.component_spec.inputs)
     add_flags(run, parameters)
     run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
-    compile_ = command(subcommands, "compile", "compile a pipeline to a package that KFP takes")
-    compile_.add_argument(
-        "--target", choices=("kubeflow",), default="kubeflow", help="platform (default: kubeflow)"
+    run.add_argument(
+        "--pipeline",
+        choices=tuple(PIPELINES),
+        default=DEFAULT_PIPELINE,
+        help=f"which one; other flags are its parameters (default: {DEFAULT_PIPELINE})",
     )
-    compile_.add_argument("--output", type=Path, help="default: the pipeline's name with .yaml")
-    compile_.set_defaults(run=_compile)
-    for subcommand in (run, compile_):
-        subcommand.add_argument(
-            "--pipeline",
-            choices=tuple(PIPELINES),
-            default=DEFAULT_PIPELINE,
-            help=f"which one; other flags are those of its parameters (default: {DEFAULT_PIPELINE})",
-        )
+    add_compile(subcommands)
 
 
 def _asked_pipeline(given: Sequence[str]) -> str:
@@ -139,16 +134,6 @@ def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[
 
     values = {parameter.name: getattr(given, parameter.name) for parameter in parameters}
     return run_local(values, given.out, pipeline=given.pipeline)
-
-
-def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
-    from calib_pipelines.compile import PIPELINES, write  # noqa: PLC0415 - needs KFP
-
-    output = given.output or Path(f"{given.pipeline}.yaml")
-    if output.suffix not in (".yaml", ".json"):
-        raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
-    write(PIPELINES[given.pipeline], output)
-    return {"package": str(output)}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ else `calib:<package version>`.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from kfp import compiler
@@ -13,23 +14,35 @@ from kfp.dsl.base_component import BaseComponent
 
 import calib_components
 import calib_pipelines
-from calib_pipelines.recalibrate import recalibrate
-from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines import recalibrate, restore_calibration
+from calib_pipelines.placement import Definition
 
-PIPELINES: dict[str, BaseComponent] = {
-    pipeline.name: pipeline for pipeline in (restore_calibration, recalibrate)
+DEFINITIONS: dict[str, Definition] = {
+    module.NAME: module.define for module in (restore_calibration, recalibrate)
 }
+PIPELINES: dict[str, BaseComponent] = {
+    restore_calibration.NAME: restore_calibration.restore_calibration,
+    recalibrate.NAME: recalibrate.recalibrate,
+}
+"""Placed on no platform in particular."""
 
 
+@functools.cache
 def targets() -> dict[Path, BaseComponent]:
     """Where each compiled YAML stands, and what it is compiled from."""
+    from calib_pipelines.targets import TARGETS, package  # noqa: PLC0415 - which imports this module
+
     components = Path(calib_components.__file__).parent
     pipelines = Path(calib_pipelines.__file__).parent
     found: dict[Path, BaseComponent] = {
         components / name / "component.yaml": getattr(calib_components, name)
         for name in calib_components.__all__
     }
-    return found | {pipelines / f"{name}.yaml": pipeline for name, pipeline in PIPELINES.items()}
+    for name, pipeline in PIPELINES.items():
+        found[pipelines / f"{name}.yaml"] = pipeline
+        for platform, target in TARGETS.items():
+            found[pipelines / f"{name}-{platform}.yaml"] = package(platform, target.settings(), pipeline=name)
+    return found
 
 
 def write(source: BaseComponent, path: Path) -> None:

@@ -6,6 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Artifact, Model
 
 from calib_components import fresh_data, promote, publish_champion, register_model
+from calib_pipelines.placement import Placement, build
 from calib_pipelines.repair import repair
 
 
@@ -18,8 +19,8 @@ class Outputs(NamedTuple):
     champion_model: str
 
 
-@dsl.pipeline(name="recalibrate")
-def recalibrate(
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
     stream: str,
     champion: str,
     model: str = "",
@@ -95,7 +96,7 @@ def recalibrate(
         promoted: Whether a challenger took the champion's place.
         champion_model: Path or URI of the model in use from now on.
     """
-    found = fresh_data(
+    found = place(fresh_data)(
         stream=stream,
         champion=champion,
         model=model,
@@ -108,7 +109,6 @@ def recalibrate(
         max_calibration=max_calibration,
         max_test=max_test,
     )
-    found.set_caching_options(False)  # the same parameters find other files tomorrow
     data, start_uri = found.outputs["data"], found.outputs["champion_model"]
     measuring = {
         "base_model": base_model,
@@ -132,8 +132,8 @@ def recalibrate(
     }
     start = dsl.importer(artifact_uri=start_uri, artifact_class=Model, reimport=False)
     start.set_display_name("champion-model")
-    repaired = repair(start.output, start_uri, data, measuring=measuring, training=training)
-    gate = promote(
+    repaired = repair(place, start.output, start_uri, data, measuring=measuring, training=training)
+    gate = place(promote)(
         before=repaired.before,
         after=repaired.after,
         model_before=start_uri,
@@ -146,27 +146,32 @@ def recalibrate(
     gate.set_caching_options(False)  # the trend grows
     winner = dsl.importer(artifact_uri=gate.outputs["winner"], artifact_class=Model, reimport=False)
     winner.set_display_name("winner")
-    published = publish_champion(
+    published = place(publish_champion)(
         snapshot=found.outputs["snapshot"],
         summary=gate.outputs["summary"],
         model=winner.output,
         champion=champion,
         run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
     )
-    published.set_caching_options(False)
     with dsl.If(gate.outputs["promoted"] == True, "promoted"):  # noqa: E712, SIM117 - builds conditions
         with dsl.If(model_registry != "", "registry-given"):
-            register_model(
+            place(register_model)(
                 summary=gate.outputs["summary"],
                 model=published.outputs["champion_model"],
                 number=published.outputs["number"],
                 model_registry=model_registry,
                 model_name=model_name,
                 serving_image=serving_image,
-            ).set_caching_options(False)
+            )
     return Outputs(
         summary=gate.outputs["summary"],
         report=gate.outputs["report"],
         promoted=gate.outputs["promoted"],
         champion_model=published.outputs["champion_model"],
     )
+
+
+NAME = "recalibrate"
+
+recalibrate = build(define, Placement(), name=NAME)
+"""The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

@@ -8,6 +8,7 @@ from kfp.dsl import Dataset
 
 from calib_components import cft_finetune, em_ece_finetune, evaluate
 from calib_components.image import IMAGE
+from calib_pipelines.placement import Placement
 
 
 class Repaired(NamedTuple):
@@ -45,28 +46,35 @@ def keep(
 
 
 def repair(
-    model: Any, model_uri: Any, data: Any, *, measuring: Mapping[str, Any], training: Mapping[str, Any]
+    place: Placement,
+    model: Any,
+    model_uri: Any,
+    data: Any,
+    *,
+    measuring: Mapping[str, Any],
+    training: Mapping[str, Any],
 ) -> Repaired:
     """Add the tasks that evaluate a model, fine-tune it where it isn't calibrated, and evaluate the result.
 
     Args:
+        place: Where they run.
         model: The model's artifact.
         model_uri: Its URI.
         data: Data folder.
         measuring: Parameters of the evaluations.
         training: Parameters of the fine-tuning.
     """
-    before = evaluate(model=model, data=data, **measuring)
+    before = place(evaluate)(model=model, data=data, **measuring)
     before.set_display_name("evaluate-before")
 
     # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
     # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
     with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
-        cft = cft_finetune(model=model, data=data, **training)
-        after_cft = evaluate(model=cft.outputs["adapter"], data=data, **measuring)
+        cft = place(cft_finetune)(model=model, data=data, **training)
+        after_cft = place(evaluate)(model=cft.outputs["adapter"], data=data, **measuring)
         after_cft.set_display_name("evaluate-cft")
     with dsl.Else("not-calibratable"):
-        kept = keep(
+        kept = place(keep)(
             model=model_uri, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
         )
     first_model = dsl.OneOf(cft.outputs["uri"], kept.outputs["model"])
@@ -75,11 +83,11 @@ def repair(
     first_branch = dsl.OneOf(cft.outputs["branch"], kept.outputs["branch"])
 
     with dsl.If(first_regime == "non_calibratable", "non-calibratable"):
-        rcft = em_ece_finetune(model=model, data=data, **training)
-        after_rcft = evaluate(model=rcft.outputs["adapter"], data=data, **measuring)
+        rcft = place(em_ece_finetune)(model=model, data=data, **training)
+        after_rcft = place(evaluate)(model=rcft.outputs["adapter"], data=data, **measuring)
         after_rcft.set_display_name("evaluate-rcft")
     with dsl.Else("within-bounds"):
-        passed = keep(
+        passed = place(keep)(
             model=first_model, evaluation=first_evaluation, regime=first_regime, branch=first_branch
         )
     after = dsl.importer(

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Model
+from kfp.dsl import HTML, Artifact, Model
 
-from calib_components import cft_finetune, data_prep, dpo_align, em_ece_finetune, evaluate, promote
-from calib_components.image import IMAGE
+from calib_components import data_prep, dpo_align, promote
+from calib_pipelines.placement import Placement, build
+from calib_pipelines.repair import keep, repair
 
 
 class Outputs(NamedTuple):
@@ -18,26 +19,8 @@ class Outputs(NamedTuple):
     winner: str
 
 
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def keep(
-    model: str,
-    evaluation: str = "",
-    regime: str = "",
-    branch: str = "none",
-) -> NamedTuple("Outputs", model=str, evaluation=str, regime=str, branch=str):  # type: ignore[valid-type]
-    """Hand on what there is: the branch of a condition in which nothing is done.
-
-    Args:
-        model: URI of the model.
-        evaluation: URI of its evaluation.
-        regime: Regime that the evaluation found.
-        branch: Branch that was taken so far.
-    """
-    return (model, evaluation, regime, branch)
-
-
-@dsl.pipeline(name="restore-calibration")
-def restore_calibration(
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
     model: str,
     questions: str = "",
     fit: str = "",
@@ -45,6 +28,7 @@ def restore_calibration(
     test: str = "",
     out_of_domain: str = "",
     preferences: str = "",
+    data_snapshot: str = "",
     preset: str = "auto",
     on_bad_row: str = "refuse",
     max_fit: int = 0,
@@ -81,6 +65,8 @@ def restore_calibration(
         test: File or hub id of questions for the gate and the report.
         out_of_domain: File or hub id of questions from another field, for the report only.
         preferences: File or hub id of preference pairs.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
+            name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         max_fit: Most questions of the fit fold; 0 for no limit.
@@ -115,13 +101,14 @@ def restore_calibration(
         promoted: Whether the output model passed the gate.
         winner: URI of the model to use: the output model where it was promoted, else the input model.
     """
-    prepared = data_prep(
+    prepared = place(data_prep)(
         questions=questions,
         fit=fit,
         calibration=calibration,
         test=test,
         out_of_domain=out_of_domain,
         preferences=preferences,
+        data_snapshot=data_snapshot,
         preset=preset,
         on_bad_row=on_bad_row,
         max_fit=max_fit,
@@ -146,7 +133,7 @@ def restore_calibration(
 
     with dsl.If(align == True, "align"):  # noqa: E712 - this builds the condition, it doesn't compare
         given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
-        aligned = dpo_align(
+        aligned = place(dpo_align)(
             model=given.output,
             data=data,
             epochs=dpo_epochs,
@@ -157,51 +144,17 @@ def restore_calibration(
             **lora,
         )
     with dsl.Else("is-aligned"):
-        as_given = keep(model=model)
+        as_given = place(keep)(model=model)
     input_uri = dsl.OneOf(aligned.outputs["uri"], as_given.outputs["model"])
     start = dsl.importer(artifact_uri=input_uri, artifact_class=Model, reimport=False)
     start.set_display_name("input-model")
-    before = evaluate(model=start.output, data=data, **measuring)
-    before.set_display_name("evaluate-before")
-
-    # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
-    # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
-    with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
-        cft = cft_finetune(model=start.output, data=data, **training)
-        after_cft = evaluate(model=cft.outputs["adapter"], data=data, **measuring)
-        after_cft.set_display_name("evaluate-cft")
-    with dsl.Else("not-calibratable"):
-        kept = keep(
-            model=input_uri, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
-        )
-    first_model = dsl.OneOf(cft.outputs["uri"], kept.outputs["model"])
-    first_evaluation = dsl.OneOf(after_cft.outputs["uri"], kept.outputs["evaluation"])
-    first_regime = dsl.OneOf(after_cft.outputs["regime"], kept.outputs["regime"])
-    first_branch = dsl.OneOf(cft.outputs["branch"], kept.outputs["branch"])
-
-    with dsl.If(first_regime == "non_calibratable", "non-calibratable"):
-        rcft = em_ece_finetune(model=start.output, data=data, **training)
-        after_rcft = evaluate(model=rcft.outputs["adapter"], data=data, **measuring)
-        after_rcft.set_display_name("evaluate-rcft")
-    with dsl.Else("within-bounds"):
-        passed = keep(
-            model=first_model, evaluation=first_evaluation, regime=first_regime, branch=first_branch
-        )
-    output_uri = dsl.OneOf(rcft.outputs["uri"], passed.outputs["model"])
-    branch = dsl.OneOf(rcft.outputs["branch"], passed.outputs["branch"])
-    after = dsl.importer(
-        artifact_uri=dsl.OneOf(after_rcft.outputs["uri"], passed.outputs["evaluation"]),
-        artifact_class=Dataset,
-        reimport=False,
-    )
-    after.set_display_name("last-evaluation")
-
-    gate = promote(
-        before=before.outputs["evaluation"],
-        after=after.output,
+    repaired = repair(place, start.output, input_uri, data, measuring=measuring, training=training)
+    gate = place(promote)(
+        before=repaired.before,
+        after=repaired.after,
         model_before=input_uri,
-        model_after=output_uri,
-        branch=branch,
+        model_after=repaired.model,
+        branch=repaired.branch,
         accuracy_margin=accuracy_margin,
         seed=seed,
     )
@@ -211,3 +164,9 @@ def restore_calibration(
         promoted=gate.outputs["promoted"],
         winner=gate.outputs["winner"],
     )
+
+
+NAME = "restore-calibration"
+
+restore_calibration = build(define, Placement(), name=NAME)
+"""The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

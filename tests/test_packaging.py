@@ -40,6 +40,7 @@ LIGHT = [
     "prompts",
     "questions",
     "report",
+    "resources",
     "storage",
     "target",
     "steps.align",
@@ -48,6 +49,7 @@ LIGHT = [
     "steps.finetune",
     "steps.prepare",
     "steps.promote",
+    "steps.record",
 ]
 
 # Stands in for an environment that holds only what a plain `pip install` of the wheel brings: every other

@@ -15,6 +15,7 @@ def data_prep(  # noqa: D417 - outputs stand under Returns
     test: str = "",
     out_of_domain: str = "",
     preferences: str = "",
+    data_snapshot: str = "",
     preset: str = "auto",
     on_bad_row: str = "refuse",
     fit_fraction: float = 0.4,
@@ -34,6 +35,8 @@ def data_prep(  # noqa: D417 - outputs stand under Returns
         test: File or hub id of questions for the gate and the report.
         out_of_domain: File or hub id of questions from another field, for the report only.
         preferences: File or hub id of preference pairs.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
+            name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         fit_fraction: Share of `questions` for the fit fold.
