@@ -27,7 +27,10 @@ IMPORT_NAMES = {"calib_core": "calib_core", "calib_components": "components", "c
 LIGHT = [
     "bootstrap",
     "bounds",
+    "champion",
+    "champion_cli",
     "cli",
+    "figures",
     "files",
     "folds",
     "gate",
@@ -42,13 +45,16 @@ LIGHT = [
     "report",
     "resources",
     "storage",
+    "stream",
     "target",
     "steps.align",
     "steps.calibrate",
     "steps.evaluate",
     "steps.finetune",
+    "steps.fresh",
     "steps.prepare",
     "steps.promote",
+    "steps.publish",
     "steps.record",
 ]
 
