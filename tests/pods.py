@@ -57,7 +57,7 @@ def _pod(label: str, container: dict[str, Any], config: dict[str, Any]) -> dict[
             {"name": mount["constant"], "persistentVolumeClaim": {"claimName": mount["constant"]}}
             for mount in config.get("pvcMount", [])
         ],
-        "tolerations": config.get("tolerations", []),
+        "tolerations": [dict(toleration) for toleration in config.get("tolerations", [])],
         "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
     }
     if "activeDeadlineSeconds" in config:
