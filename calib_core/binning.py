@@ -141,9 +141,8 @@ def debiased_gap_sum(conf: NDArray[np.float64], correct: NDArray[np.float64], n_
     accuracy = np.bincount(index, correct, n_bins) / divisor
     gap = np.bincount(index, correct - conf, n_bins) / divisor
     noise = np.sqrt(accuracy * (1 - accuracy) / divisor)
-    debiased = 2 * np.abs(gap) - folded_normal_mean(
-        gap, noise
-    )  # |gap| minus its bias, E|gap + noise Z| - |gap|
+    # |gap| minus its bias, E|gap + noise Z| - |gap|
+    debiased = 2 * np.abs(gap) - folded_normal_mean(gap, noise)
     return max(0.0, float((counts * debiased).sum() / len(conf)))
 
 

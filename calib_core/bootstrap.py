@@ -240,9 +240,10 @@ def gap_sum_change(
     the two models' noise, from the same resamples, has in common. The limits are widened to hold the value,
     the change seen.
 
-    In the simulations of `benchmarks/interval_coverage.py` an equal ECE was taken for a fall in at most 2 %
-    of runs, where 2.5 % are allowed. Where one model is perfectly calibrated, the change is understated:
-    CHANGECOVER
+    Coverage at 95 %, seen by `benchmarks/interval_coverage.py` at 300, 1,000 and 4,000 rows (300 runs each):
+    0.93 to 1.00 where both models are miscalibrated, or both calibrated; an equal ECE was taken for a fall in
+    0 to 4 % of runs, 1.6 % on average, where 2.5 % are allowed. Where one of the two is perfectly calibrated,
+    the change is understated: coverage is 0.85 to 0.89, 0.87 to 0.93 and 0.93 to 0.94 there.
 
     Args:
         before: (N, C) of the model before, see `gap_sum_interval`.

@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import platform
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from calib_core.bounds import regime_test
-from calib_core.errors import CalibError
+from calib_core.errors import CalibError, ConfigError
 from calib_core.gate import decide
 from calib_core.metrics import summarize
 from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
@@ -36,10 +36,13 @@ from calib_core.text import (
     result_text,
     summary_text,
 )
-from calib_core.version import __version__
+from calib_core.version import versions
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 Result = Mapping[str, Any]
+
+WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the file system says of a path that the user should have given otherwise."""
 
 
 def add_commands(commands: Subparsers) -> None:
@@ -72,10 +75,17 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     given = parser.parse_args(arguments)
     warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change: not the user's
     try:
-        result: Result = given.run(given)
+        with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is not the result
+            result: Result = given.run(given)
     except CalibError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except OSError as error:  # the disk is full, say, or a path leads where nothing can be written
+        wrong_path = isinstance(error, WRONG_PATH)
+        place = error.filename2 or error.filename or "file system"
+        advice = "give another path" if wrong_path else "mend this, and run the command again"
+        sys.stderr.write(f"error: {place}: {error.strerror or error}; {advice}\n")
+        return ConfigError.exit_code if wrong_path else CalibError.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
@@ -230,7 +240,7 @@ def _report(given: argparse.Namespace) -> Result:
         regime={},
         history=None,
         parameters={"table": given.table, "after": given.after, **options},
-        versions={"calib-core": __version__, "python": platform.python_version()},
+        versions=versions(),
         fingerprints={
             side: table.protocol or {} for side, table in (("before", before), ("after", after)) if table
         },

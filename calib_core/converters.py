@@ -7,6 +7,7 @@ function that converts one row.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import PurePath
@@ -38,10 +39,19 @@ class RowError(Exception):
 
 
 def native(rows: Rows) -> Callable[[Row], Draft]:
-    """The package's own columns: question, choices as a list, number of the right one."""
-    return lambda row: Draft(
-        row.get("id"), row.get("question"), row.get("choices"), row.get("answer"), row.get("subject")
-    )
+    """The package's own columns: question, choices as a list (in CSV a JSON one), number of the right one."""
+
+    def convert(row: Row) -> Draft:
+        choices, answer = row.get("choices"), row.get("answer")
+        if rows.first_record:  # CSV: all fields are texts
+            answer = _whole(answer)
+            try:
+                choices = json.loads(str(choices))
+            except (ValueError, RecursionError):
+                raise RowError("choices", f'{choices!r} is not a JSON list, as in ["a", "b"]') from None
+        return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject"))
+
+    return convert
 
 
 def numbered(rows: Rows) -> Callable[[Row], Draft]:

@@ -48,7 +48,7 @@ class _TokenizedTrainer(DPOTrainer):
 
 
 class _Report(TrainerCallback):
-    """Feeds the project's progress line from trl's steps."""
+    """Feeds the project's progress line from trl's steps, and stops at a loss that is not finite."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -67,6 +67,11 @@ class _Report(TrainerCallback):
         **_: Any,
     ) -> None:
         if logs and "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise CalibError(
+                    f"the DPO loss is not finite at step {state.global_step}; use a lower learning_rate, or "
+                    "dtype float32"
+                )
             accuracy = logs.get("rewards/accuracies", math.nan)
             self._progress.advance(0, note=f"loss {logs['loss']:.3f}, preferred more {accuracy:.2f}")
 
@@ -115,8 +120,6 @@ def align_with_dpo(config: AlignConfig, loaded: LoadedModel, pairs: Sequence[Pre
             trainer.remove_callback(callback)
         trainer.train()
         losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    if not all(map(math.isfinite, losses)):
-        raise CalibError("the DPO loss is not finite; use a lower learning_rate, or dtype float32")
     if "ref" in loaded.model.peft_config:
         loaded.model.delete_adapter("ref")
     if adapter_digest(loaded.model) == digest_before:

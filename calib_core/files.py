@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import ConfigError, DataFormatError
 
 # What a mounted bucket answers where it can't rename a folder (gcsfuse, with more objects in it than its
 # rename-dir-limit, which is 0 by default, says EMFILE), and where it keeps no modes.
@@ -102,6 +102,34 @@ def _move_folder(source: Path, target: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         raise
     shutil.rmtree(source, ignore_errors=True)
+
+
+def check_output_folder(
+    path: str | os.PathLike[str], record: str, *, inputs: Iterable[str | os.PathLike[str]] = ()
+) -> None:
+    """Refuse, before any work is done, to replace what was not written by the same step.
+
+    Args:
+        path: folder that is going to be written by `whole_folder`.
+        record: name of the file that every such folder holds.
+        inputs: paths that the step reads; other names (hub ids) don't matter.
+
+    Raises:
+        ConfigError: `path` is a file, holds other files, or holds an input.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{path}: is a file; give another folder to write")
+    if target.is_dir() and any(target.iterdir()) and not (target / record).is_file():
+        raise ConfigError(
+            f"{path}: is not empty and has no {record}, so what it holds is not an earlier result; give "
+            "another folder to write, or empty this one"
+        )
+    for name in inputs:
+        if name and Path(name).resolve().is_relative_to(target.resolve()):
+            raise ConfigError(
+                f"{path}: would be replaced, and the input {name} is in it; give another folder to write"
+            )
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

@@ -87,9 +87,8 @@ def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], set[str], dict[str,
 def _read_jsonl(path: Path) -> tuple[list[dict[str, Any]], set[str], None]:
     rows: list[dict[str, Any]] = []
     try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # splitlines would also split at U+2028 inside strings
+        # Not splitlines, which would also split at U+2028 inside strings.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
         raise DataFormatError(f"{path}: not UTF-8 text ({error}); convert the file to UTF-8") from None
     if not lines[-1]:

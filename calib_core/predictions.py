@@ -276,11 +276,11 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
     may_differ = {"adapter"}
     if a.protocol.get("base_digest") and a.protocol.get("base_digest") == b.protocol.get("base_digest"):
         may_differ |= {"model", "revision"}  # the same weights, wherever they lie
-    names = sorted((a.protocol.keys() | b.protocol.keys()) - may_differ)
+    one, other = (_flat(table.protocol, may_differ) for table in (a, b))
     different = [
-        f"{name}: {short(a.protocol.get(name))} and {short(b.protocol.get(name))}"
-        for name in names
-        if a.protocol.get(name) != b.protocol.get(name)
+        f"{name}: {short(one.get(name))} and {short(other.get(name))}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
     ]
     if different:
         raise DataFormatError(
@@ -288,6 +288,19 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
             + "; ".join(different)
             + "); score both with the same settings"
         )
+
+
+def _flat(protocol: dict[str, Any] | None, left_out: set[str]) -> dict[str, Any]:
+    """A protocol's fields but some, those of its parts by names like `prompt.form`."""
+    flat: dict[str, Any] = {}
+    for name, value in (protocol or {}).items():
+        if name not in left_out:
+            flat |= (
+                {f"{name}.{key}": part for key, part in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+    return flat
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
@@ -303,9 +316,8 @@ def _floats(name: str, values: ArrayLike) -> NDArray[np.float32]:
     array = np.asarray(values)
     if array.size and not np.issubdtype(array.dtype, np.floating):
         raise DataFormatError(f"predictions: {name} must be floating-point numbers, found {array.dtype}")
-    with np.errstate(
-        over="ignore"
-    ):  # a float64 beyond float32's range becomes infinite, and is refused as such
+    # A float64 beyond float32's range becomes infinite, and is refused as such.
+    with np.errstate(over="ignore"):
         return _read_only(array.astype(np.float32))
 
 

@@ -87,7 +87,7 @@ def _has(*names: str) -> Callable[[Rows], bool]:
     return lambda rows: set(names) <= set(rows.columns)
 
 
-def _holds(column: str, kind: type, *others: str) -> Callable[[Rows], bool]:
+def _holds(column: str, kind: type | tuple[type, ...], *others: str) -> Callable[[Rows], bool]:
     """Whether a column has values of a type (any row will do: single rows may be bad), and others exist."""
     return lambda rows: (
         {column, *others} <= set(rows.columns)
@@ -104,11 +104,12 @@ LAYOUTS: tuple[Layout, ...] = (
     Layout(
         name="native",
         presets=("mmlu",),
-        expects="question, choices (list of texts), answer (number of the right one, from 0) [, id, subject]",
+        expects="question, choices (list of texts; in CSV a JSON list), answer (number of the right one, "
+        "from 0) [, id, subject]",
         question="question",
         choices="choices",
         answer="answer",
-        matches=_holds("choices", list, "question"),
+        matches=_holds("choices", (list, str), "question"),
         converter=converters.native,
     ),
     Layout(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -30,6 +28,7 @@ from calib_core.preferences import Preference
 from calib_core.progress import Progress
 from calib_core.prompts import PromptEncoder, leading_bos, text_ids
 from calib_core.questions import Question
+from calib_core.selective import wilson
 from calib_core.version import __version__
 
 __all__ = [
@@ -353,23 +352,16 @@ def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[
     chosen, rejected = logprobs.chosen_nats, logprobs.rejected_nats
     whole = np.heaviside(chosen - rejected, 0.5)
     mean = np.heaviside(chosen / logprobs.chosen_tokens - rejected / logprobs.rejected_tokens, 0.5)
+
+    def share(wins: NDArray[np.float64]) -> dict[str, float]:
+        value = float(wins.mean())
+        return Interval(value, *wilson(value, n, confidence=confidence)).to_dict()
+
     return {
         "n": n,
-        "sum": wilson_interval(float(whole.mean()), n, confidence).to_dict(),
-        "per_token": wilson_interval(float(mean.mean()), n, confidence).to_dict(),
+        "sum": share(whole),
+        "per_token": share(mean),
     }
-
-
-def wilson_interval(share: float, n: int, confidence: float) -> Interval:
-    """Wilson's score interval of a share of `n` cases.
-
-    >>> [round(x, 4) for x in wilson_interval(0.5, 10, 0.95).to_dict().values()]
-    [0.5, 0.2366, 0.7634]
-    """
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 
 def _continuation(loaded: LoadedModel, prompt_text: str, prompt: list[int], text: str) -> list[int]:

@@ -3,13 +3,11 @@
 The rules (this project's; Xiao et al. 2025 train a fixed number of epochs):
 
 * aim `calibration`: stop once the held-out NLL, a proper score of accuracy and calibration together, has not
-  improved for
-  `patience` evaluations. Keep the lowest NLL among the evaluations that are shown to be calibrated (upper
-  limit of the
-  debiased ECE at or below the target); where none is, the lowest NLL of all.
+  improved for `patience` evaluations. Keep the lowest NLL among the evaluations that are shown to be
+  calibrated (upper limit of the debiased ECE at or below the target); where none is, the lowest NLL of all.
 * aim `accuracy`: stop once held-out accuracy has not risen for `patience` evaluations. Keep the highest
-  accuracy less the
-  ECE in excess of the target: a point of accuracy is not bought with more than a point of overconfidence.
+  accuracy less the ECE in excess of the target: a point of accuracy is not bought with more than a point of
+  overconfidence.
 
 Both are total orders on evaluations, so that one adapter need be kept while a run goes on.
 """

@@ -94,9 +94,8 @@ def rank_preserving_target(
     pull = np.divide(
         top_conf[:, None] - mean, largest - mean, out=np.zeros_like(mean), where=breaks & (largest > mean)
     )
-    mended = np.minimum(
-        mean + np.clip(pull, 0.0, 1.0) * (shares - mean), top_conf[:, None]
-    )  # minimum: rounding
+    # The minimum takes off what rounding adds.
+    mended = np.minimum(mean + np.clip(pull, 0.0, 1.0) * (shares - mean), top_conf[:, None])
     target = np.where(others, np.where(breaks, mended, shares), 0.0)
     target[rows, top] = top_conf
     return target

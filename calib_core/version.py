@@ -1,3 +1,20 @@
-"""The one place that holds the version."""
+"""The one place that holds the version, and the versions of what results depend on."""
+
+import platform
+from importlib import metadata
 
 __version__ = "0.1.0"
+
+DEPENDENCIES = ("numpy", "scipy", "torch", "transformers", "peft", "accelerate", "trl")
+"""Packages whose version may change a figure; those of extras only where they are installed."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and what figures depend on; nothing is imported for it."""
+    found = {"calib-core": __version__, "python": platform.python_version()}
+    for name in DEPENDENCIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

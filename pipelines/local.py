@@ -18,7 +18,7 @@ from kfp import local
 from kfp.components import load_component_from_file
 
 from calib_core.errors import CalibError, ConfigError
-from calib_core.files import read_json, whole_folder, write_json
+from calib_core.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.parameters import config_from, parameters_of
 from calib_core.progress import say
 from calib_core.steps.evaluate import EvaluateConfig
@@ -66,6 +66,7 @@ def run_local(
     package = load_component_from_file(str(Path(__file__).with_name(f"{pipeline}.yaml")))
     _check(pipeline, package.component_spec.inputs, parameters)
     require_local(out)
+    check_output_folder(out / "model", "calibration.json", inputs=[str(parameters.get("model", ""))])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's

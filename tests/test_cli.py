@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import subprocess
 import sys
@@ -162,6 +163,52 @@ def test_wrong_flags_and_values_end_with_2(tables, tmp_path, capsys):
     assert cli.main(["metrics", str(tables / "sure.parquet"), "--n-bins", "0"]) == 2
     assert cli.main(["pipeline", "compile", "--output", str(tmp_path / "p.txt")]) == 2
     assert "p.txt" in capsys.readouterr().err
+
+
+def test_standard_output_has_the_result_alone(tables, monkeypatch, capsys):
+    monkeypatch.setattr("calib_core.cli.summarize", lambda *_, **__: print("advice of a library") or {"n": 1})
+    assert cli.main(["metrics", str(tables / "sure.parquet"), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ('{"n": 1}\n', "advice of a library\n")
+
+
+def test_paths_that_cannot_be_written_end_with_2_and_no_traceback(tables, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    table = str(tables / "sure.parquet")
+    for out in (tmp_path, tmp_path / "file" / "report.html"):
+        assert cli.main(["report", table, "--out", str(out)]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert shown.err.startswith("error: ")
+        assert str(tmp_path) in shown.err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_full_disk_ends_with_1_and_no_traceback(tables, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    monkeypatch.setattr("calib_core.cli.write_report", full)
+    assert cli.main(["report", str(tables / "sure.parquet"), "--out", str(tmp_path / "r.html")]) == 1
+    told = capsys.readouterr().err
+    assert told == "error: report.html: No space left on device; mend this, and run the command again\n"
+
+
+@pytest.mark.parametrize("step", ["prepare", "evaluate", "align", "cft", "rcft", "calibrate", "run"])
+def test_folders_with_a_users_files_are_refused_before_any_work(step, tmp_path, capsys):
+    mine = tmp_path / "model" / "weights.bin"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    out = str(tmp_path if step in ("calibrate", "run") else mine.parent)
+    arguments = {
+        "prepare": ["prepare", "--questions", "q.jsonl"],
+        "run": ["pipeline", "run", "--questions", "q.jsonl", "--model", str(mine.parent)],
+    }.get(step, [step, "--model", str(mine.parent), "--data", "data"])
+    assert cli.main([*arguments, "--out", out]) == 2
+    assert f"{mine.parent}: is not empty and has no " in capsys.readouterr().err
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "weights.bin"]
+    assert mine.read_text() == "mine"
 
 
 def test_pipeline_compiles(tmp_path, capsys):

@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_is_refused(model_folder, pairs) -> None:
     loaded = fresh(model_folder)
     with torch.no_grad():
         loaded.model.get_input_embeddings().weight.fill_(torch.nan)
-    with pytest.raises(CalibError, match="DPO loss is not finite; use a lower learning_rate"):
+    with pytest.raises(CalibError, match="DPO loss is not finite at step 1; use a lower learning_rate"):
         align_with_dpo(replace(CONFIG, epochs=1), loaded, pairs[:4])
 
 

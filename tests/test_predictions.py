@@ -318,6 +318,11 @@ def test_protocols_may_differ_in_the_adapter_alone() -> None:
         )
     with pytest.raises(DataFormatError, match="second predictions table has no protocol"):
         check_same_protocol(a, make(protocol=None))
+    prompts = [{"form": "plain", "template": template} for template in ("x" * 64, "y" * 64)]
+    with pytest.raises(
+        DataFormatError, match=r"ways and can't be compared \(prompt\.template: 'x+' and 'y+'\)"
+    ):
+        check_same_protocol(*(make(protocol={"model": "m", "prompt": prompt}) for prompt in prompts))
 
 
 @settings(deadline=None)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,13 @@ def test_better_calibrated_model_is_promoted(folders, tmp_path):
     assert summary["timing"] == {"evaluate_before": 2.0, "evaluate_after": 3.0}
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert (tmp_path / summary["report"]).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_report_states_the_versions_that_figures_depend_on(folders, tmp_path):
+    run(folders["calibrated"], folders["calibrated"], tmp_path, "none")
+    page = (tmp_path / "report.html").read_text()
+    for name in ("numpy", "scipy", "torch"):
+        assert re.search(rf"{name}\D{{0,60}}{re.escape(metadata.version(name))}", page), name
 
 
 def test_temperature_scaling_is_fitted_on_the_calibration_fold_only(folders, tmp_path):

@@ -1,6 +1,8 @@
 """Reading questions: what is accepted, what is refused and how it is said, duplicates, the file format."""
 
+import csv
 import gzip
+import io
 import json
 
 import pyarrow as pa
@@ -81,6 +83,12 @@ def test_every_file_type_gives_the_same_questions(tmp_path):
         "q.tsv": CSV.replace(",", "\t").encode(),
         "q.TSV": CSV.replace(",", "\t").encode(),
     }
+    table = io.StringIO()
+    listed = csv.writer(table)
+    listed.writerow(SKY)
+    for row in (SKY, SNOW | {"subject": ""}):
+        listed.writerow([json.dumps(value) if key == "choices" else value for key, value in row.items()])
+    files["listed.csv"] = table.getvalue().encode()
     for name, data in files.items():
         path = tmp_path / name
         path.write_bytes(data)
@@ -96,6 +104,16 @@ def test_quoted_csv_fields_may_hold_commas_quotes_and_line_breaks(tmp_path):
     assert "line 4, answer: 7 is out of range; give 0 to 1" in message  # lines of the file, not records
     questions, _ = read_questions(path, on_bad_row="drop")
     assert (questions[0].question, questions[0].choices) == ('One, "two"\nthree?', ("a, b", "c"))
+
+
+def test_csv_choices_that_are_no_json_list_are_named(tmp_path):
+    path = tmp_path / "q.tsv"
+    rows = ("question;choices;answer", "One?;['a', 'b'];0", "Two?;3;0", 'Three?;["a","b"];x')
+    path.write_text("\n".join(rows).replace(";", "\t"))
+    message = refusal(path)
+    assert 'line 2, choices: "[\'a\', \'b\']" is not a JSON list, as in ["a", "b"]' in message
+    assert "line 3, choices: not a list but int" in message
+    assert "line 4, answer: 'x' is not a whole number" in message
 
 
 def test_tsv_without_quoting_keeps_its_quotes(tmp_path):

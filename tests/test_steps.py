@@ -242,12 +242,13 @@ def broken(*_: Any, **__: Any) -> None:
 def test_an_evaluation_is_written_whole_or_not_at_all(model, data, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "old").write_text("old")
+    (out / "evaluation.json").write_text("old")
     monkeypatch.setattr("calib_core.steps.evaluate.write_json", broken)
     with pytest.raises(OSError, match="disk"):
         evaluate(EVALUATE, model, data, out)
     assert names(tmp_path) == {"out"}
-    assert names(out) == {"old"}
+    assert names(out) == {"evaluation.json"}
+    assert (out / "evaluation.json").read_text() == "old"
 
 
 def test_an_input_adapter_is_trained_on(tuned, model, data, tmp_path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast
 
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import read_data, read_pairs, required_pairs
+from calib_core.files import check_output_folder
 from calib_core.metrics import summarize
 from calib_core.progress import say
 
@@ -88,6 +89,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     from calib_core.scoring import score, sequence_logprobs, win_rate  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_folder(out, "calibration.json", inputs=(model, data))
     pairs, held_out = required_pairs(data), read_pairs(data, "test")
     loaded = attach_lora(
         load_model(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError
+from calib_core.files import check_output_folder
 from calib_core.parameters import config_from
 from calib_core.progress import say
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
@@ -73,6 +74,7 @@ def calibrate(
     Raises:
         CalibError: as the steps say.
     """
+    check_output_folder(adapter, "calibration.json", inputs=(model, data))
     model_uri, adapter_uri = model_uri or model, adapter_uri or str(adapter)
     measuring, training = config.part(EvaluateConfig), config.part(FinetuneConfig)
     before, after = out / "before", out / "after"

@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 from calib_core.bounds import regime_test
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import check_sizes, read_data, read_pairs
-from calib_core.files import whole_folder, write_json
+from calib_core.files import check_output_folder, whole_folder, write_json
 from calib_core.metrics import summarize
 from calib_core.predictions import write_predictions
 from calib_core.progress import say
@@ -77,8 +77,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
 
     Returns:
         What `evaluation.json` says: regime with its bounds and reasons, figures per fold, win rate on
-        held-out
-        preference pairs where there are any (else None), the model, fingerprints of the data, seconds.
+        held-out preference pairs where there are any (else None), the model, fingerprints of the data,
+        seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
@@ -88,6 +88,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     from calib_core.scoring import encode_questions, score_encoded, sequence_logprobs, win_rate  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_folder(out, "evaluation.json", inputs=(model, data))
     prepared = read_data(data, shots=config.shots)
     check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
     loaded = load_model(

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import check_sizes, read_data
-from calib_core.files import cache_dir, sha256_json
+from calib_core.files import cache_dir, check_output_folder, sha256_json
 from calib_core.version import __version__
 
 
@@ -101,8 +101,7 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
     """Fine-tune on the answers alone, `L_SFT1` (Xiao et al. 2025, section 4).
 
     With `aim` `accuracy` the run goes on with RCFT's loss from the epoch at which the bound says that the
-    model
-    has left the calibratable regime.
+    model has left the calibratable regime.
 
     Args:
         config: parameters of the run.
@@ -112,8 +111,7 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
 
     Returns:
         What `calibration.json` says of the run: every evaluation of the calibration fold, which one was kept
-        and
-        why training stopped, parameters, fingerprints of the data, seconds.
+        and why training stopped, parameters, fingerprints of the data, seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, the loss is not finite, or nothing was
@@ -143,6 +141,7 @@ def _finetune(
     from calib_core.training import Finetuning  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_folder(out, "calibration.json", inputs=(model, data))
     prepared = read_data(data, shots=config.shots)
     if config.aim == "accuracy" and method == "cft":  # the regime test decides when CFT is left
         check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)

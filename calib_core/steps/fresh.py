@@ -9,7 +9,7 @@ from typing import Any, cast
 from calib_core.champion import Champion, first_champion, read_champion
 from calib_core.config import ConfigCheck
 from calib_core.errors import ConfigError
-from calib_core.files import whole_folder, write_json
+from calib_core.files import check_output_folder, whole_folder, write_json
 from calib_core.presets import preset_names
 from calib_core.progress import say
 from calib_core.questions import read_questions, write_questions
@@ -85,8 +85,12 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
     Raises:
         DataFormatError: a file can't be read or has bad rows.
         NotEnoughDataError: nothing is new, or too little for three folds.
-        ConfigError: there is no champion and no `model`, or the fractions aren't those of earlier runs.
+        ConfigError: there is no champion and no `model`, the fractions aren't those of earlier runs, or a
+            folder to write holds other files.
     """
+    inputs = (stream, champion, config.trained_on)
+    check_output_folder(data, "data.json", inputs=inputs)
+    check_output_folder(snapshot, STATE_FILE, inputs=inputs)
     state, version = _state(config, champion)
     found = read_fresh(
         stream,

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from calib_core.config import ConfigCheck
 from calib_core.errors import NotEnoughDataError
-from calib_core.files import whole_folder, write_json
+from calib_core.files import check_output_folder, whole_folder, write_json
 from calib_core.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
 from calib_core.preferences import (
     Preference,
@@ -103,8 +103,10 @@ def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
     Raises:
         DataFormatError: a source can't be read or has bad rows.
         NotEnoughDataError: a fold would be empty.
-        ConfigError: a package for reading a hub data set is missing.
+        ConfigError: a package for reading a hub data set is missing, or `out` holds other files.
     """
+    named = (*FOLDS, "questions", "out_of_domain", "preferences")
+    check_output_folder(out, "data.json", inputs=[getattr(config, name) for name in named])
     sources: dict[str, ReadReport] = {}
     folds = _read_folds(config, sources)
     out_of_domain: tuple[Question, ...] = ()

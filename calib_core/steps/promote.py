@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from calib_core.predictions import Predictions, read_predictions
 from calib_core.progress import say
 from calib_core.report import ReportData, write_report
 from calib_core.storage import exists, fetch, join
-from calib_core.version import __version__
+from calib_core.version import versions
 
 BRANCHES = ("none", "cft", "rcft")
 
@@ -137,7 +136,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         history=trained[model_after].get("history"),
         trend=trend,
         parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
-        versions={"calib-core": __version__, "python": platform.python_version()},
+        versions=versions(),
         fingerprints={
             "data": facts["before"]["data"],
             "models": _each_side(facts, lambda side: side["model"]),
