@@ -151,7 +151,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
         summary=gate.outputs["summary"],
         model=winner.output,
         champion=champion,
-        run=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+        run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
     )
     with dsl.If(gate.outputs["promoted"] == True, "promoted"):  # noqa: E712, SIM117 - builds conditions
         with dsl.If(model_registry != "", "registry-given"):

@@ -88,7 +88,7 @@ class Folder:
         return self.publish(work)
 
     def publish(self, work: Path) -> dict[str, object]:
-        return publish(PublishConfig(run=work.name), champion=self.champion, **places(work))
+        return publish(PublishConfig(run_name=work.name), champion=self.champion, **places(work))
 
 
 def places(work: Path) -> dict[str, Path]:
@@ -185,7 +185,7 @@ def write(*given, **named):  # all racers have read and uploaded before the firs
     return real(*given, **named)
 step.write_champion = write
 try:
-    step.publish(step.PublishConfig(run=work.name), champion=champion, snapshot=work / "snapshot",
+    step.publish(step.PublishConfig(run_name=work.name), champion=champion, snapshot=work / "snapshot",
                  summary=work / "summary", model=work / "adapter")
 except StaleVersionError:
     sys.exit(7)

@@ -86,7 +86,7 @@ def run_steps(root: Path, model: Path, number: int, **changes: object) -> dict[s
         adapter=work / "adapter",
     )
     publish(
-        PublishConfig(run=f"run{number}"),
+        PublishConfig(run_name=f"run{number}"),
         champion=champion,
         snapshot=work / "snapshot",
         summary=work / "out",

@@ -24,10 +24,10 @@ class PublishConfig:
     """Parameters of publishing.
 
     Attributes:
-        run: Name of the run, for the champion's history.
+        run_name: Name of the run, for the champion's history.
     """
 
-    run: str = ""
+    run_name: str = ""
 
 
 def publish(
@@ -71,7 +71,9 @@ def publish(
         after = replace(before, snapshot=state["snapshot"], run=key)
         if promoted:
             figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
-            after = after.changed("promoted", join(place, "model"), run=config.run or key, figures=figures)
+            after = after.changed(
+                "promoted", join(place, "model"), run=config.run_name or key, figures=figures
+            )
         _upload_run(place, snapshot, summary, model if promoted else None)
         try:
             write_champion(champion, after, expected=state["expected"])

@@ -14,7 +14,7 @@ def publish_champion(
     summary: Input[Artifact],
     model: Input[Model],
     champion: str,
-    run: str = "",
+    run_name: str = "",
 ) -> NamedTuple("Outputs", champion_model=str, number=int):  # type: ignore[valid-type]
     """Publish a run: its model where it was promoted, its snapshot, report and figures; only one run can win.
 
@@ -23,7 +23,7 @@ def publish_champion(
         summary: Summary folder of `promote`.
         model: Output model of the run, or the champion again.
         champion: Folder or bucket prefix of champion.json.
-        run: Name of the run, for the champion's history.
+        run_name: Name of the run, for the champion's history.
 
     Returns:
         champion_model: Path or URI of the model in use from now on.
