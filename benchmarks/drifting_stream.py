@@ -35,12 +35,13 @@ from calib_core.questions import Question, write_questions
 from calib_pipelines.local import run_local
 
 SETTINGS: dict[str, Any] = {
-    "target_ece": 0.25,  # what batches this small can decide on
+    "target_ece": 0.15,  # what batches this small can decide on
     "lora_r": 16,
     "lora_alpha": 32,
     "lora_dropout": 0.0,
     "learning_rate": 1e-3,
-    "epochs": 3,
+    "batch_size": 4,
+    "epochs": 4,
     "evaluations_per_epoch": 1,
 }
 
@@ -125,7 +126,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for stream, champion and runs")
-    parser.add_argument("--size", type=int, default=240, help="questions of a batch")
+    parser.add_argument("--size", type=int, default=600, help="questions of a batch")
     given = parser.parse_args()
     out = given.out.absolute()
     if (out / "champion").exists():

@@ -1,5 +1,7 @@
 """Component `register_model`: a promoted model's entry in a model registry."""
 
+from typing import NamedTuple
+
 from kfp import dsl
 from kfp.dsl import Artifact, Input
 
@@ -7,14 +9,14 @@ from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def register_model(
+def register_model(  # noqa: D417 - outputs stand under Returns
     summary: Input[Artifact],
     model: str,
     number: int,
     model_registry: str,
     model_name: str = "calibrated",
     serving_image: str = "",
-) -> str:
+) -> NamedTuple("Outputs", entry=str):  # type: ignore[valid-type]
     """Enter a model with its figures in Kubeflow's or Vertex AI's Model Registry, once.
 
     Args:
@@ -26,7 +28,7 @@ def register_model(
         serving_image: Image that serves the model; Vertex AI's registry asks for one.
 
     Returns:
-        Name of the entry in the registry.
+        entry: Name of the entry in the registry.
     """
     arguments = locals()
     from pathlib import Path
@@ -37,4 +39,5 @@ def register_model(
 
     with reported_errors():
         config = config_from(registries.RegisterConfig, arguments)
-        return registries.register(config, summary=Path(summary.path), model=model, number=number)
+        entry = registries.register(config, summary=Path(summary.path), model=model, number=number)
+    return (entry,)
