@@ -9,7 +9,7 @@ from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def register_model(  # noqa: D417 - outputs stand under Returns
+def register_model(
     summary: Input[Artifact],
     model: str,
     number: int,
