@@ -23,14 +23,24 @@ from calib_core.predictions import read_predictions
 from calib_core.report import ReportData, write_report
 from calib_core.steps.align import AlignConfig, align
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
+from calib_core.steps.convert import ConvertConfig, convert_predictions
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.measure import MeasureConfig, measure
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
+from calib_core.steps.shards import (
+    ScoreConfig,
+    ShardConfig,
+    merge_predictions,
+    score_shard,
+    shard_questions,
+)
 from calib_core.storage import fetch, join, published
 from calib_core.text import (
     evaluation_text,
     figures_table,
+    measurement_text,
     regime_text,
     report_text,
     result_text,
@@ -58,6 +68,9 @@ def add_commands(commands: Subparsers) -> None:
     _add_metrics(commands)
     _add_regime(commands)
     _add_report(commands)
+    _add_measure(commands)
+    _add_convert(commands)
+    _add_shards(commands)
 
 
 def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
@@ -103,7 +116,7 @@ def _add_step(
     add_flags(parser, parameters_of(config_class))
 
     def run(given: argparse.Namespace) -> Result:
-        config = config_from(config_class, vars(given))
+        config: Any = config_from(config_class, vars(given))
         with published(given.out) as path:
             return step(config, given.model, fetch(given.data), path)
 
@@ -250,6 +263,74 @@ def _report(given: argparse.Namespace) -> Result:
     with published(given.out) as out:
         write_report(data, out)
     return {**summary, "report": given.out}
+
+
+def _add_measure(commands: Subparsers) -> None:
+    parser = command(commands, "measure", "measure a predictions table and write its report, no model needed")
+    parser.add_argument("predictions", help="predictions table (.parquet or .jsonl)")
+    parser.add_argument("--fit", help="table for the questions that the model is fine-tuned on")
+    parser.add_argument("--out", required=True, help="HTML file to write")
+    add_flags(parser, parameters_of(MeasureConfig))
+
+    def run(given: argparse.Namespace) -> Result:
+        config = config_from(MeasureConfig, vars(given))
+        with published(given.out) as out:
+            result = measure(config, fetch(given.predictions), out, fit=given.fit and fetch(given.fit))
+        return {**result, "report": given.out}
+
+    parser.set_defaults(run=run, text=measurement_text)
+
+
+def _add_convert(commands: Subparsers) -> None:
+    parser = command(commands, "convert", "turn lm-eval samples or Vertex batch predictions into a table")
+    parser.add_argument("source", help="file, or folder with the files of one run")
+    parser.add_argument("--out", required=True, help="predictions table to write (.parquet)")
+    add_flags(parser, parameters_of(ConvertConfig))
+
+    def run(given: argparse.Namespace) -> Result:
+        config = config_from(ConvertConfig, vars(given))
+        with published(given.out) as out:
+            return convert_predictions(config, fetch(given.source), out)
+
+    parser.set_defaults(run=run)
+
+
+def _add_shards(commands: Subparsers) -> None:
+    """The three commands that score a large set of questions in parts."""
+    parser = command(commands, "shard", "check a large set of questions, to be scored in shards")
+    parser.add_argument("--out", required=True, help="folder to write")
+    add_flags(parser, parameters_of(ShardConfig))
+
+    def shard(given: argparse.Namespace) -> Result:
+        with published(given.out) as out:
+            return shard_questions(config_from(ShardConfig, vars(given)), out)
+
+    parser.set_defaults(run=shard)
+
+    parser = command(commands, "score", "score one shard of a large set of questions, or all of them")
+    parser.add_argument("--model", required=True, help="model folder (safetensors), adapter folder or hub id")
+    parser.add_argument("--data", required=True, help="folder that `calib shard` wrote")
+    parser.add_argument("--shard", type=int, metavar="N", help="number of the shard, from 0 (default: all)")
+    parser.add_argument("--out", required=True, help="predictions table to write (.parquet)")
+    add_flags(parser, parameters_of(ScoreConfig))
+
+    def score(given: argparse.Namespace) -> Result:
+        config = config_from(ScoreConfig, vars(given))
+        with published(given.out) as out:
+            return score_shard(config, given.model, fetch(given.data), out, shard=given.shard)
+
+    parser.set_defaults(run=score)
+
+    parser = command(commands, "merge", "put the tables of all shards together")
+    parser.add_argument("shards", nargs="+", help="predictions tables of all shards")
+    parser.add_argument("--data", required=True, help="folder that `calib shard` wrote")
+    parser.add_argument("--out", required=True, help="predictions table to write (.parquet)")
+
+    def merge(given: argparse.Namespace) -> Result:
+        with published(given.out) as out:
+            return merge_predictions(fetch(given.data), [fetch(table) for table in given.shards], out)
+
+    parser.set_defaults(run=merge)
 
 
 def _measuring(*names: str) -> tuple[Parameter, ...]:

@@ -38,3 +38,9 @@ class NotEnoughDataError(CalibError):
 
 class StaleVersionError(CalibError):
     """A file was changed by someone else between reading and writing it, so nothing was written."""
+
+
+def short(value: object, limit: int = 80) -> str:
+    """A value's repr, cut to fit a message."""
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import DataFormatError, short
+from calib_core.foreign_predictions import convert_rows, converter_for
+from calib_core.questions import Question
 
 MIN_OPTIONS, MAX_OPTIONS = 2, 26
 PROTOCOL_KEY = b"calib.protocol"
 VALUE_FIELDS = ("logits", "logprobs", "probs")
+PARQUET_MAGIC = b"PAR1"
 SHOWN_PROBLEMS = 20
 SUM_TOLERANCE = 1e-3
 # A probability of exactly 0 has no finite logit. It stands for "below what float32 tells from 0", so it
@@ -26,8 +29,14 @@ SUM_TOLERANCE = 1e-3
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], str, bool, dict[str, Any] | None]:
-    """Read and check the rows of a `.parquet` or `.jsonl` predictions table.
+def read_rows(
+    path: Path, questions: Mapping[str, Question]
+) -> tuple[list[dict[str, Any]], str, bool, dict[str, Any] | None]:
+    """Read and check the rows of a predictions table, this package's own or another program's.
+
+    Args:
+        path: a Parquet or JSON lines file, told by its ending or else by its first bytes.
+        questions: questions by id, for what the table leaves out of them; may be empty.
 
     Returns:
         The rows; the name of the field with option scores, one of `VALUE_FIELDS`; whether there is a letter
@@ -38,17 +47,19 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], str, bool, dict[str, An
     """
     if not path.is_file():
         raise DataFormatError(f"{path}: no such file; check the path")
-    if path.suffix == ".parquet":
-        rows, columns, protocol = _read_parquet(path)
-    elif path.suffix == ".jsonl":
-        rows, columns, protocol = _read_jsonl(path)
-    else:
-        raise DataFormatError(f"{path}: unknown file type {path.suffix!r}; give a .parquet or .jsonl table")
+    ending = path.suffix if path.suffix in (".parquet", ".jsonl") else _ending_by_content(path)
+    rows, columns, protocol = _read_parquet(path) if ending == ".parquet" else _read_jsonl(path)
     if not rows:
         raise DataFormatError(f"{path}: the table has no rows; check how it was written")
+    if convert := converter_for(columns):
+        rows, problems = convert_rows(rows, convert, questions)
+        refuse(str(path), problems)
+        columns = set().union(*rows)
     kind = _value_field(path, columns)
     has_letter_mass = "letter_mass" in columns
     refuse(str(path), _row_problems(rows, kind, has_letter_mass))
+    if questions:
+        refuse(str(path), _fill_from_questions(rows, kind, questions))
     return rows, kind, has_letter_mass, protocol
 
 
@@ -62,6 +73,17 @@ def refuse(source: str, problems: Sequence[tuple[int, str, str]]) -> None:
     raise DataFormatError(
         f"{source}: {len(problems)} problems; mend or leave out these rows:\n" + "\n".join(shown)
     )
+
+
+def _ending_by_content(path: Path) -> str:
+    """The ending of a file whose name has none that tells, as KFP names artifacts and Vertex its outputs."""
+    with path.open("rb") as stream:
+        start = stream.read(len(PARQUET_MAGIC))
+    if start == PARQUET_MAGIC:
+        return ".parquet"
+    if start[:1] == b"{":
+        return ".jsonl"
+    raise DataFormatError(f"{path}: unknown file type {path.suffix!r}; give a .parquet or .jsonl table")
 
 
 def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], set[str], dict[str, Any] | None]:
@@ -143,6 +165,29 @@ def _row_problems(
     return problems
 
 
+def _fill_from_questions(
+    rows: Sequence[dict[str, Any]], kind: str, questions: Mapping[str, Question]
+) -> list[tuple[int, str, str]]:
+    """Give rows their questions' answers and subjects; what doesn't fit the questions is returned."""
+    problems: list[tuple[int, str, str]] = []
+    for index, row in enumerate(rows):
+        question = questions.get(row["id"])
+        if question is None:
+            problems.append((index, "id", f"{row['id']!r} is not among the questions"))
+        elif len(row[kind]) != len(question.choices):
+            message = (
+                f"{len(row[kind])} values, but question {row['id']!r} has {len(question.choices)} options"
+            )
+            problems.append((index, kind, message))
+        elif row["label"] not in (None, question.answer):
+            problems.append(
+                (index, "label", f"{row['label']}, but the question's answer is {question.answer}")
+            )
+        else:
+            row["label"], row["subject"] = question.answer, row.get("subject") or question.subject
+    return problems
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -183,9 +228,3 @@ def to_logits(values: list[float], kind: str) -> NDArray[np.float64]:
     if kind == "probs":
         array = np.log(np.maximum(array / array.sum(), SMALLEST_PROBABILITY))
     return array - np.logaddexp.reduce(array)
-
-
-def short(value: object, limit: int = 80) -> str:
-    """A value's repr, cut to fit a message."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import DataFormatError, short
 from calib_core.files import whole_file
 from calib_core.prediction_rows import (
     MAX_OPTIONS,
@@ -25,9 +27,9 @@ from calib_core.prediction_rows import (
     SUM_TOLERANCE,
     read_rows,
     refuse,
-    short,
     to_logits,
 )
+from calib_core.questions import Question
 from calib_core.storage import fetch, published
 
 
@@ -186,8 +188,10 @@ class Predictions:
         return [(row, field, f"id {self.ids[row]!r}: {message}") for row, field, message in sorted(problems)]
 
 
-def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
-    """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`).
+def read_predictions(
+    uri: str | os.PathLike[str], *, questions: Mapping[str, Question] | None = None
+) -> Predictions:
+    """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`); without an ending, either.
 
     Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list
     with one number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns
@@ -196,8 +200,13 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
     the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
     float32, so that probabilities come back to about 1e-7.
 
+    Sample files of lm-eval and output files of Vertex AI's batch prediction are read too, told by their
+    columns (`calib_core.foreign_predictions`).
+
     Args:
         uri: a path, or a `file://` or `gs://` URI.
+        questions: the questions by id, where the table leaves out their answers; each row must be one of
+            them.
 
     Raises:
         ConfigError: the URI can't be reached; see `calib_core.storage.fetch`.
@@ -205,7 +214,7 @@ def read_predictions(uri: str | os.PathLike[str]) -> Predictions:
             or lines, count from 1).
     """
     path = fetch(uri)
-    rows, kind, has_letter_mass, protocol = read_rows(path)
+    rows, kind, has_letter_mass, protocol = read_rows(path, questions or {})
     lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
     logits = np.full((len(rows), int(n_options.max())), -np.inf)
@@ -233,9 +242,9 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
 
     Raises:
         ConfigError: the URI can't be written to; see `calib_core.storage.publish`.
-        DataFormatError: `uri` doesn't end in `.parquet`.
+        DataFormatError: `uri` neither ends in `.parquet` nor has no ending (an artifact's).
     """
-    if not os.fspath(uri).endswith(".parquet"):
+    if PurePath(uri).suffix not in (".parquet", ""):
         raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")
     own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
     offsets = np.concatenate([[0], np.cumsum(predictions.n_options)]).astype(np.int32)
@@ -255,6 +264,32 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
         table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
     with published(uri) as path, whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def concatenate(tables: Sequence[Predictions]) -> Predictions:
+    """The rows of several tables, one after the other, with the first one's protocol.
+
+    Letter masses are kept where all tables have them.
+
+    Raises:
+        DataFormatError: an id is there twice.
+    """
+    widest = max(table.logits.shape[1] for table in tables)
+    masses = [table.letter_mass for table in tables if table.letter_mass is not None]
+    return Predictions(
+        ids=tuple(name for table in tables for name in table.ids),
+        labels=np.concatenate([table.labels for table in tables]),
+        logits=np.concatenate(
+            [
+                np.pad(table.logits, ((0, 0), (0, widest - table.logits.shape[1])), constant_values=-np.inf)
+                for table in tables
+            ]
+        ),
+        n_options=np.concatenate([table.n_options for table in tables]),
+        letter_mass=np.concatenate(masses) if len(masses) == len(tables) else None,
+        subjects=tuple(subject for table in tables for subject in table.subjects),
+        protocol=tables[0].protocol,
+    )
 
 
 def check_same_protocol(a: Predictions, b: Predictions) -> None:

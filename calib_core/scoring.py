@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,15 @@ class EncodedQuestions:
     def __len__(self) -> int:
         return len(self.questions)
 
+    def subset(self, rows: Sequence[int]) -> EncodedQuestions:
+        """The questions at `rows`, in that order."""
+        return replace(
+            self,
+            questions=tuple(self.questions[row] for row in rows),
+            input_ids=tuple(self.input_ids[row] for row in rows),
+            letter_ids=tuple(self.letter_ids[row] for row in rows),
+        )
+
 
 def encode_questions(
     questions: Sequence[Question], encoder: PromptEncoder, *, context_tokens: int
@@ -139,23 +148,40 @@ def score(
 
 
 def score_encoded(
-    loaded: LoadedModel, encoded: EncodedQuestions, *, batch_tokens: int = 4096, description: str = "scoring"
+    loaded: LoadedModel,
+    encoded: EncodedQuestions,
+    *,
+    batch_tokens: int = 4096,
+    part: tuple[int, int] = (0, 1),
+    description: str = "scoring",
 ) -> Predictions:
-    """`score` for questions that are tokenised already; the model's mode (training or not) is kept."""
+    """`score` for questions that are tokenised already; the model's mode (training or not) is kept.
+
+    With `part` (i, n) every n-th batch is computed, from the i-th on, and only its questions are returned, in
+    the order given. The n parts hold every question once, with the very bits that one call for all of them
+    gives: the last bits of a question's logits depend on what else is in its batch and on the tokens of the
+    shared prefix, so whole batches of the one plan are dealt out, and never single questions.
+    """
     n, widest = len(encoded), max((len(ids) for ids in encoded.letter_ids), default=2)
     logits = np.full((n, widest), -np.inf, dtype=np.float32)
     mass = np.zeros(n, dtype=np.float32)
-    with evaluating(loaded.model), Progress(description, total=n, unit="questions") as progress:
+    with evaluating(loaded.model):
         prefix = shared_prefix(loaded.model, encoded.input_ids)
         shared = prefix.n_tokens if prefix else 0
         rest = [ids[shared:] for ids in encoded.input_ids]
-        for rows in token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared):
-            vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
-            letters = _letters(vocabulary, [encoded.letter_ids[row] for row in rows])
-            logits[rows, : letters.shape[1]] = letters.cpu().numpy()
-            share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
-            mass[rows] = share.clamp(max=1.0).cpu().numpy()
-            progress.advance(len(rows))
+        batches = token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared)
+        batches = batches[part[0] :: part[1]]
+        with Progress(description, total=sum(map(len, batches)), unit="questions") as progress:
+            for rows in batches:
+                vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
+                letters = _letters(vocabulary, [encoded.letter_ids[row] for row in rows])
+                logits[rows, : letters.shape[1]] = letters.cpu().numpy()
+                share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
+                mass[rows] = share.clamp(max=1.0).cpu().numpy()
+                progress.advance(len(rows))
+    if part != (0, 1):
+        scored = sorted(row for rows in batches for row in rows)
+        encoded, logits, mass = encoded.subset(scored), logits[scored], mass[scored]
     _check_finite(encoded, logits, mass)
     return Predictions(
         ids=tuple(question.id for question in encoded.questions),

@@ -72,6 +72,14 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
     return f"{regime_text(result['regime'])}\n\n{figures_table(result['figures'], HEADLINE_FIGURES)}"
 
 
+def measurement_text(result: Mapping[str, Any]) -> str:
+    """A table's figures, the regime where it was asked for, and where the report is."""
+    lines = [figures_table({f"n = {result['figures']['n']}": result["figures"]}), ""]
+    if result["regime"]:
+        lines += [regime_text(result["regime"]), ""]
+    return "\n".join([*lines, f"report: {result['report']}"])
+
+
 def report_text(result: Mapping[str, Any]) -> str:
     """What a report on tables shows: all figures, the gate's reasons where there are two tables, the file."""
     columns = {"measured": result["before"]}

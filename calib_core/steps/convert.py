@@ -1,0 +1,75 @@
+"""Convert: what another program wrote of a model's predictions, as a predictions table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calib_core.config import ConfigCheck
+from calib_core.foreign_predictions import result_files
+from calib_core.predictions import concatenate, read_predictions, write_predictions
+from calib_core.presets import preset_names
+from calib_core.progress import say
+from calib_core.questions import Question, read_questions
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Parameters of a conversion.
+
+    Attributes:
+        questions: File or hub id of the questions, where the predictions leave out answers or options.
+        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
+    """
+
+    questions: str = ""
+    preset: str = "auto"
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.one_of("preset", preset_names())
+        check.finish()
+
+
+def convert_predictions(config: ConvertConfig, source: Path, out: Path) -> dict[str, Any]:
+    """Read what lm-eval or Vertex AI's batch prediction wrote, and write it as a predictions table.
+
+    Args:
+        config: where to find what the predictions leave out.
+        source: a file, or a folder with the files of one run (lm-eval: one per task, whose names then begin
+            the ids; Vertex: one per worker).
+        out: predictions table to write (Parquet), whole or not at all.
+
+    Returns:
+        Numbers of rows, of labelled rows, and of rows by number of options.
+
+    Raises:
+        DataFormatError: the files are of no known format, log-probabilities are missing, or rows are wrong.
+    """
+    questions: Mapping[str, Question] = {}
+    if config.questions:
+        questions = {
+            question.id: question for question in read_questions(config.questions, preset=config.preset)[0]
+        }
+    if source.is_dir():
+        tables = []
+        for part, path in result_files(source).items():
+            table = read_predictions(path, questions=questions)
+            ids = table.ids if part == path.name else tuple(f"{part}/{name}" for name in table.ids)
+            tables.append(replace(table, ids=ids))
+        predictions = concatenate(tables)
+    else:
+        predictions = read_predictions(source, questions=questions)
+    write_predictions(predictions, out)
+    sizes, counts = np.unique(predictions.n_options, return_counts=True)
+    result = {
+        "n": len(predictions),
+        "n_labelled": int((predictions.labels >= 0).sum()),
+        "options": {str(size): int(count) for size, count in zip(sizes, counts, strict=True)},
+    }
+    say(f"{result['n']} predictions, {result['n_labelled']} of them with the right answer")
+    return result

@@ -1,0 +1,255 @@
+"""Score a large set of questions in shards: cut it up, score each part anywhere, put the table together.
+
+The table is the one that scoring everything in one process gives, bit for bit (on hardware of one kind, with
+one number of threads): see `calib_core.scoring.score_encoded`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import pyarrow.parquet as pq
+
+from calib_core.config import ConfigCheck
+from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
+from calib_core.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.predictions import Predictions, concatenate, read_predictions, write_predictions
+from calib_core.presets import preset_names
+from calib_core.progress import say
+from calib_core.questions import Question, fingerprint, read_questions, write_questions
+from calib_core.rows import OnBadRow
+from calib_core.version import __version__
+
+QUESTIONS, EXAMPLES, RECORD = "questions.parquet", "examples.parquet", "shards.json"
+NAMED = 20
+"""How many questions an error names; all are counted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardConfig:
+    """Parameters of cutting a set of questions into shards.
+
+    Attributes:
+        questions: File or hub id of the questions to score.
+        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        shots: How many worked examples, taken from the beginning of the questions, stand before each of the
+            others.
+        questions_per_shard: About how many questions one task scores.
+    """
+
+    questions: str = ""
+    preset: str = "auto"
+    on_bad_row: str = "refuse"
+    shots: int = 0
+    questions_per_shard: int = 10_000
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.value("questions", bool, "a file or hub id")
+        check.one_of("preset", preset_names())
+        check.one_of("on_bad_row", ("refuse", "drop"))
+        check.value("shots", lambda n: n >= 0, "0 or more")
+        check.value("questions_per_shard", lambda n: n >= 1, "1 or more")
+        check.finish()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Parameters of scoring.
+
+    Attributes:
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        batch_tokens: Padded tokens in one forward pass.
+    """
+
+    prompt_form: str = "plain"
+    dtype: str = "auto"
+    base_model: str = ""
+    batch_tokens: int = 4096
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.one_of("prompt_form", ("plain", "chat"))
+        check.one_of("dtype", ("auto", "float32", "bfloat16"))
+        check.value("batch_tokens", lambda n: n >= 1, "1 or more")
+        check.finish()
+
+
+def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
+    """Read and check questions once for all shards, and say how many shards they make.
+
+    Args:
+        config: the source, and how large a shard is.
+        out: folder to write, whole or not at all: `questions.parquet`, with worked examples
+            `examples.parquet`, and `shards.json`.
+
+    Returns:
+        What `shards.json` says: counts, fingerprint, what was left out, and `n_shards`.
+
+    Raises:
+        DataFormatError: the source can't be read or has bad rows.
+        NotEnoughDataError: the worked examples leave no question.
+        ConfigError: `out` holds something else than an earlier result.
+    """
+    check_output_folder(out, RECORD, inputs=(config.questions,))
+    questions, report = read_questions(
+        config.questions, preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
+    )
+    examples, rest = questions[: config.shots], questions[config.shots :]
+    if not rest:
+        raise NotEnoughDataError(
+            f"{config.questions}: {config.shots} worked examples leave nothing of its {len(questions)} "
+            "questions; ask for fewer shots"
+        )
+    record = {
+        "library_version": __version__,
+        "parameters": asdict(config),
+        "source": report.to_dict(),
+        "n_questions": len(rest),
+        "n_examples": len(examples),
+        "n_shards": -(-len(rest) // config.questions_per_shard),
+        "fingerprint": fingerprint(rest),
+    }
+    with whole_folder(out) as folder:
+        write_questions(rest, folder / QUESTIONS)
+        if examples:
+            write_questions(examples, folder / EXAMPLES)
+        write_json(folder / RECORD, record)
+    say(f"{len(rest)} questions in {record['n_shards']} shards")
+    return record
+
+
+def score_shard(
+    config: ScoreConfig, model: str, data: Path, out: Path, *, shard: int | None = None
+) -> dict[str, Any]:
+    """Score one shard, or everything, and write its predictions table.
+
+    Every shard tokenises the whole set (some thousand questions a second), because the batches that it takes
+    its own from, and the prompt's shared beginning, are those of the whole set.
+
+    Args:
+        config: parameters of scoring.
+        model: model folder, adapter folder or hub id.
+        data: folder of `shard_questions`.
+        out: predictions table to write (Parquet), whole or not at all; without rows where the questions make
+            fewer batches than shards.
+        shard: number of the shard, from 0; None scores everything in one go.
+
+    Returns:
+        Shard, number of shards and of questions, the model, seconds.
+
+    Raises:
+        CalibError: there is no such shard, or the model or the data can't be used.
+    """
+    from calib_core.models import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring import encode_questions, score_encoded  # noqa: PLC0415
+
+    started_s = time.monotonic()
+    questions, examples, n_shards = _read_shards(data)
+    if shard is not None and not 0 <= shard < n_shards:
+        raise ConfigError(f"shard is {shard}; {data} has the shards 0 to {n_shards - 1}")
+    loaded = load_model(
+        model, base_model=config.base_model, dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype)
+    )
+    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=examples)
+    encoder = PromptEncoder(loaded.tokenizer, form)
+    encoded = encode_questions(questions, encoder, context_tokens=loaded.context_tokens)
+    predictions = score_encoded(
+        loaded,
+        encoded,
+        batch_tokens=config.batch_tokens,
+        part=(0, 1) if shard is None else (shard, n_shards),
+        description="scoring" if shard is None else f"scoring shard {shard}",
+    )
+    write_predictions(predictions, out)
+    return {
+        "shard": shard,
+        "n_shards": n_shards,
+        "n_questions": len(predictions),
+        "model": loaded.describe(),
+        "seconds": time.monotonic() - started_s,
+    }
+
+
+def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str, Any]:
+    """Put the shards' tables together, in the questions' order.
+
+    Args:
+        data: folder of `shard_questions`.
+        shards: predictions tables of all shards, in any order.
+        out: predictions table to write (Parquet), whole or not at all.
+
+    Returns:
+        Number of questions and of shards, and the protocol.
+
+    Raises:
+        DataFormatError: a question is missing, is there twice or isn't of this set, or the shards were made
+            in different ways.
+    """
+    questions, _, n_shards = _read_shards(data)
+    # A shard may be without rows, which `read_predictions` refuses as a table that was written wrongly.
+    tables = [(path, read_predictions(path)) for path in shards if pq.read_metadata(path).num_rows]
+    _check_complete(questions, tables, n_shards)
+    _check_one_protocol(tables)
+    together = concatenate([table for _, table in tables])
+    row_of = {name: row for row, name in enumerate(together.ids)}
+    merged = together.subset([row_of[question.id] for question in questions])
+    write_predictions(merged, out)
+    say(f"{len(merged)} questions of {len(shards)} shards in one table")
+    return {"n_questions": len(merged), "n_shards": len(shards), "protocol": merged.protocol}
+
+
+def _read_shards(data: Path) -> tuple[tuple[Question, ...], tuple[Question, ...], int]:
+    """Questions, worked examples and number of shards of a folder that `shard_questions` wrote."""
+    record = read_json(data / RECORD)
+    if not isinstance(record, dict) or not isinstance(record.get("n_shards"), int):
+        raise DataFormatError(
+            f"{data / RECORD}: field n_shards is missing; make the folder with `calib shard`"
+        )
+    questions = tuple(read_questions(data / QUESTIONS)[0])
+    examples = tuple(read_questions(data / EXAMPLES)[0]) if (data / EXAMPLES).is_file() else ()
+    return questions, examples, record["n_shards"]
+
+
+def _check_complete(
+    questions: Sequence[Question], tables: Sequence[tuple[Path, Predictions]], n_shards: int
+) -> None:
+    found = Counter(name for _, table in tables for name in table.ids)
+    wanted = {question.id for question in questions}
+    problems = {
+        "missing": [question.id for question in questions if question.id not in found],
+        "there more than once": [name for name, count in found.items() if count > 1],
+        "not of this set": [name for name in found if name not in wanted],
+    }
+    if not any(problems.values()):
+        return
+    listed = "; ".join(
+        f"{len(names)} {what} ({', '.join(map(repr, names[:NAMED]))})"
+        for what, names in problems.items()
+        if names
+    )
+    raise DataFormatError(
+        f"the shards' tables don't make up the {len(wanted)} questions: {listed}; give the table of each of "
+        f"the {n_shards} shards once, all made from this set"
+    )
+
+
+def _check_one_protocol(tables: Sequence[tuple[Path, Predictions]]) -> None:
+    (first, reference), *others = tables
+    for path, table in others:
+        if table.protocol != reference.protocol:
+            a, b = reference.protocol or {}, table.protocol or {}
+            names = sorted(name for name in a.keys() | b.keys() if a.get(name) != b.get(name))
+            raise DataFormatError(
+                f"{path}: made in another way than {first} ({', '.join(names)} differ); score all shards "
+                "with the same model and settings"
+            )

@@ -1,0 +1,1 @@
+"""Component `merge_predictions`."""

@@ -1,0 +1,45 @@
+"""Component `score_shard`: one shard of a large set of questions, scored by one model."""
+
+from typing import Optional
+
+from kfp import dsl
+from kfp.dsl import Dataset, Input, Model, Output
+
+from calib_components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def score_shard(  # noqa: D417 - outputs stand under Returns
+    model: Input[Model],
+    data: Input[Dataset],
+    predictions: Output[Dataset],
+    shard: Optional[int] = None,  # noqa: UP045 (KFP reads no `| None`)
+    prompt_form: str = "plain",
+    dtype: str = "auto",
+    base_model: str = "",
+    batch_tokens: int = 4096,
+) -> None:
+    """Score one shard of the questions; the shards' tables together are what one task would have made.
+
+    Args:
+        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        data: Folder of `shard_questions`.
+        shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        batch_tokens: Padded tokens in one forward pass.
+
+    Returns:
+        predictions: Predictions table (Parquet).
+    """
+    arguments = locals()
+    from pathlib import Path
+
+    from calib_core.parameters import config_from
+    from calib_core.steps import shards as step
+    from calib_core.steps.task import reported_errors
+
+    with reported_errors():
+        config = config_from(step.ScoreConfig, arguments)
+        step.score_shard(config, model.path, Path(data.path), Path(predictions.path), shard=shard)

@@ -1,0 +1,1 @@
+"""Component `shard_questions`."""

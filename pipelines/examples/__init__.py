@@ -1,0 +1,1 @@
+"""Pipelines that are not ours in shape, with our components in them."""

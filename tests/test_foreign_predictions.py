@@ -1,0 +1,281 @@
+"""Other programs' predictions: read as they write them, and refused where a log-probability is missing."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from calib_core.errors import DataFormatError
+from calib_core.predictions import read_predictions
+from calib_core.questions import Question, write_questions
+from calib_core.steps.convert import ConvertConfig, convert_predictions
+from calib_pipelines import cli
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def lm_eval_row(
+    number: int = 0, scores: tuple[float, ...] = (-2.5, -0.5, -4.0), **changes: Any
+) -> dict[str, Any]:
+    """A row as lm-eval 0.4 writes it: log-likelihoods as text, arguments by name, the target as text."""
+    letters = "ABCDE"[: len(scores)]
+    row = {
+        "doc_id": number,
+        "doc": {
+            "question": f"What is {number}?",
+            "choices": list(letters),
+            "answer": 1,
+            "subject": "counting",
+        },
+        "target": "1",
+        "arguments": {
+            f"gen_args_{i}": {"arg_0": f"What is {number}?\nAnswer:", "arg_1": f" {letter}"}
+            for i, letter in enumerate(letters)
+        },
+        "resps": [[[str(score), "False"]] for score in scores],
+        "filtered_resps": [[str(score), "False"] for score in scores],
+        "filter": "none",
+        "metrics": ["acc"],
+        "doc_hash": "0" * 64,
+        "acc": 1.0 if max(scores) == scores[1] else 0.0,
+    }
+    return {**row, **changes}
+
+
+def vertex_row(name: Any = "q0", prediction: Any = None, **instance: Any) -> dict[str, Any]:
+    given = {"id": name, "prompt": "Answer:", "choices": ["x", "y", "z"], "answer": 2, **instance}
+    return {"instance": given, "prediction": prediction or {"logprobs": [-1.0, -2.0, -0.7]}}
+
+
+def gemini_row(candidates: list[tuple[str, float]], **fields: Any) -> dict[str, Any]:
+    listed = [{"token": token, "tokenId": i, "logProbability": p} for i, (token, p) in enumerate(candidates)]
+    response = {"candidates": [{"logprobsResult": {"topCandidates": [{"candidates": listed}]}}]}
+    return {"key": "q0", "status": "", "request": {"contents": []}, "response": response, **fields}
+
+
+def test_lm_eval_samples_are_read_with_ragged_options(tmp_path):
+    rows = [lm_eval_row(0), lm_eval_row(1, (-1.0, -3.0)), lm_eval_row(2, (-9.0, -1.0, -2.0, -3.0, -4.0))]
+    table = read_predictions(write(tmp_path / "samples_count_2026-11-24T10-00-00.000001.jsonl", rows))
+    assert table.ids == ("0", "1", "2")
+    assert table.labels.tolist() == [1, 1, 1]
+    assert table.n_options.tolist() == [3, 2, 5]
+    assert table.subjects == ("counting",) * 3
+    expected = np.exp([-2.5, -0.5, -4.0]) / np.exp([-2.5, -0.5, -4.0]).sum()
+    np.testing.assert_allclose(table.probs()[0, :3], expected, rtol=1e-6)
+    assert table.correct().tolist() == [1, 0, 1]
+
+
+def test_lm_eval_numbers_lists_and_missing_filters_are_read(tmp_path):
+    row = lm_eval_row()
+    row["arguments"] = [["q", " A"], ["q", " B"], ["q", " C"]]
+    row["resps"] = [[[-2.5, False]], [[-0.5, True]], [[-4.0, False]]]
+    del row["filtered_resps"], row["acc"]
+    table = read_predictions(write(tmp_path / "samples.jsonl", [row]))
+    assert table.top().tolist() == [1]
+
+
+def test_unconditional_scores_of_mutual_information_are_left_out(tmp_path):
+    row = lm_eval_row(scores=(-2.5, -0.5, -4.0))
+    row["arguments"] |= {f"gen_args_{3 + i}": {"arg_0": "", "arg_1": f" {x}"} for i, x in enumerate("ABC")}
+    row["filtered_resps"] = row["filtered_resps"] + [["-0.1", "False"]] * 3
+    table = read_predictions(write(tmp_path / "samples.jsonl", [row]))
+    assert table.n_options.tolist() == [3]
+    np.testing.assert_allclose(table.log_probs()[0, 1] - table.log_probs()[0, 0], 2.0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("target", "texts", "acc", "expected"),
+    [
+        pytest.param("yes", ("no", "yes"), None, 1, id="text"),
+        pytest.param("1", ("2", "1"), 1.0, 1, id="number and text, acc tells"),
+        pytest.param("0", ("1", "0"), 0.0, 0, id="number and text, the top one is wrong"),
+    ],
+)
+def test_lm_eval_target_is_a_number_or_a_text(tmp_path, target, texts, acc, expected):
+    row = lm_eval_row(scores=(-2.0, -1.0), target=target)
+    row["arguments"] = [["q", f" {text}"] for text in texts]
+    row["acc"] = acc
+    assert read_predictions(write(tmp_path / "s.jsonl", [row])).labels.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        pytest.param({"filtered_resps": ["Paris"]}, "filtered_resps.*output_type multiple_choice", id="text"),
+        pytest.param({"filtered_resps": [["-inf", "False"]] * 3}, "no finite log-likelihood", id="infinite"),
+        pytest.param({"filtered_resps": [["nan", "False"]] * 3}, "no finite log-likelihood", id="nan"),
+        pytest.param(
+            {"filtered_resps": [["-1", "False"]] * 2}, "3 requests but 2 responses", id="one missing"
+        ),
+        pytest.param({"filtered_resps": None}, "filtered_resps", id="null"),
+        pytest.param({"target": "4"}, "names no option", id="target beyond"),
+        pytest.param({"target": "[0, 2]"}, "names no option", id="several targets"),
+        pytest.param({"acc": 0.0}, "doesn't agree with acc 0", id="acc against target"),
+        pytest.param({"acc": 0.4}, "neither 0 nor 1", id="several right options"),
+        pytest.param({"arguments": None}, "context and continuation", id="no arguments"),
+        pytest.param({"doc_id": None}, "doc_id", id="no id"),
+    ],
+)
+def test_bad_lm_eval_rows_are_refused_by_row_and_field(tmp_path, changes, message):
+    path = write(tmp_path / "samples.jsonl", [lm_eval_row(0), lm_eval_row(1, **changes)])
+    with pytest.raises(DataFormatError, match=f"(?s)samples.jsonl: 1 problems.*row 2, field .*{message}"):
+        read_predictions(path)
+
+
+def test_number_that_may_be_another_options_text_is_refused(tmp_path):
+    row = lm_eval_row(scores=(-2.0, -1.0, -0.5), target="1", acc=0.0)
+    row["arguments"] = [["q", " 1"], ["q", " 2"], ["q", " 3"]]
+    with pytest.raises(DataFormatError, match="may be an option's number or another one's text"):
+        read_predictions(write(tmp_path / "s.jsonl", [row]))
+
+
+def test_repeated_documents_are_refused(tmp_path):
+    rows = [lm_eval_row(0), lm_eval_row(0, filter="other")]
+    with pytest.raises(DataFormatError, match="field 'id'"):
+        read_predictions(write(tmp_path / "samples.jsonl", rows))
+
+
+def test_vertex_output_is_read_from_a_file_without_an_ending(tmp_path):
+    rows = [
+        vertex_row("q0"),
+        vertex_row(7, {"logprobs": {" A": -0.2, " B": -2.0, "The": -3.0}}, choices=["x", "y"], answer=0),
+    ]
+    table = read_predictions(write(tmp_path / "prediction.results-00000-of-00002", rows))
+    assert table.ids == ("q0", "7")
+    assert table.labels.tolist() == [2, 0]
+    assert table.n_options.tolist() == [3, 2]
+    np.testing.assert_allclose(
+        table.probs()[1, 0], math.exp(-0.2) / (math.exp(-0.2) + math.exp(-2)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (
+            vertex_row(prediction={"logprobs": {"A": -0.1, "B": -3.0}}),
+            "prediction.logprobs.*no value for option C",
+        ),
+        (vertex_row(prediction={"logprobs": {"A": -0.1, " A": -3.0}}), "two values for 'A'"),
+        (vertex_row(prediction={"logprobs": {"A": -0.1}}, choices=None), "number of options is needed"),
+        (vertex_row(prediction={"logprobs": [-0.1, -3.0]}), "2 values for 3 options"),
+        (vertex_row(prediction={"logprobs": [-0.1, None, -3.0]}), "field 'logprobs'"),
+        (vertex_row(prediction={"logprobs": [0.5, 2.0, 1.0]}), "are these logits"),
+        (vertex_row(prediction=[-0.1, -3.0, -4.0]), "one of logits, logprobs, probs"),
+        (
+            vertex_row(prediction={"logits": [1.0, 2.0], "probs": [0.5, 0.5]}),
+            "one of logits, logprobs, probs",
+        ),
+        (vertex_row(prediction={"text": "A"}), "one of logits, logprobs, probs"),
+        (vertex_row(None), "field 'id'"),
+        ({**vertex_row(), "error": {"code": 3, "message": "timeout"}}, "field 'error'.*timeout"),
+        (
+            gemini_row([("A", -0.1), ("B", -2.0)], choices=["x", "y", "z"]),
+            "no value for option C, only for A, B",
+        ),
+        (gemini_row([], choices=["x", "y"], response={"candidates": [{}]}), "responseLogprobs"),
+        (gemini_row([("A", -0.1)], status="Bad Request"), "field 'status'.*Bad Request"),
+    ],
+)
+def test_bad_vertex_rows_are_refused_by_row_and_field(tmp_path, row, message):
+    with pytest.raises(DataFormatError, match=f"(?s)row 1, field .*{message}|row 1, {message}"):
+        read_predictions(write(tmp_path / "predictions_0001.jsonl", [row]))
+
+
+@pytest.fixture
+def questions(tmp_path):
+    path = tmp_path / "questions.parquet"
+    asked = [
+        Question(id=f"q{i}", question=f"{i}?", choices=("x", "y", "z"), answer=i, subject="s")
+        for i in range(3)
+    ]
+    write_questions(asked, path)
+    return str(path)
+
+
+def test_questions_give_answers_and_numbers_of_options(tmp_path, questions):
+    rows = [{"key": f"q{i}", "prediction": {"logprobs": {"A": -1.0, "B": -1.5, "C": -2.0}}} for i in range(2)]
+    source = write(tmp_path / "results.jsonl", [*rows, {**rows[0], "key": "q2"}])
+    result = convert_predictions(ConvertConfig(questions=questions), source, tmp_path / "t.parquet")
+    assert result == {"n": 3, "n_labelled": 3, "options": {"3": 3}}
+    table = read_predictions(tmp_path / "t.parquet")
+    assert table.labels.tolist() == [0, 1, 2]
+    assert table.subjects == ("s",) * 3
+
+
+def test_gemini_output_is_read_with_its_questions(tmp_path, questions):
+    row = gemini_row([("B", -0.2), ("A", -2.0), ("The", -3.0), ("C", -4.0)])
+    source = write(tmp_path / "predictions.jsonl", [row])
+    convert_predictions(ConvertConfig(questions=questions), source, tmp_path / "t.parquet")
+    table = read_predictions(tmp_path / "t.parquet")
+    assert (table.top().tolist(), table.labels.tolist()) == ([1], [0])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"key": "other", "prediction": {"logprobs": [-1.0, -2.0]}}, "'other' is not among the questions"),
+        ({"key": "q0", "prediction": {"logprobs": [-1.0, -2.0]}}, "2 values for 3 options"),
+        (vertex_row("q1"), "2, but the question's answer is 1"),
+    ],
+)
+def test_rows_that_do_not_fit_their_questions_are_refused(tmp_path, questions, row, message):
+    with pytest.raises(DataFormatError, match=f"row 1, field .*{message}"):
+        convert_predictions(
+            ConvertConfig(questions=questions), write(tmp_path / "r.jsonl", [row]), tmp_path / "t.parquet"
+        )
+    assert not (tmp_path / "t.parquet").exists()
+
+
+def test_folder_of_lm_eval_tasks_becomes_one_table(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for task, n in (("arc_easy", 2), ("arc_challenge", 3)):
+        rows = [lm_eval_row(i) for i in range(n)]
+        write(folder / f"samples_{task}_2026-11-24T10-00-00.000001.jsonl", rows)
+    (folder / "results_2026-11-24T10-00-00.000001.json").write_text("{}")
+    convert_predictions(ConvertConfig(), folder, tmp_path / "t.parquet")
+    ids = read_predictions(tmp_path / "t.parquet").ids
+    assert ids == ("arc_challenge/0", "arc_challenge/1", "arc_challenge/2", "arc_easy/0", "arc_easy/1")
+    write(folder / "samples_arc_easy_2026-11-25T10-00-00.000001.jsonl", [lm_eval_row(0)])
+    with pytest.raises(DataFormatError, match="several sample files of one task"):
+        convert_predictions(ConvertConfig(), folder, tmp_path / "t.parquet")
+
+
+def test_folder_of_a_vertex_job_becomes_one_table(tmp_path):
+    folder = tmp_path / "prediction-model-2026_11_24"
+    folder.mkdir()
+    write(folder / "prediction.results-00000-of-00002", [vertex_row("q0")])
+    write(folder / "prediction.results-00001-of-00002", [vertex_row("q1")])
+    (folder / "prediction.errors_stats-00000-of-00001").touch()
+    convert_predictions(ConvertConfig(), folder, tmp_path / "t.parquet")
+    assert read_predictions(tmp_path / "t.parquet").ids == ("q0", "q1")
+    write(folder / "prediction.errors_stats-00000-of-00001", [{"error": {"code": 3}}])
+    with pytest.raises(DataFormatError, match="instances failed, so their predictions are missing"):
+        convert_predictions(ConvertConfig(), folder, tmp_path / "t.parquet")
+
+
+def test_other_folders_are_refused(tmp_path):
+    with pytest.raises(DataFormatError, match="found no files"):
+        convert_predictions(ConvertConfig(), tmp_path, tmp_path / "t.parquet")
+
+
+def test_commands_read_samples_and_refuse_them_without_a_traceback(tmp_path, capsys):
+    good = write(tmp_path / "samples.jsonl", [lm_eval_row(i, (-1.0, -0.5 - i % 3)) for i in range(12)])
+    out = tmp_path / "report.html"
+    assert cli.main(["measure", str(good), "--out", str(out), "--n-resamples", "20", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["figures"]["n"] == 12
+    assert result["regime"] is None
+    assert "<html" in out.read_text()
+    bad = write(tmp_path / "bad.jsonl", [lm_eval_row(0, filtered_resps=["Paris"])])
+    assert cli.main(["convert", str(bad), "--out", str(tmp_path / "t.parquet")]) == 2
+    assert "row 1, field 'filtered_resps'" in capsys.readouterr().err
