@@ -153,16 +153,19 @@ def define(  # noqa: D417 - outsiders don't see `place`
         champion=champion,
         run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
     )
-    with dsl.If(gate.outputs["promoted"] == True, "promoted"):  # noqa: E712, SIM117 - builds conditions
-        with dsl.If(model_registry != "", "registry-given"):
-            place(register_model)(
-                summary=gate.outputs["summary"],
-                model=published.outputs["champion_model"],
-                number=published.outputs["number"],
-                model_registry=model_registry,
-                model_name=model_name,
-                serving_image=serving_image,
-            )
+    # In this order: kfp.local can't resolve a task's named output in a condition at the top.
+    with (
+        dsl.If(model_registry != "", "registry-given"),
+        dsl.If(gate.outputs["promoted"] == True, "promoted"),  # noqa: E712 - this builds the condition
+    ):
+        place(register_model)(
+            summary=gate.outputs["summary"],
+            model=published.outputs["champion_model"],
+            number=published.outputs["number"],
+            model_registry=model_registry,
+            model_name=model_name,
+            serving_image=serving_image,
+        )
     return Outputs(
         summary=gate.outputs["summary"],
         report=gate.outputs["report"],
