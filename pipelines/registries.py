@@ -39,7 +39,9 @@ class RegisterConfig:
 
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
-        check.value("model_registry", lambda uri: KUBEFLOW.fullmatch(uri) or VERTEX.fullmatch(uri), FORMS)
+        check.value(
+            "model_registry", lambda uri: bool(KUBEFLOW.fullmatch(uri) or VERTEX.fullmatch(uri)), FORMS
+        )
         check.value("model_name", lambda name: 0 < len(name) <= 128, "a name of 1 to 128 characters")
         check.that(
             lambda c: c.serving_image or not VERTEX.fullmatch(c.model_registry),
@@ -141,7 +143,7 @@ def _enter_vertex(config: RegisterConfig, model: str, version: str, figures: Map
         )
     match = VERTEX.fullmatch(config.model_registry)
     project, region = match.groups() if match else ("", "")
-    place = {"project": project, "location": region}
+    place: dict[str, Any] = {"project": project, "location": region}
     alias = f"calib-{version}"
     try:
         parents = aiplatform.Model.list(filter=f'display_name="{config.model_name}"', **place)
@@ -167,7 +169,7 @@ def _enter_vertex(config: RegisterConfig, model: str, version: str, figures: Map
     return f"{made.resource_name}@{made.version_id}"
 
 
-def _same(entry: str, known: str, model: str, config: RegisterConfig) -> str:
+def _same(entry: str, known: str | None, model: str, config: RegisterConfig) -> str:
     """The entry that is there already, where it is of the same model."""
     if known != model:
         raise ConfigError(
