@@ -150,6 +150,7 @@ def _add_promote(commands: Subparsers) -> None:
     parser.add_argument("--model-before", required=True, help="path or URI of the input model")
     parser.add_argument("--model-after", required=True, help="path or URI of the output model")
     parser.add_argument("--branch", required=True, choices=BRANCHES, help="branch that was taken")
+    parser.add_argument("--champion", default="", help="champion's folder, for its figures over time")
     parser.add_argument("--out", required=True, help="folder for summary.json and report.html")
     add_flags(parser, parameters_of(PromoteConfig))
 
@@ -165,6 +166,7 @@ def _add_promote(commands: Subparsers) -> None:
                 branch=given.branch,
                 out=out,
                 report=join(given.out, "report.html"),
+                champion=given.champion,
             )
 
     parser.set_defaults(run=run, text=summary_text)

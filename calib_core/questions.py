@@ -142,6 +142,11 @@ def content_key(question: Question) -> tuple[str, tuple[str, ...]]:
     return normalize_text(question.question), tuple(sorted(_comparable_options(question)))
 
 
+def answer_key(question: Question) -> str:
+    """The right option as `content_key` compares options: two equal questions agree where this is equal."""
+    return _comparable_options(question)[question.answer]
+
+
 def _comparable_options(question: Question) -> list[str]:
     """The options normalized, or as they are where they differ in case only, like "Bb" and "BB"."""
     options = [normalize_text(choice) for choice in question.choices]
@@ -184,7 +189,7 @@ def _settle(
     kept: list[tuple[int, Question]] = []
     n_duplicates = 0
     for group in groups.values():
-        if len({_comparable_options(question)[question.answer] for _, question in group}) > 1:
+        if len({answer_key(question) for _, question in group}) > 1:
             numbers = [number for number, _ in group]
             for number in numbers:
                 others = ", ".join(str(other) for other in numbers if other != number)

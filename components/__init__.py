@@ -10,9 +10,12 @@ if os.environ.get("_KFP_RUNTIME") != "true":  # in a running task kfp has no dec
     from calib_components.dpo_align.component import dpo_align
     from calib_components.em_ece_finetune.component import em_ece_finetune
     from calib_components.evaluate.component import evaluate
+    from calib_components.fresh_data.component import fresh_data
     from calib_components.measure.component import measure
     from calib_components.merge_predictions.component import merge_predictions
     from calib_components.promote.component import promote
+    from calib_components.publish_champion.component import publish_champion
+    from calib_components.register_model.component import register_model
     from calib_components.score_shard.component import score_shard
     from calib_components.shard_questions.component import shard_questions
 
@@ -24,9 +27,12 @@ __all__ = [
     "dpo_align",
     "em_ece_finetune",
     "evaluate",
+    "fresh_data",
     "measure",
     "merge_predictions",
     "promote",
+    "publish_champion",
+    "register_model",
     "score_shard",
     "shard_questions",
 ]

@@ -9,14 +9,18 @@ from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
+from calib_core.champion_cli import add_champion_commands
 from calib_core.cli import Subparsers, add_commands, command, execute
 from calib_core.errors import ConfigError
-from calib_core.parameters import Parameter, add_flags, config_from
+from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
 from calib_core.processes import launched
 from calib_core.steps.finetune import FinetuneConfig
+from calib_core.storage import fetch
 from calib_core.text import summary_text
 from calib_core.version import __version__
+from calib_pipelines.registries import RegisterConfig, register
 
+DEFAULT_PIPELINE = "restore-calibration"
 SCENARIOS = ("fresh", "memorised", "calibrated")
 KINDS = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
@@ -44,7 +48,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_commands(commands)
     for method in ("cft", "rcft"):
         _add_nodes(commands.choices[method], method)
+    add_champion_commands(commands)
+    _add_register(commands)
     return execute(parser, given)
+
+
+def _add_register(commands: Subparsers) -> None:
+    parser = command(
+        commands, "register", "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
+    )
+    parser.add_argument("--summary", required=True, help="folder with the run's summary.json")
+    parser.add_argument("--model", required=True, help="URI of the model")
+    parser.add_argument("--number", required=True, type=int, help="number of the model's version")
+    add_flags(parser, parameters_of(RegisterConfig))
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        config = config_from(RegisterConfig, vars(given))
+        return {
+            "entry": register(config, summary=fetch(given.summary), model=given.model, number=given.number)
+        }
+
+    parser.set_defaults(run=run)
 
 
 def _add_demo(commands: Subparsers) -> None:
@@ -84,26 +108,41 @@ def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
 
 def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     """Add `calib pipeline`; its own subcommands, which import KFP, only where they are asked for."""
-    text = "run the pipeline here, compile it, or submit and schedule it elsewhere"
+    text = "run a pipeline here, compile it, or submit and schedule it elsewhere"
     parser = commands.add_parser("pipeline", help=text, description=text[0].upper() + text[1:] + ".")
     if given[:1] != ["pipeline"]:
         return
-    from calib_pipelines.restore_calibration import restore_calibration  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.local import CONFIGS  # noqa: PLC0415
     from calib_pipelines.schedule import add_schedule  # noqa: PLC0415
     from calib_pipelines.submit import add_submit  # noqa: PLC0415
     from calib_pipelines.targets import add_compile  # noqa: PLC0415
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    run = command(subcommands, "run", "run the compiled pipeline on this machine")
+    run = command(subcommands, "run", "run a compiled pipeline on this machine")
     run.add_argument(
         "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
     )
-    parameters = _parameters(restore_calibration.component_spec.inputs)
+    asked = PIPELINES.get(_asked_pipeline(given), PIPELINES[DEFAULT_PIPELINE])
+    parameters = _parameters(asked.component_spec.inputs)
     add_flags(run, parameters)
     run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
+    run.add_argument(
+        "--pipeline",
+        choices=tuple(CONFIGS),
+        default=DEFAULT_PIPELINE,
+        help=f"which one; other flags are its parameters (default: {DEFAULT_PIPELINE})",
+    )
     add_compile(subcommands)
     add_submit(subcommands, given[1:])
     add_schedule(subcommands, given[1:])
+
+
+def _asked_pipeline(given: Sequence[str]) -> str:
+    """The pipeline that `--pipeline` names, read first: the other flags depend on it."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--pipeline", default=DEFAULT_PIPELINE)
+    return str(early.parse_known_args(given)[0].pipeline)
 
 
 def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
@@ -123,7 +162,7 @@ def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[
     from calib_pipelines.local import run_local  # noqa: PLC0415 - needs KFP
 
     values = {parameter.name: getattr(given, parameter.name) for parameter in parameters}
-    return run_local(values, given.out)
+    return run_local(values, given.out, pipeline=given.pipeline)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,18 @@ from kfp.dsl.base_component import BaseComponent
 
 import calib_components
 import calib_pipelines
-from calib_pipelines.restore_calibration import restore_calibration
-from calib_pipelines.score_large import score_large
+from calib_pipelines import recalibrate, restore_calibration, score_large
+from calib_pipelines.placement import Definition
+
+DEFINITIONS: dict[str, Definition] = {
+    module.NAME: module.define for module in (restore_calibration, recalibrate, score_large)
+}
+PIPELINES: dict[str, BaseComponent] = {
+    restore_calibration.NAME: restore_calibration.restore_calibration,
+    recalibrate.NAME: recalibrate.recalibrate,
+    score_large.NAME: score_large.score_large,
+}
+"""Placed on no platform in particular."""
 
 
 @functools.cache
@@ -29,10 +39,10 @@ def targets() -> dict[Path, BaseComponent]:
         components / name / "component.yaml": getattr(calib_components, name)
         for name in calib_components.__all__
     }
-    found[pipelines / "restore-calibration.yaml"] = restore_calibration
-    for name, target in TARGETS.items():
-        found[pipelines / f"restore-calibration-{name}.yaml"] = package(name, target.settings())
-    found[pipelines / "score-large.yaml"] = score_large
+    for name, pipeline in PIPELINES.items():
+        found[pipelines / f"{name}.yaml"] = pipeline
+        for platform, target in TARGETS.items():
+            found[pipelines / f"{name}-{platform}.yaml"] = package(platform, target.settings(), pipeline=name)
     return found
 
 

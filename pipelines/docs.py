@@ -12,6 +12,7 @@ from kfp.dsl.base_component import BaseComponent
 
 import calib_components
 import calib_pipelines
+from calib_pipelines.recalibrate import recalibrate
 from calib_pipelines.restore_calibration import restore_calibration
 from calib_pipelines.score_large import score_large
 
@@ -66,9 +67,10 @@ def readmes() -> dict[Path, BaseComponent]:
     found: dict[Path, BaseComponent] = {
         root / name / "README.md": getattr(calib_components, name) for name in calib_components.__all__
     }
-    pipelines = Path(calib_pipelines.__file__).parent
+    pipelines = Path(calib_pipelines.__file__).resolve().parent
     found[pipelines / "README.md"] = restore_calibration
     found[pipelines / "score-large.md"] = score_large
+    found[pipelines.parent / "docs" / "recalibration.md"] = recalibrate
     return found
 
 

@@ -1,4 +1,4 @@
-"""Run the compiled pipeline on this machine through `kfp.local`: a process per task, or a container."""
+"""Run a compiled pipeline on this machine through `kfp.local`: a process per task, or a container."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ from calib_core.parameters import config_from, parameters_of
 from calib_core.progress import say
 from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.finetune import FinetuneConfig
+from calib_core.steps.fresh import FreshConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.task import ERROR_FILE_VARIABLE
 from calib_core.storage import require_local
 
-PIPELINE = Path(__file__).with_name("restore-calibration.yaml")
+CONFIGS: Mapping[str, tuple[type, ...]] = {
+    "restore-calibration": (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
+    "recalibrate": (FreshConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
+}
+"""Pipelines that can be run here, and the configs that their parameters must fit."""
 LOG_TAIL_LINES = 15
 
 _FRAME = "    Found image "  # what kfp's DockerRunner says among a task's own lines
@@ -44,14 +49,19 @@ _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a f
 
 
 def run_local(
-    parameters: Mapping[str, Any], out: Path, *, runner: local.DockerRunner | None = None
+    parameters: Mapping[str, Any],
+    out: Path,
+    *,
+    pipeline: str = "restore-calibration",
+    runner: local.DockerRunner | None = None,
 ) -> dict[str, Any]:
-    """Run the compiled pipeline `restore-calibration` here, and gather its results in one folder.
+    """Run a compiled pipeline here, and gather its results in one folder.
 
     Args:
         parameters: the pipeline's parameters by name; those left out have their defaults.
         out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
             `run.log` with all that was printed, and `run` with what every task left.
+        pipeline: name of the pipeline, a key of `CONFIGS`.
         runner: how to run each task in a container of the image that the pipeline names; left out, tasks are
             processes in this environment. Containers see of this machine only `out/run`, which their user has
             to be able to write to, and what the runner mounts: paths in `parameters` must be the same there.
@@ -63,10 +73,10 @@ def run_local(
         ConfigError: a parameter is missing, unknown or not usable.
         CalibError: a task stopped; message and exit code are the task's own.
     """
-    pipeline = load_component_from_file(str(PIPELINE))
-    _check(pipeline.component_spec.inputs, parameters)
+    package = load_component_from_file(str(Path(__file__).with_name(f"{pipeline}.yaml")))
+    _check(pipeline, package.component_spec.inputs, parameters)
     require_local(out)
-    check_output_folder(out / "model", "calibration.json", inputs=[str(parameters["model"])])
+    check_output_folder(out / "model", "calibration.json", inputs=[str(parameters.get("model", ""))])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's
@@ -85,10 +95,10 @@ def run_local(
             pipeline_root=str(out / "run"),
             workspace_root=f"{scratch}/workspace",
         )
-        screen = _Screen(log, _task_names(pipeline.pipeline_spec))
+        screen = _Screen(log, _task_names(package.pipeline_spec))
         try:
             with _environment(environment), contextlib.redirect_stdout(screen):
-                outputs = pipeline(**parameters).outputs
+                outputs = package(**parameters).outputs
         except RuntimeError:  # all that kfp.local says of a task that failed
             error = _task_error(error_file, out / "run.log")
             log.write(f"error: {error}\n")
@@ -96,7 +106,7 @@ def run_local(
     return _gather(Path(outputs["summary"].path), out, seconds=time.monotonic() - started_s)
 
 
-def _check(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
+def _check(pipeline: str, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
     """Refuse before the first task what a later one would refuse."""
     wrong = [f"{name}: no such parameter" for name in parameters if name not in inputs]
     wrong += [
@@ -105,8 +115,8 @@ def _check(inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:
         if not given.optional and not parameters.get(name)
     ]
     if wrong:
-        raise ConfigError(f"pipeline {PIPELINE.stem}: {'; '.join(wrong)}; it takes {', '.join(inputs)}")
-    for config_class in (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig):
+        raise ConfigError(f"pipeline {pipeline}: {'; '.join(wrong)}; it takes {', '.join(inputs)}")
+    for config_class in CONFIGS[pipeline]:
         defaults = {parameter.name: parameter.default for parameter in parameters_of(config_class)}
         config_from(config_class, {**defaults, **parameters})
 

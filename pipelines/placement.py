@@ -52,6 +52,9 @@ KINDS = {
     "measure": Kind(cached=True),
     "convert-predictions": Kind(outside=True, cached=True),
     "keep": Kind(cached=True),
+    "fresh-data": Kind(outside=True),
+    "publish-champion": Kind(outside=True),
+    "register-model": Kind(outside=True),
     "record-end": Kind(),
 }
 """By a component's name. One that isn't here loads no model and is never cached."""

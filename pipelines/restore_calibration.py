@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Model
+from kfp.dsl import HTML, Artifact, Model
 
-from calib_components import cft_finetune, data_prep, dpo_align, em_ece_finetune, evaluate, promote
-from calib_components.image import IMAGE
+from calib_components import data_prep, dpo_align, promote
 from calib_pipelines.placement import Placement, build
+from calib_pipelines.repair import keep, repair
 
 
 class Outputs(NamedTuple):
@@ -17,24 +17,6 @@ class Outputs(NamedTuple):
     report: HTML
     promoted: bool
     winner: str
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def keep(
-    model: str,
-    evaluation: str = "",
-    regime: str = "",
-    branch: str = "none",
-) -> NamedTuple("Outputs", model=str, evaluation=str, regime=str, branch=str):  # type: ignore[valid-type]
-    """Hand on what there is: the branch of a condition in which nothing is done.
-
-    Args:
-        model: URI of the model.
-        evaluation: URI of its evaluation.
-        regime: Regime that the evaluation found.
-        branch: Branch that was taken so far.
-    """
-    return (model, evaluation, regime, branch)
 
 
 def define(  # noqa: D417 - outsiders don't see `place`
@@ -166,47 +148,13 @@ def define(  # noqa: D417 - outsiders don't see `place`
     input_uri = dsl.OneOf(aligned.outputs["uri"], as_given.outputs["model"])
     start = dsl.importer(artifact_uri=input_uri, artifact_class=Model, reimport=False)
     start.set_display_name("input-model")
-    before = place(evaluate)(model=start.output, data=data, **measuring)
-    before.set_display_name("evaluate-before")
-
-    # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
-    # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
-    with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
-        cft = place(cft_finetune)(model=start.output, data=data, **training)
-        after_cft = place(evaluate)(model=cft.outputs["adapter"], data=data, **measuring)
-        after_cft.set_display_name("evaluate-cft")
-    with dsl.Else("not-calibratable"):
-        kept = place(keep)(
-            model=input_uri, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
-        )
-    first_model = dsl.OneOf(cft.outputs["uri"], kept.outputs["model"])
-    first_evaluation = dsl.OneOf(after_cft.outputs["uri"], kept.outputs["evaluation"])
-    first_regime = dsl.OneOf(after_cft.outputs["regime"], kept.outputs["regime"])
-    first_branch = dsl.OneOf(cft.outputs["branch"], kept.outputs["branch"])
-
-    with dsl.If(first_regime == "non_calibratable", "non-calibratable"):
-        rcft = place(em_ece_finetune)(model=start.output, data=data, **training)
-        after_rcft = place(evaluate)(model=rcft.outputs["adapter"], data=data, **measuring)
-        after_rcft.set_display_name("evaluate-rcft")
-    with dsl.Else("within-bounds"):
-        passed = place(keep)(
-            model=first_model, evaluation=first_evaluation, regime=first_regime, branch=first_branch
-        )
-    output_uri = dsl.OneOf(rcft.outputs["uri"], passed.outputs["model"])
-    branch = dsl.OneOf(rcft.outputs["branch"], passed.outputs["branch"])
-    after = dsl.importer(
-        artifact_uri=dsl.OneOf(after_rcft.outputs["uri"], passed.outputs["evaluation"]),
-        artifact_class=Dataset,
-        reimport=False,
-    )
-    after.set_display_name("last-evaluation")
-
+    repaired = repair(place, start.output, input_uri, data, measuring=measuring, training=training)
     gate = place(promote)(
-        before=before.outputs["evaluation"],
-        after=after.output,
+        before=repaired.before,
+        after=repaired.after,
         model_before=input_uri,
-        model_after=output_uri,
-        branch=branch,
+        model_after=repaired.model,
+        branch=repaired.branch,
         accuracy_margin=accuracy_margin,
         seed=seed,
     )

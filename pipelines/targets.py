@@ -15,7 +15,7 @@ from calib_core.errors import ConfigError
 from calib_core.parameters import Parameter, add_flags, config_from, parameters_of
 from calib_core.progress import say
 from calib_pipelines import restore_calibration
-from calib_pipelines.compile import write
+from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.placement import Cluster, Settings, build
 from calib_pipelines.targets_kubeflow import Kubeflow, KubeflowSettings
 from calib_pipelines.targets_vertex import Vertex, VertexSettings
@@ -35,25 +35,32 @@ TARGETS = {
 }
 
 
-def package(target: str, settings: Settings) -> BaseComponent:
-    """The pipeline `restore-calibration` for a platform.
+def package(target: str, settings: Settings, *, pipeline: str = restore_calibration.NAME) -> BaseComponent:
+    """A pipeline for a platform.
 
     Args:
         target: `kubeflow` or `vertex`.
         settings: that platform's.
+        pipeline: name of the pipeline, a key of `DEFINITIONS`.
 
     Raises:
         ConfigError: the platform's package isn't installed.
     """
     place = TARGETS[target].place(settings)
-    return build(restore_calibration.define, place, name=restore_calibration.NAME)
+    return build(DEFINITIONS[pipeline], place, name=pipeline)
 
 
 def add_compile(commands: Subparsers) -> None:
     """Add `compile` with the flags of every platform."""
-    parser = command(commands, "compile", "compile the pipeline to a package for Kubeflow or Vertex")
+    parser = command(commands, "compile", "compile a pipeline to a package for Kubeflow or Vertex")
+    parser.add_argument(
+        "--pipeline",
+        choices=tuple(DEFINITIONS),
+        default=restore_calibration.NAME,
+        help=f"which one (default: {restore_calibration.NAME})",
+    )
     parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
-    parser.add_argument("--output", type=Path, help="default: restore-calibration-TARGET.yaml")
+    parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
     add_flags(parser, parameters_of(Settings))
     for name, target in TARGETS.items():
         add_flags(parser.add_argument_group(f"only with --target {name}"), own_parameters(target.settings))  # type: ignore[arg-type]
@@ -87,11 +94,11 @@ def settings_from(target: str, values: Mapping[str, Any]) -> Settings:
 
 
 def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
-    output: Path = given.output or Path(f"{restore_calibration.NAME}-{given.target}.yaml")
+    output: Path = given.output or Path(f"{given.pipeline}-{given.target}.yaml")
     if output.suffix not in (".yaml", ".json"):
         raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
     settings = settings_from(given.target, vars(given))
-    write(package(given.target, settings), output)
+    write(package(given.target, settings, pipeline=given.pipeline), output)
     if advice := settings.advice():
         say(f"mind: {advice}")
     return {"package": str(output)}

@@ -13,11 +13,12 @@ import pytest
 from synthetic import make_world, memorised, tempered
 
 import calib_components
+from calib_core.champion_cli import add_champion_commands
 from calib_core.cli import add_commands
 from calib_core.predictions import write_predictions
 from calib_core.version import __version__
 from calib_pipelines import cli
-from calib_pipelines.restore_calibration import restore_calibration
+from calib_pipelines.compile import PIPELINES
 
 COMPONENTS = {
     "prepare": "data_prep",
@@ -27,13 +28,16 @@ COMPONENTS = {
     "rcft": "em_ece_finetune",
     "promote": "promote",
     "calibrate": "calibrate",
-    "measure": "measure",
     "convert": "convert_predictions",
-    "shard": "shard_questions",
-    "score": "score_shard",
+    "fresh": "fresh_data",
+    "measure": "measure",
     "merge": "merge_predictions",
+    "publish": "publish_champion",
+    "score": "score_shard",
+    "shard": "shard_questions",
 }
 COMMAND_ONLY = {"help", "json", "out"}
+ARTIFACTS_OF = {"fresh": {"data", "snapshot"}}
 WORLD, OTHER = make_world(500, 1), make_world(500, 2)
 
 
@@ -55,6 +59,7 @@ def tables(tmp_path_factory):
 def library_parsers() -> dict[str, argparse.ArgumentParser]:
     commands = argparse.ArgumentParser().add_subparsers()
     add_commands(commands)
+    add_champion_commands(commands)
     return dict(commands.choices)
 
 
@@ -64,7 +69,7 @@ def test_command_has_the_components_parameters(command, component):
     actions = {
         action.dest: action
         for action in library_parsers()[command]._actions
-        if action.dest not in COMMAND_ONLY
+        if action.dest not in COMMAND_ONLY | ARTIFACTS_OF.get(command, set())
     }
     assert set(actions) == set(inputs)
     for name, given in inputs.items():
@@ -72,14 +77,21 @@ def test_command_has_the_components_parameters(command, component):
         assert actions[name].default == given.default, name
 
 
-def test_pipeline_command_has_the_pipelines_parameters(capsys):
-    inputs = restore_calibration.component_spec.inputs
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ([], "restore-calibration"),
+        (["--pipeline", "restore-calibration"], "restore-calibration"),
+        (["--pipeline=recalibrate"], "recalibrate"),
+    ],
+)
+def test_pipeline_command_has_the_pipelines_parameters(capsys, asked, name):
     with pytest.raises(SystemExit, match="0"):
-        cli.main(["pipeline", "run", "--help"])
+        cli.main(["pipeline", "run", *asked, "--help"])
     shown = capsys.readouterr().out
-    for name in inputs:
-        assert f"--{name.replace('_', '-')}" in shown
-    assert "--no-align" in shown
+    for parameter in PIPELINES[name].component_spec.inputs:
+        assert f"--{parameter.replace('_', '-')}" in shown
+    assert ("--no-align" in shown) == (name == "restore-calibration")
 
 
 def test_metrics_prints_every_figure(tables, capsys):
@@ -209,6 +221,10 @@ def test_pipeline_compiles(tmp_path, capsys):
     assert cli.main(["pipeline", "compile", "--output", str(target), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"package": str(target)}
     assert "name: restore-calibration" in target.read_text()
+    assert cli.main(["pipeline", "compile", "--pipeline", "recalibrate", "--output", str(target)]) == 0
+    assert "name: recalibrate" in target.read_text()
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["pipeline", "compile", "--pipeline", "other"])
 
 
 def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -6,6 +6,7 @@ import ast
 import os
 import subprocess
 import sys
+from dataclasses import MISSING
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,16 @@ from calib_core.steps.calibrate import CalibrateConfig
 from calib_core.steps.convert import ConvertConfig
 from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.finetune import FinetuneConfig
+from calib_core.steps.fresh import FreshConfig
 from calib_core.steps.measure import MeasureConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
+from calib_core.steps.publish import PublishConfig
 from calib_core.steps.shards import ScoreConfig, ShardConfig
 from calib_core.version import __version__
 from calib_pipelines import compile as compiling
 from calib_pipelines import docs
+from calib_pipelines.registries import RegisterConfig
 
 ROOT = Path(calib_components.__file__).parent
 CONFIGS = {
@@ -41,8 +45,12 @@ CONFIGS = {
     "merge_predictions": None,
     "convert_predictions": ConvertConfig,
     "measure": MeasureConfig,
+    "fresh_data": FreshConfig,
+    "publish_champion": PublishConfig,
+    "register_model": RegisterConfig,
 }
-GIVEN_BY_PIPELINES = {"model_before", "model_after", "branch", "shard"}
+GIVEN_BY_PIPELINES = {"model_before", "model_after", "branch", "shard", "stream", "champion"}
+GIVEN_TO = {"register_model": {"model", "number"}}
 TYPES = {str: "String", int: "Integer", float: "Float", bool: "Boolean"}
 
 
@@ -58,10 +66,14 @@ def test_parameters_mirror_the_config(name):
     found = {
         key: (given.type, given.default, " ".join((given.description or "").split()))
         for key, given in spec.inputs.items()
-        if not given.type.startswith("system.") and key not in GIVEN_BY_PIPELINES
+        if not given.type.startswith("system.") and key not in GIVEN_BY_PIPELINES | GIVEN_TO.get(name, set())
     }
     expected = {
-        parameter.name: (TYPES[parameter.type], parameter.default, parameter.description)
+        parameter.name: (
+            TYPES[parameter.type],
+            None if parameter.default is MISSING else parameter.default,
+            parameter.description,
+        )
         for parameter in (parameters_of(CONFIGS[name]) if CONFIGS[name] else ())
     }
     assert found == expected

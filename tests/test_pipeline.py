@@ -70,7 +70,7 @@ def training(name):
         folder(out)
     return step
 
-def fake_promote(config, *, before, after, model_before, model_after, branch, out, report):
+def fake_promote(config, *, before, after, model_before, model_after, branch, out, report, champion):
     note("promote", short(before), short(after), short(model_before), short(model_after), branch)
     folder(out)
     promoted = branch != "none"

@@ -2,6 +2,7 @@ import dataclasses
 import functools
 import re
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 from html.parser import HTMLParser
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from calib_core.bootstrap import Interval
 from calib_core.metrics import reliability_bins, summarize
 from calib_core.predictions import Predictions
-from calib_core.report import ReportData, plots, render_report, svg, wording, write_report
+from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_report
 
 HOSTILE = '<script>alert(1)</script> & "co"'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -411,3 +412,66 @@ def test_spread_keeps_the_order_and_the_gap() -> None:
     assert order.tolist() == [3, 1, 0, 2, 4]
     assert np.diff(np.array(placed)[order]).min() >= 15.0 - 1e-9
     assert placed[3] == 10.0
+
+
+def run_row(number: int, **changes: Any) -> dict[str, Any]:
+    """A run's row of figures, calibrated and kept if nothing else is said."""
+    row: dict[str, Any] = {
+        "time": datetime(2026, 7, number, 8, 0, tzinfo=UTC),
+        "n_test": 1200,
+        "branch": "none",
+        "promoted": False,
+        "target_ece": 0.08,
+    }
+    for side, value in (("before", 0.05), ("after", None)):
+        for figure in ("conf_ece", "accuracy"):
+            row |= {f"{side}_{figure}{end}": value for end in ("", "_low", "_high")}
+    return {**row, **changes}
+
+
+def measured(side: str, ece: float) -> dict[str, float]:
+    return {
+        f"{side}_conf_ece": ece,
+        f"{side}_conf_ece_low": ece - 0.02,
+        f"{side}_conf_ece_high": ece + 0.02,
+        f"{side}_accuracy": 0.7,
+        f"{side}_accuracy_low": 0.68,
+        f"{side}_accuracy_high": 0.72,
+    }
+
+
+TREND = [
+    run_row(1),
+    run_row(2, branch="cft", promoted=True, **measured("before", 0.3), **measured("after", 0.06)),
+    run_row(3, branch="rcft", **measured("before", 0.2), **measured("after", 0.19)),
+]
+
+
+def test_trend_shows_every_run_against_the_alarm_line():
+    page = render_report(dataclasses.replace(full(), trend=TREND))
+    assert 'id="trend"' in page
+    assert "3 so far" in page
+    drawn = str(trend.trend_line(TREND))
+    root = ET.fromstring(drawn)  # noqa: S314 - our own drawing
+    said = root.findtext("desc")
+    assert said.startswith("Alarm line at 0.08. Run 1, 2026-07-01: champion 0.050")
+    assert "new model 0.060 (0.040–0.080); new model promoted" in said
+    assert "new model 0.190 (0.170–0.210); new model refused" in said
+    assert "alarm 0.08" in drawn
+    marks = [mark.get("class") for mark in root.iter() if (mark.get("class") or "").startswith("mark")]
+    assert marks == ["mark before", "mark before", "mark after", "mark before", "mark baseline"]
+    (limit,) = [mark for mark in root.iter("line") if mark.get("class") == "limit"]
+    squares = [mark for mark in root.iter("polygon") if mark.get("class") == "mark before"]
+    heights = [float(square.get("points").split()[0].split(",")[1]) for square in squares]
+    alarm = float(limit.get("y1"))
+    assert heights[1] < heights[2] < alarm < heights[0]  # the smaller y, the larger the error
+
+
+def test_trend_keeps_to_the_newest_runs():
+    many = [run_row(1 + number % 28) for number in range(100)]
+    drawn = ET.fromstring(str(trend.trend_line(many)))  # noqa: S314 - our own drawing
+    assert len(drawn.findall("./g/polygon")) == trend.MOST_RUNS
+    assert drawn.findtext("desc").count("Run ") == trend.MOST_RUNS
+    section = trend.trend_section(many)
+    assert [row["number"] for row in section["rows"]] == list(range(91, 101))
+    assert trend.trend_section([]) is None

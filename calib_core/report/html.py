@@ -20,6 +20,7 @@ from calib_core.files import whole_file
 from calib_core.metrics import per_subject, reliability_bins, risk_coverage
 from calib_core.predictions import Predictions
 from calib_core.report import plots, wording
+from calib_core.report.trend import trend_section
 
 HEADLINE_FIGURES = ("accuracy", "mean_confidence", "conf_ece", "cw_ece")
 FEWEST_ANSWERED = 10
@@ -41,6 +42,7 @@ class ReportData:
         regime: `RegimeResult.to_dict()`, empty where no regime was tested.
         history: one dict per evaluation of the training run (`step`, `accuracy`, `mean_confidence`,
             `conf_ece`, and `chosen` true for the one whose weights were kept); None without training.
+        trend: figures of all runs so far, this one last, as `calib_core.figures` keeps them; empty without.
         parameters: parameters of the run.
         versions: versions of the software.
         fingerprints: fingerprints of models and data.
@@ -52,6 +54,7 @@ class ReportData:
     after: Predictions | None = None
     regime: Mapping[str, Any]
     history: Sequence[Mapping[str, Any]] | None = None
+    trend: Sequence[Mapping[str, Any]] = ()
     parameters: Mapping[str, Any]
     versions: Mapping[str, Any]
     fingerprints: Mapping[str, Any]
@@ -87,6 +90,7 @@ def render_report(data: ReportData) -> str:
         out_of_domain=_figure_table(data.summary.get("out_of_domain"), only=(*HEADLINE_FIGURES, "n")),
         win_rate=_figure_table(data.summary.get("win_rate"), names=wording.WIN_RATE),
         history=_history(data.history or ()),
+        trend=trend_section(data.trend),
         all_figures=_figure_table(data.summary),
         appendix=_appendix(data),
     )

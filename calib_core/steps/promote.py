@@ -7,8 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from calib_core.champion import now
 from calib_core.config import ConfigCheck
 from calib_core.errors import CalibError, ConfigError, DataFormatError
+from calib_core.figures import figures_row, read_figures
 from calib_core.files import read_json, write_json
 from calib_core.gate import decide
 from calib_core.metrics import summarize
@@ -46,7 +48,7 @@ class PromoteConfig:
         check.finish()
 
 
-def promote(
+def promote(  # noqa: PLR0913 - two models with an evaluation each, and where things are
     config: PromoteConfig,
     *,
     before: Path,
@@ -56,6 +58,7 @@ def promote(
     branch: str,
     out: Path,
     report: str = "report.html",
+    champion: str = "",
 ) -> dict[str, Any]:
     """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
 
@@ -71,6 +74,7 @@ def promote(
         branch: `none`, `cft` or `rcft`.
         out: folder for both files; other files in it stay.
         report: path or URI under which the report will be found, for the summary.
+        champion: champion's folder, whose figures over time the report shows; "" for none.
 
     Returns:
         The summary, as in `summary.json`.
@@ -120,6 +124,9 @@ def promote(
         "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
         "timing": _timing(facts, trained[model_after]),
     }
+    trend = []
+    if champion:
+        trend = [*read_figures(champion), figures_row(summary, at=now(), run="", snapshot="")]
     data = ReportData(
         title=Path(facts["before"]["model"]["base"]).name,
         summary=summary if branch != "none" else {**summary, "after": None},
@@ -127,6 +134,7 @@ def promote(
         after=test.get("after"),
         regime=regime,
         history=trained[model_after].get("history"),
+        trend=trend,
         parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
         versions=versions(),
         fingerprints={

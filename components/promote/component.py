@@ -18,6 +18,7 @@ def promote(  # noqa: D417 - outputs stand under Returns
     summary: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
+    champion: str = "",
     accuracy_margin: float = 0.01,
     n_bins: int = 10,
     n_resamples: int = 1000,
@@ -31,6 +32,7 @@ def promote(  # noqa: D417 - outputs stand under Returns
         model_before: URI of the input model.
         model_after: URI of the output model.
         branch: Branch that was taken: `none`, `cft` or `rcft`.
+        champion: Champion's folder, whose figures over time the report shows; none if left out.
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
             promoted.
         n_bins: Equal-width confidence bins of every binned figure.
@@ -61,6 +63,7 @@ def promote(  # noqa: D417 - outputs stand under Returns
             branch=branch,
             out=Path(summary.path),
             report=report.uri,
+            champion=champion,
         )
     Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
     log_figures(metrics, result["before"], prefix="before_")

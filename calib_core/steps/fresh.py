@@ -1,0 +1,168 @@
+"""Fresh: what is new in a stream of questions since the champion was last measured, split into folds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, cast
+
+from calib_core.champion import Champion, first_champion, read_champion
+from calib_core.config import ConfigCheck
+from calib_core.errors import ConfigError
+from calib_core.files import check_output_folder, whole_folder, write_json
+from calib_core.presets import preset_names
+from calib_core.progress import say
+from calib_core.questions import read_questions, write_questions
+from calib_core.rows import OnBadRow
+from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.storage import fetch, join
+from calib_core.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
+
+STATE_FILE = "state.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreshConfig:
+    """Parameters of reading a stream.
+
+    Attributes:
+        model: First champion, where the champion's folder has none yet; not looked at later.
+        trained_on: File or hub id of questions that the first champion was trained on; their texts never
+            count as new.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        fit_fraction: Share of the questions for the fit fold; the same in every run.
+        calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
+        max_fit: Most questions of the fit fold; 0 for no limit.
+        max_calibration: Most questions of the calibration fold; 0 for no limit.
+        max_test: Most questions of the test fold; 0 for no limit.
+    """
+
+    model: str = ""
+    trained_on: str = ""
+    preset: str = "auto"
+    on_bad_row: str = "refuse"
+    fit_fraction: float = 0.4
+    calibration_fraction: float = 0.3
+    max_fit: int = 0
+    max_calibration: int = 0
+    max_test: int = 0
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        check.one_of("preset", preset_names())
+        check.one_of("on_bad_row", ("refuse", "drop"))
+        for name in ("fit_fraction", "calibration_fraction"):
+            check.value(name, lambda share: 0 < share < 1, "a share above 0 and below 1")
+        for name in ("max_fit", "max_calibration", "max_test"):
+            check.value(name, lambda limit: limit >= 0, "0 (no limit) or more")
+        check.that(
+            lambda c: c.fit_fraction + c.calibration_fraction < 1,
+            f"fit_fraction {self.fit_fraction} and calibration_fraction {self.calibration_fraction} leave "
+            "nothing for test; make them smaller",
+        )
+        check.finish()
+
+
+def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapshot: Path) -> dict[str, Any]:
+    """Read what is new in a stream, and split it into folds for an evaluation of the champion.
+
+    Nothing is written to the stream or to the champion's folder: a run that fails later leaves its questions
+    new for the next one.
+
+    Args:
+        config: Parameters of reading.
+        stream: Folder or bucket prefix with files of questions.
+        champion: Folder or bucket prefix of `champion.json`.
+        data: Data folder to write, as `prepare` writes it.
+        snapshot: Folder to write: how far the stream is read (`snapshot.json`, `seen.parquet`), the new
+            questions (`questions.parquet`), and the state that the run began from (`state.json`).
+
+    Returns:
+        `model` (the champion's path or URI), `number` of its last change, `snapshot` (id), `n_fresh` and
+        `counts` of what was left out.
+
+    Raises:
+        DataFormatError: a file can't be read or has bad rows.
+        NotEnoughDataError: nothing is new, or too little for three folds.
+        ConfigError: there is no champion and no `model`, the fractions aren't those of earlier runs, or a
+            folder to write holds other files.
+    """
+    inputs = (stream, champion, config.trained_on)
+    check_output_folder(data, "data.json", inputs=inputs)
+    check_output_folder(snapshot, STATE_FILE, inputs=inputs)
+    state, version = _state(config, champion)
+    found = read_fresh(
+        stream,
+        _last_snapshot(config, state, champion),
+        preset=config.preset,
+        on_bad_row=cast(OnBadRow, config.on_bad_row),
+    )
+    _say_what_was_found(found, stream)
+    record = {
+        "model": state.model,
+        "number": state.number,
+        "snapshot": found.snapshot.id,
+        "n_fresh": len(found.questions),
+        "counts": found.counts,
+    }
+    with whole_folder(snapshot) as folder:
+        found.snapshot.write(folder)
+        write_questions(found.questions, folder / "questions.parquet")
+        write_json(
+            folder / STATE_FILE,
+            {
+                "expected": version,
+                "champion": state.to_dict(),
+                "stream": stream,
+                "parameters": asdict(config),
+                **record,
+            },
+        )
+    shared = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(FreshConfig)}
+    splitting = {name: getattr(config, name) for name in shared - {"preset"}}
+    prepare(PrepareConfig(questions=str(snapshot / "questions.parquet"), **splitting), data)
+    return record
+
+
+def _state(config: FreshConfig, champion: str) -> tuple[Champion, str | None]:
+    """The champion's state with its version; a first one where the folder has none."""
+    split = (config.fit_fraction, config.calibration_fraction)
+    found = read_champion(champion)
+    if found is None:
+        if not config.model:
+            raise ConfigError(
+                f"{champion}: no champion there yet; check the folder, or name the first champion in `model`"
+            )
+        # A path must mean the same from everywhere: later runs begin in other folders.
+        local = Path(config.model).is_dir()
+        return first_champion(str(Path(config.model).absolute()) if local else config.model, split), None
+    state, version = found
+    if state.split != split:
+        raise ConfigError(
+            f"fit_fraction, calibration_fraction are {split}, but this stream is split by {state.split}: "
+            "with others, questions that were test questions would be trained on; keep "
+            f"{state.split}, or begin with another champion's folder"
+        )
+    return state, version
+
+
+def _last_snapshot(config: FreshConfig, state: Champion, champion: str) -> Snapshot:
+    """How far earlier runs have read; with what the first champion was trained on, where that is given."""
+    before = Snapshot.read(fetch(join(champion, f"runs/{state.run}/snapshot"))) if state.run else Snapshot()
+    if not config.trained_on:
+        return before
+    known, _ = read_questions(
+        config.trained_on, preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
+    )
+    return replace(before, trained_on=before.trained_on | hashes_of_texts(known))
+
+
+def _say_what_was_found(found: Fresh, stream: str) -> None:
+    left_out = ", ".join(
+        f"{n} {name.replace('_', ' ')}" for name, n in found.counts.items() if n and name != "files_new"
+    )
+    say(
+        f"{stream}: {len(found.questions)} new questions in {found.counts['files_new']} new files"
+        + (f" ({left_out})" if left_out else "")
+    )

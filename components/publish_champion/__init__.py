@@ -1,0 +1,1 @@
+"""A run made the state of the champion's folder."""

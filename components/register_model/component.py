@@ -1,0 +1,43 @@
+"""Component `register_model`: a promoted model's entry in a model registry."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import Artifact, Input
+
+from calib_components.image import IMAGE
+
+
+@dsl.component(base_image=IMAGE, install_kfp_package=False)
+def register_model(
+    summary: Input[Artifact],
+    model: str,
+    number: int,
+    model_registry: str,
+    model_name: str = "calibrated",
+    serving_image: str = "",
+) -> NamedTuple("Outputs", entry=str):  # type: ignore[valid-type]
+    """Enter a model with its figures in Kubeflow's or Vertex AI's Model Registry, once.
+
+    Args:
+        summary: Summary folder of `promote`, for the figures.
+        model: URI of the model.
+        number: Number of the model's version.
+        model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`.
+        model_name: Name of the model in the registry.
+        serving_image: Image that serves the model; Vertex AI's registry asks for one.
+
+    Returns:
+        entry: Name of the entry in the registry.
+    """
+    arguments = locals()
+    from pathlib import Path
+
+    from calib_core.parameters import config_from
+    from calib_core.steps.task import reported_errors
+    from calib_pipelines import registries
+
+    with reported_errors():
+        config = config_from(registries.RegisterConfig, arguments)
+        entry = registries.register(config, summary=Path(summary.path), model=model, number=number)
+    return (entry,)

@@ -1,0 +1,283 @@
+"""Model registries: entries with figures, made once, through the real clients against loopback servers."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+
+from calib_core.errors import ConfigError
+from calib_pipelines import cli
+from calib_pipelines.registries import RegisterConfig, register
+
+MODEL = "gs://bucket/champion/runs/0a/model"
+Answer = tuple[int, Any]
+
+
+def interval(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.02, "high": value + 0.02}
+
+
+@pytest.fixture
+def summary(tmp_path) -> Path:
+    after = {"accuracy": 0.7, "mean_confidence": 0.72, "conf_ece": 0.03, "cw_ece": 0.02}
+    result = {
+        "regime": "calibratable",
+        "branch": "cft",
+        "after": {name: interval(value) for name, value in after.items()},
+    }
+    (tmp_path / "summary.json").write_text(json.dumps(result))
+    return tmp_path
+
+
+@contextmanager
+def serving(answer: Callable[[str, str, dict[str, str], Any], Answer]) -> Iterator[str]:
+    """A server on 127.0.0.1 that answers (method, path, query, body) with (status, JSON)."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_any(self) -> None:
+            url = urlparse(self.path)
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length)) if length else None
+            query = {name: values[0] for name, values in parse_qs(url.query).items()}
+            status, value = answer(self.command, url.path, query, body)
+            data = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PATCH = handle_any  # noqa: N815 - names that http.server asks for
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+class KubeflowRegistry:
+    """Kubeflow's Model Registry, as far as entering a version needs it; bodies are held to its own models."""
+
+    def __init__(self) -> None:
+        self.models: list[dict[str, Any]] = []
+        self.versions: list[dict[str, Any]] = []
+        self.artifacts: list[dict[str, Any]] = []
+        self.status = 200
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Answer:  # noqa: PLR0911
+        if self.status != 200:
+            return self.status, {"code": str(self.status), "message": "not for you"}
+        found = re.fullmatch(r"/api/model_registry/v\w+/(.*)", path)
+        assert found, path
+        match (method, *found[1].split("/")):
+            case ("GET", "registered_models"):
+                return 200, listed(self.models)
+            case ("GET", "registered_model"):
+                return one(self.models, name=query["name"])
+            case ("POST", "registered_models"):
+                return self._add(self.models, body, "RegisteredModelCreate")
+            case ("GET", "registered_models", model, "versions"):
+                return 200, listed([v for v in self.versions if v["registeredModelId"] == model])
+            case ("GET", "model_version"):
+                return one(self.versions, name=query["name"], registeredModelId=query["parentResourceId"])
+            case ("POST", "model_versions"):
+                return self._add(self.versions, body, "ModelVersionCreate")
+            case ("POST", "model_versions", version, "artifacts"):
+                return self._add(self.artifacts, {**body, "parent": version}, "ModelArtifact")
+            case ("GET", "model_artifact"):
+                return one(self.artifacts, parent=query["parentResourceId"])
+        raise AssertionError(f"{method} {path} is no part of the interface")
+
+    def _add(self, where: list[dict[str, Any]], body: dict[str, Any], kind: str) -> Answer:
+        import mr_openapi.models as published
+
+        module = re.sub(r"(?<!^)(?=[A-Z])", "_", kind).lower()
+        getattr(getattr(published, module), kind).from_dict(
+            {key: value for key, value in body.items() if key != "parent"}
+        )
+        made = {**body, "id": str(len(where) + 1)}
+        where.append(made)
+        return 201, {key: value for key, value in made.items() if key != "parent"}
+
+
+def listed(items: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"items": items, "nextPageToken": "", "pageSize": 100, "size": len(items)}
+
+
+def one(items: list[dict[str, Any]], **fields: str) -> Answer:
+    found = [item for item in items if all(item[name] == value for name, value in fields.items())]
+    if not found:
+        return 404, {"code": "404", "message": "not found"}
+    return 200, {key: value for key, value in found[0].items() if key != "parent"}
+
+
+@pytest.fixture
+def kubeflow() -> Iterator[tuple[KubeflowRegistry, str]]:
+    pytest.importorskip("model_registry", reason="needs kubeflow[hub]")
+    registry = KubeflowRegistry()
+    with serving(registry.answer) as address:
+        yield registry, address
+
+
+@pytest.mark.filterwarnings("ignore:User access token is missing")
+def test_kubeflows_registry_gets_a_version_with_figures_once(kubeflow, summary):
+    registry, address = kubeflow
+    config = RegisterConfig(model_registry=address, model_name="geography")
+    for _ in range(2):
+        assert register(config, summary=summary, model=MODEL, number=3) == "geography version 3"
+    assert [model["name"] for model in registry.models] == ["geography"]
+    (version,) = registry.versions
+    assert version["name"] == "3"
+    assert "conf_ece 0.03" in version["description"]
+    properties = version["customProperties"]
+    assert properties["conf_ece"]["double_value"] == 0.03
+    assert properties["conf_ece_high"]["double_value"] == 0.05
+    assert properties["branch"]["string_value"] == "cft"
+    (artifact,) = registry.artifacts
+    assert artifact["uri"] == MODEL
+    register(config, summary=summary, model=MODEL + "2", number=4)
+    assert [model["name"] for model in registry.models] == ["geography"]
+    assert [version["name"] for version in registry.versions] == ["3", "4"]
+
+
+@pytest.mark.filterwarnings("ignore:User access token is missing")
+def test_kubeflows_registry_keeps_another_model_of_that_number(kubeflow, summary):
+    registry, address = kubeflow
+    config = RegisterConfig(model_registry=address)
+    register(config, summary=summary, model=MODEL, number=3)
+    with pytest.raises(ConfigError, match="is another model"):
+        register(config, summary=summary, model="gs://elsewhere", number=3)
+    assert len(registry.versions) == 1
+
+
+@pytest.mark.filterwarnings("ignore:User access token is missing")
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_kubeflows_registry_that_refuses_is_named(kubeflow, summary, status, capsys):
+    registry, address = kubeflow
+    registry.status = status
+    given = ["register", "--summary", str(summary), "--model", MODEL, "--number", "3"]
+    assert cli.main([*given, "--model-registry", address]) == 2
+    shown = capsys.readouterr().err
+    assert f"{address}: the registry did not take calibrated" in shown
+    assert "The model is champion all the same" in shown
+
+
+class VertexRegistry:
+    """Vertex AI's model service over HTTP, as far as uploads and their versions need it."""
+
+    def __init__(self) -> None:
+        self.versions: list[dict[str, Any]] = []
+        self.status = 200
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> Answer:
+        parent = "projects/my-project/locations/europe-west4"
+        if self.status != 200:
+            return self.status, {
+                "error": {"code": self.status, "message": "Permission denied", "status": "X"}
+            }
+        rest = re.sub(r"^/v1(beta1)?/", "", path)
+        if (method, rest) == ("GET", f"{parent}/models"):
+            name = re.search(r'display_name="(.*?)"', query["filter"])[1]
+            return 200, {"models": [v for v in self.versions if v["displayName"] == name][-1:]}
+        if (method, rest) == ("POST", f"{parent}/models:upload"):
+            model = body["model"]
+            name = (body.get("parentModel") or f"{parent}/models/77").partition("@")[0]
+            number = str(len(self.versions) + 1)
+            self.versions.append({**model, "name": name, "versionId": number, "etag": "e"})
+            response = {
+                "@type": "type.googleapis.com/google.cloud.aiplatform.v1.UploadModelResponse",
+                "model": name,
+                "modelVersionId": number,
+            }
+            return 200, {
+                "name": f"{parent}/models/77/operations/{number}",
+                "done": True,
+                "response": response,
+            }
+        if method == "GET" and rest.endswith("models/77:listVersions"):
+            return 200, {"models": self.versions}
+        if method == "GET" and "/models/77" in rest:
+            wanted = rest.partition("@")[2] or self.versions[-1]["versionId"]
+            return 200, next(v for v in self.versions if v["versionId"] == wanted)
+        raise AssertionError(f"{method} {path} is no part of the interface")
+
+
+@pytest.fixture
+def vertex(monkeypatch) -> Iterator[VertexRegistry]:
+    aiplatform = pytest.importorskip("google.cloud.aiplatform")
+    from google.auth.credentials import AnonymousCredentials
+
+    registry = VertexRegistry()
+    with serving(registry.answer) as address:
+        before = dict(vars(aiplatform.initializer.global_config))
+        aiplatform.init(
+            project="my-project",
+            location="europe-west4",
+            api_endpoint=address,
+            api_transport="rest",
+            credentials=AnonymousCredentials(),
+        )
+        yield registry
+        vars(aiplatform.initializer.global_config).update(before)
+
+
+VERTEX = RegisterConfig(
+    model_registry="vertex://my-project/europe-west4", model_name="geography", serving_image="example/vllm:1"
+)
+
+
+@pytest.mark.slow
+def test_vertex_gets_a_version_with_figures_once(vertex, summary):
+    entry = "projects/my-project/locations/europe-west4/models/77"
+    for _ in range(2):
+        assert register(VERTEX, summary=summary, model=MODEL, number=3) == f"{entry}@1"
+    (version,) = vertex.versions
+    assert version["artifactUri"] == MODEL
+    assert version["containerSpec"]["imageUri"] == "example/vllm:1"
+    assert set(version["versionAliases"]) == {"calib-3", "default"}
+    assert "conf_ece 0.03" in version["versionDescription"]
+    assert version["labels"] == {"branch": "cft", "made-by": "calib-core"}
+    assert register(VERTEX, summary=summary, model=MODEL + "2", number=4) == f"{entry}@2"
+    with pytest.raises(ConfigError, match="is another model"):
+        register(VERTEX, summary=summary, model=MODEL, number=4)
+    vertex.status = 403
+    with pytest.raises(ConfigError, match=r"did not take geography \(.*Permission denied"):
+        register(VERTEX, summary=summary, model=MODEL, number=5)
+
+
+def test_vertex_takes_models_in_buckets_only(summary):
+    with pytest.raises(ConfigError, match="gs:// only"):
+        register(VERTEX, summary=summary, model="/data/model", number=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_registry": "ftp://x"}, "model_registry is 'ftp://x'; give `https://HOST"),
+        ({"model_registry": "vertex://my-project"}, "as in vertex://my-project/europe-west4"),
+        ({"model_registry": "vertex://my-project/europe-west4"}, "serving_image is ''"),
+        ({"model_registry": "https://registry", "model_name": ""}, "model_name is ''"),
+    ],
+)
+def test_unusable_parameters_say_what_to_give(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        RegisterConfig(**changes)
