@@ -34,7 +34,7 @@ def small_run(inputs: Path) -> dict[str, Any]:
         "max_calibration": 160,
         "max_test": 160,
         "target_ece": 0.15,
-        "accuracy_margin": 0.15,  # 160 questions know a change of accuracy to 0.1 either way: 0.01 is a coin's toss
+        "accuracy_margin": 0.15,  # 160 questions know a change of accuracy to 0.1 either way
         "epochs": 1,
         "evaluations_per_epoch": 1,
         "learning_rate": 1e-3,
