@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from calib_core.placement import is_spread
+
 HEAD_CHUNK_BYTES = 64 * 1024 * 1024
 """How much of the output head is turned to float32 at a time."""
 
@@ -157,7 +159,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     training = [module for module in model.modules() if module.training]
     try:
         model.eval()
-        with torch.inference_mode():
+        # What FSDP collects within inference mode it can't use again in training.
+        with torch.no_grad() if is_spread(model) else torch.inference_mode():
             yield
     finally:
         for module in training:

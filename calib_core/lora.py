@@ -9,9 +9,11 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
+from calib_core import processes
 from calib_core.errors import ConfigError
 from calib_core.files import share, whole_folder, write_json
 from calib_core.models import LoadedModel, adapter_digest
+from calib_core.placement import whole_tensors
 from calib_core.version import __version__
 
 if TYPE_CHECKING:
@@ -52,16 +54,27 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
 def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> None:
     """Write the adapter in PEFT's own format with `calibration.json` beside it, whole or not at all.
 
+    Of several processes the first one writes, and the others wait.
+
     Args:
         loaded: the model that carries the adapter.
         folder: adapter folder to write.
         record: what to say in `calibration.json` beside the base model's identity and the adapter's digest.
     """
     description = {**loaded.describe(), "adapter": adapter_digest(loaded.model)}
-    with whole_folder(folder) as temporary:
-        loaded.model.peft_config["default"].base_model_name_or_path = loaded.base
-        loaded.model.save_pretrained(temporary, selected_adapters=["default"], safe_serialization=True)
-        (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
-        for path in temporary.iterdir():
-            share(path, 0o666)  # safetensors writes 0600
-        write_json(temporary / "calibration.json", {**description, **record, "library_version": __version__})
+    tensors = whole_tensors(trainable_parameters(loaded.model))
+
+    def write() -> None:
+        with whole_folder(folder) as temporary:
+            loaded.model.peft_config["default"].base_model_name_or_path = loaded.base
+            loaded.model.save_pretrained(
+                temporary, selected_adapters=["default"], safe_serialization=True, state_dict=tensors
+            )
+            (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+            for path in temporary.iterdir():
+                share(path, 0o666)  # safetensors writes 0600
+            write_json(
+                temporary / "calibration.json", {**description, **record, "library_version": __version__}
+            )
+
+    processes.from_first(write)

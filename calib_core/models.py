@@ -29,6 +29,7 @@ from transformers import (
 from calib_core.errors import ConfigError, DataFormatError
 from calib_core.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
 from calib_core.model_files import adapter_origin, base_digest, check_base, resolve
+from calib_core.placement import Placement, check_fits, quantization, whole_tensor
 from calib_core.progress import say
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -55,7 +56,7 @@ class LoadedModel:
         base_revision: commit of a hub id, else "".
         base_digest: SHA-256 over the base's config and safetensors files.
         adapter_digest: `adapter_digest(model)` at loading, None without an adapter.
-        dtype: dtype of the base's weights, `float32` or `bfloat16`.
+        dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
         context_tokens: the longest sequence that the model takes.
     """
 
@@ -87,6 +88,7 @@ def load_model(
     revision: str = "",
     dtype: Dtype = "auto",
     trainable: bool = False,
+    placement: Placement = "whole",
 ) -> LoadedModel:
     """Load a model for scoring or training, onto the GPU where there is one.
 
@@ -98,20 +100,22 @@ def load_model(
         revision: commit or branch of `model` on the hub.
         dtype: of the base's weights; `auto` is bfloat16 where the device computes it natively, else float32.
         trainable: whether an adapter's weights take gradients.
+        placement: of the base; what is to be spread over processes (`fsdp`) is left on the CPU.
 
     Raises:
-        ConfigError: nothing usable is there, it isn't safe to load, or adapter and base don't fit.
+        ConfigError: nothing usable is there, it isn't safe to load, it is larger than the memory, or adapter
+            and base don't fit.
     """
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(get_args(Dtype))}")
     folder = resolve(str(model), revision)
     if not (folder / "adapter_config.json").is_file():
-        return _load_base(str(model), folder, dtype)
+        return _load_base(str(model), folder, dtype, placement)
     origin = adapter_origin(folder)
     base = base_model or origin.base
     if not base:
         raise ConfigError(f"{folder / 'adapter_config.json'}: names no base model; give base_model")
-    loaded = _load_base(base, resolve(base, "" if base_model else origin.revision), dtype)
+    loaded = _load_base(base, resolve(base, "" if base_model else origin.revision), dtype, placement)
     if origin.digest not in ("", loaded.base_digest):
         raise ConfigError(
             f"{folder}: this adapter is for another base model than {base} (calibration.json has digest "
@@ -133,7 +137,7 @@ def adapter_digest(model: torch.nn.Module) -> str:
         raise ConfigError("the model carries no adapter, so there is none to digest; load or attach one")
     digest = hashlib.sha256()
     for name, tensor in sorted(get_peft_model_state_dict(model).items()):
-        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        values = whole_tensor(tensor.detach()).to("cpu", torch.float32).contiguous()
         digest.update(json.dumps([name, list(values.shape)]).encode())
         digest.update(values.numpy().tobytes())
     return digest.hexdigest()
@@ -223,15 +227,20 @@ def _intact(folder: Path) -> bool:
         return False
 
 
-def _load_base(name: str, folder: Path, dtype: Dtype) -> LoadedModel:
+def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> LoadedModel:
     weights = check_base(folder)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = ("bfloat16" if native_bfloat16(where) else "float32") if dtype == "auto" else dtype
+    check_fits(folder, weights, chosen, placement)
     size_bytes = sum(path.stat().st_size for path in weights)
     if size_bytes > BIG_BYTES:
         say(f"loading {size_bytes / 1e9:.1f} GB of weights from {folder}")
-    model = _load_weights(folder, chosen)
-    model.to(where).eval()
+    if placement == "qlora":
+        settings = {"quantization_config": quantization(), "device_map": {"": where}}
+        model = _load_weights(folder, chosen, **settings).eval()
+    else:
+        model = _load_weights(folder, chosen)
+        model.to("cpu" if placement == "fsdp" else where).eval()
     tokenizer = _load_tokenizer(folder, len(model.get_input_embeddings().weight))
     return LoadedModel(
         model=model,
@@ -240,12 +249,14 @@ def _load_base(name: str, folder: Path, dtype: Dtype) -> LoadedModel:
         base_revision=folder.name if folder.parent.name == "snapshots" else "",
         base_digest=base_digest(folder, weights),
         adapter_digest=None,
-        dtype=chosen,
+        dtype="nf4" if placement == "qlora" else chosen,
         context_tokens=_context_tokens(model, tokenizer),
     )
 
 
-def _load_weights(folder: Path, dtype: str) -> Any:  # a model; transformers' stubs name no class that fits
+def _load_weights(
+    folder: Path, dtype: str, **settings: Any
+) -> Any:  # a model; transformers' stubs name no class that fits
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
         with _quiet():
@@ -256,6 +267,7 @@ def _load_weights(folder: Path, dtype: str) -> Any:  # a model; transformers' st
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **settings,
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ConfigError(

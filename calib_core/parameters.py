@@ -84,6 +84,18 @@ def add_flags(parser: argparse.ArgumentParser, parameters: Iterable[Parameter]) 
         )
 
 
+def flags_of(config: Any) -> list[str]:
+    """The flags of `add_flags` that give this config, each as one word: `--learning-rate=0.0005`."""
+    flags = []
+    for parameter in parameters_of(type(config)):
+        value, name = getattr(config, parameter.name), parameter.name.replace("_", "-")
+        if parameter.type is bool:
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
 def _descriptions(config_class: type) -> dict[str, str]:
     """The lines under "Attributes:" of a class and of its bases, by field name."""
     found: dict[str, str] = {}

@@ -8,6 +8,8 @@ from types import TracebackType
 
 from tqdm import tqdm
 
+from calib_core.processes import speaks
+
 LINE_INTERVAL_S = 5.0
 
 
@@ -24,9 +26,10 @@ class Progress:
         self._done, self._note = 0, ""
         self._said = 0
         self._started_s = self._said_s = time.monotonic()
+        self._quiet = not speaks()
         self._bar = (
             tqdm(total=total, desc=description, unit=f" {unit}", file=sys.stderr, leave=False)
-            if sys.stderr.isatty()
+            if sys.stderr.isatty() and not self._quiet
             else None
         )
 
@@ -52,6 +55,8 @@ class Progress:
             self._say()
 
     def _say(self) -> None:
+        if self._quiet:
+            return
         self._said, self._said_s = self._done, time.monotonic()
         elapsed_s = self._said_s - self._started_s
         note = f", {self._note}" if self._note else ""
@@ -61,6 +66,8 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Write one line to standard error."""
+    """Write one line to standard error; of several processes the first one does."""
+    if not speaks():
+        return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

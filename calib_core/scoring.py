@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calib_core import processes
 from calib_core.bootstrap import Interval
 from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.forward import (
@@ -161,6 +162,9 @@ def score_encoded(
     the order given. The n parts hold every question once, with the very bits that one call for all of them
     gives: the last bits of a question's logits depend on what else is in its batch and on the tokens of the
     shared prefix, so whole batches of the one plan are dealt out, and never single questions.
+
+    Of several processes each computes a part of the batches, and all return the whole, to the last bit the
+    table that one process makes.
     """
     n, widest = len(encoded), max((len(ids) for ids in encoded.letter_ids), default=2)
     logits = np.full((n, widest), -np.inf, dtype=np.float32)
@@ -169,8 +173,9 @@ def score_encoded(
         prefix = shared_prefix(loaded.model, encoded.input_ids)
         shared = prefix.n_tokens if prefix else 0
         rest = [ids[shared:] for ids in encoded.input_ids]
-        batches = token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared)
-        batches = batches[part[0] :: part[1]]
+        planned = token_batches([len(ids) for ids in rest], batch_tokens, prefix_tokens=shared)
+        planned = planned[part[0] :: part[1]]
+        batches = processes.even_share(planned)
         with Progress(description, total=sum(map(len, batches)), unit="questions") as progress:
             for rows in batches:
                 vocabulary = answer_logits(loaded.model, [rest[row] for row in rows], prefix=prefix)
@@ -179,8 +184,11 @@ def score_encoded(
                 share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
                 mass[rows] = share.clamp(max=1.0).cpu().numpy()
                 progress.advance(len(rows))
+    # What another process computed is still -inf and 0 here; NaN stays NaN.
+    logits = np.maximum.reduce(processes.gather(logits))
+    mass = np.maximum.reduce(processes.gather(mass))
     if part != (0, 1):
-        scored = sorted(row for rows in batches for row in rows)
+        scored = sorted(row for rows in planned for row in rows)
         encoded, logits, mass = encoded.subset(scored), logits[scored], mass[scored]
     _check_finite(encoded, logits, mass)
     return Predictions(

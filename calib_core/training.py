@@ -1,11 +1,15 @@
 """One training loop for CFT and RCFT on accelerate and PEFT; it stops by the calibration fold, and resumes.
 
+Several processes do what one does: a batch is shared out among them, its loss is the mean over the whole
+batch whatever the shares, and what is decided, or estimated from a fold, the first process decides for all.
+
 Source: Xiao et al. 2025, sections 4 (CFT) and 5 (RCFT, EM); the estimation fold and the stopping rule are
 this project's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,25 +18,26 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import get_cosine_schedule_with_warmup
 
+from calib_core import processes
 from calib_core.batches import LengthGroupedBatches, Objective, cft_loss, rcft_loss
 from calib_core.bounds import regime_test
 from calib_core.checkpoints import (
     Checkpoint,
-    load_checkpoint,
     optimizer_tensors,
     random_states,
     restore_optimizer,
     restore_random_states,
     save_checkpoint,
+    shared_checkpoint,
 )
 from calib_core.errors import CalibError
 from calib_core.lora import trainable_parameters
 from calib_core.models import LoadedModel, adapter_digest
+from calib_core.placement import as_placed, spread, whole_tensors
 from calib_core.predictions import Predictions
 from calib_core.progress import Progress, say
 from calib_core.scoring import EncodedQuestions
@@ -115,10 +120,8 @@ class Finetuning:
         self._state = _State(objective=objective)
         self._best: dict[str, Tensor] = {}
         self._heldout: tuple[int, Predictions] | None = None
-        self._accelerator = Accelerator(
-            gradient_accumulation_steps=config.gradient_accumulation,
-            dataloader_config=DataLoaderConfiguration(split_batches=True),
-        )
+        processes.join()
+        self._accelerator = Accelerator(cpu=processes.on_cpus())
         self._sampler = LengthGroupedBatches(
             [len(ids) for ids in fit.input_ids], config.batch_size, config.seed
         )
@@ -134,7 +137,7 @@ class Finetuning:
             CalibError: the loss is not finite (with the step and the questions), or the adapter has not
                 changed.
         """
-        digest_before = adapter_digest(self._accelerator.unwrap_model(self._model))
+        digest_before = adapter_digest(self._loaded.model)
         resumed = self._resume()
         state = self._state
         with Progress(state.objective, total=self._total, unit="batches") as progress:
@@ -145,7 +148,7 @@ class Finetuning:
                     resumed = None
                 if state.objective == "rcft" and self._is_due(position, self._config.e_steps_per_epoch):
                     self._e_step()
-                loss = self._train_batch(rows)
+                loss = self._train_batch(position, rows)
                 state.batches_done = position + 1
                 progress.advance(note=f"loss {loss:.3f}")
                 if self._is_due(position + 1, self._config.evaluations_per_epoch):
@@ -154,7 +157,7 @@ class Finetuning:
                         break
         state.stopped = state.stopped or f"all {self._config.epochs} epochs were trained"
         self._restore(self._best)
-        if adapter_digest(self._accelerator.unwrap_model(self._model)) == digest_before:
+        if adapter_digest(self._loaded.model) == digest_before:
             raise CalibError(
                 "training left the adapter exactly as it was; use a larger learning_rate, or more "
                 "questions in the fit fold"
@@ -167,20 +170,19 @@ class Finetuning:
 
     def _prepare(self) -> None:
         config = self._config
+        spreading = config.placement == "fsdp"
+        if spreading:
+            spread(self._loaded.model)
         parameters = trainable_parameters(self._loaded.model)
         self._names = list(parameters)
         optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
         steps = self._steps_per_epoch * config.epochs
-        schedule = get_cosine_schedule_with_warmup(optimizer, round(config.warmup_fraction * steps), steps)
-        loader: DataLoader[int] = DataLoader(
-            range(len(self._fit)),  # type: ignore[arg-type]
-            batch_sampler=self._sampler,
-            generator=torch.Generator(),  # its own: the global one must be the same after a resume
+        self._schedule = get_cosine_schedule_with_warmup(
+            optimizer, round(config.warmup_fraction * steps), steps
         )
-        self._model, self._optimizer, self._schedule, self._loader = self._accelerator.prepare(
-            self._loaded.model, optimizer, schedule, loader
-        )
-        set_seed(config.seed)
+        self._optimizer = optimizer
+        self._model = self._loaded.model if spreading else self._accelerator.prepare(self._loaded.model)
+        set_seed(config.seed, device_specific=True)  # processes must not drop out the same units
 
     def _batches(self) -> Iterator[tuple[int, list[int]]]:
         """Positions in the whole run and rows of the batches that are still to be trained on."""
@@ -189,10 +191,10 @@ class Finetuning:
         first = self._state.batches_done // self._per_epoch
         for epoch in range(first, self._config.epochs):
             self._sampler.epoch = epoch
-            for index, rows in enumerate(self._loader):
+            for index, rows in enumerate(self._sampler):
                 position = epoch * self._per_epoch + index
                 if position >= self._state.batches_done:
-                    yield position, rows.tolist()
+                    yield position, rows
 
     def _is_due(self, position: int, times_per_epoch: int) -> bool:
         """Whether one of an epoch's evenly spread `times_per_epoch` marks lies at this batch.
@@ -205,30 +207,48 @@ class Finetuning:
         }
         return position % self._per_epoch in marks
 
-    def _train_batch(self, rows: list[int]) -> float:
+    def _train_batch(self, position: int, rows: list[int]) -> float:
+        """One forward and backward pass, and a step where the position ends one; the batch's mean loss."""
         config, state = self._config, self._state
+        within_epoch = position % self._per_epoch + 1
+        steps = within_epoch % config.gradient_accumulation == 0 or within_epoch == self._per_epoch
         self._model.train()
-        with self._accelerator.accumulate(self._model):
-            if state.objective == "cft":
-                loss = cft_loss(self._model, self._fit, rows)
-            else:
-                loss = rcft_loss(self._model, self._fit, rows, state.targets, config.lambda_ece)
-            value = float(loss.detach())
+        with self._adding_up(steps):
+            loss = self._share_of_loss(rows)
+            value = float(self._accelerator.reduce(loss.detach(), reduction="sum"))
             if not math.isfinite(value):
                 raise CalibError(
                     f"the loss is {value} at step {state.steps + 1}, questions {self._named(rows)}; "
                     "use a lower learning_rate, or dtype float32, and look at these questions"
                 )
-            self._accelerator.backward(loss)
-            if self._accelerator.sync_gradients:
-                self._accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
-                state.steps += 1
+            # Gradients are averaged over the processes, where the shares are meant to be added up.
+            (loss * (processes.count() / config.gradient_accumulation)).backward()
+        if steps:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
+            state.steps += 1
             self._optimizer.step()
             self._schedule.step()
             self._optimizer.zero_grad()
         state.loss_sum += value
         state.loss_count += 1
         return value
+
+    def _adding_up(self, steps: bool) -> contextlib.AbstractContextManager[None]:
+        """Where no step follows, gradients are added up in each process, and exchanged by a later pass."""
+        if self._config.placement == "fsdp":
+            self._model.set_requires_gradient_sync(steps)
+            return contextlib.nullcontext()
+        nothing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        return nothing if steps else self._accelerator.no_sync(self._model)
+
+    def _share_of_loss(self, rows: list[int]) -> Tensor:
+        """What this process's questions add to the mean loss of the whole batch: scalar, float32."""
+        own = rows[processes.index() :: processes.count()]
+        weight = len(own) / len(rows)
+        own = own or rows[:1]  # every process must go forward and backward, if only with weight 0
+        if self._state.objective == "cft":
+            return weight * cft_loss(self._model, self._fit, own)
+        return weight * rcft_loss(self._model, self._fit, own, self._state.targets, self._config.lambda_ece)
 
     def _named(self, rows: list[int]) -> str:
         return ", ".join(repr(self._fit.questions[row].id) for row in rows)
@@ -238,8 +258,10 @@ class Finetuning:
         if fold == "initial" and self._state.targets is not None:
             return
         predictions = self._heldout_now() if fold == "holdout" else self._score_fit()
-        self._state.targets = estimate_bin_targets(
-            predictions.confidence(), predictions.correct(), n_bins=self._config.n_bins
+        self._state.targets = processes.from_first(
+            lambda: estimate_bin_targets(
+                predictions.confidence(), predictions.correct(), n_bins=self._config.n_bins
+            )
         )
 
     def _heldout_now(self) -> Predictions:
@@ -249,13 +271,16 @@ class Finetuning:
 
     def _evaluate(self) -> None:
         config, state = self._config, self._state
-        evaluation = evaluate_heldout(
-            self._heldout_now(),
-            step=state.steps,
-            epoch=state.batches_done / self._per_epoch,
-            objective=state.objective,
-            train_loss=state.loss_sum / max(state.loss_count, 1),
-            n_bins=config.n_bins,
+        heldout = self._heldout_now()
+        evaluation = processes.from_first(
+            lambda: evaluate_heldout(
+                heldout,
+                step=state.steps,
+                epoch=state.batches_done / self._per_epoch,
+                objective=state.objective,
+                train_loss=state.loss_sum / max(state.loss_count, 1),
+                n_bins=config.n_bins,
+            )
         )
         state.loss_sum, state.loss_count = 0.0, 0
         state.history.append(evaluation)
@@ -284,49 +309,50 @@ class Finetuning:
 
     def _leave_cft_when_memorising(self) -> None:
         config = self._config
-        result = regime_test(
-            self._score_fit(),
-            self._heldout_now(),
-            target_ece=config.target_ece,
-            tolerance=config.tolerance,
-            critical_accuracy=config.critical_accuracy,
-            n_bins=config.n_bins,
+        fit, heldout = self._score_fit(), self._heldout_now()
+        result = processes.from_first(
+            lambda: regime_test(
+                fit,
+                heldout,
+                target_ece=config.target_ece,
+                tolerance=config.tolerance,
+                critical_accuracy=config.critical_accuracy,
+                n_bins=config.n_bins,
+            )
         )
         if result.regime == "non_calibratable":
             self._state.objective = "rcft"
             say(f"going on with RCFT: {' '.join(result.reasons)}")
 
     def _adapter(self) -> dict[str, Tensor]:
-        model = self._accelerator.unwrap_model(self._model)
-        return {name: p.detach().cpu().clone() for name, p in trainable_parameters(model).items()}
+        tensors = whole_tensors(trainable_parameters(self._loaded.model))
+        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
 
     def _restore(self, tensors: dict[str, Tensor]) -> None:
-        parameters = trainable_parameters(self._accelerator.unwrap_model(self._model))
+        parameters = trainable_parameters(self._loaded.model)
         with torch.no_grad():
             for name, tensor in tensors.items():
-                parameters[name].copy_(tensor)
+                parameters[name].copy_(as_placed(tensor, parameters[name]))
 
     def _save(self) -> None:
-        save_checkpoint(
-            self._work,
-            Checkpoint(
-                adapter=self._adapter(),
-                best_adapter=self._best,
-                optimizer=optimizer_tensors(self._optimizer, self._names),
-                random_states=random_states(),
-                state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
-            ),
+        checkpoint = Checkpoint(
+            adapter=self._adapter(),
+            best_adapter=self._best,
+            optimizer=optimizer_tensors(self._optimizer, self._names),
+            random_states=random_states(),
+            state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
         )
+        processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
 
     def _resume(self) -> Checkpoint | None:
-        checkpoint = load_checkpoint(self._work)
+        checkpoint = shared_checkpoint(self._work)
         if checkpoint is None:
             return None
         self._state = _State.from_dict(checkpoint.state)
         self._best = checkpoint.best_adapter
         self._restore(checkpoint.adapter)
         restore_optimizer(self._optimizer, self._names, checkpoint.optimizer)
-        self._schedule.scheduler.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None]})
+        self._schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None]})
         for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         say(f"going on from step {self._state.steps}, found in {self._work}")
@@ -334,4 +360,4 @@ class Finetuning:
 
 
 def _plain_schedule(schedule: Any) -> dict[str, Any]:
-    return {key: value for key, value in schedule.scheduler.state_dict().items() if key != "lr_lambdas"}
+    return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}

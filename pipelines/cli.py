@@ -11,7 +11,9 @@ from typing import Any
 
 from calib_core.cli import Subparsers, add_commands, command, execute
 from calib_core.errors import ConfigError
-from calib_core.parameters import Parameter, add_flags
+from calib_core.parameters import Parameter, add_flags, config_from
+from calib_core.processes import launched
+from calib_core.steps.finetune import FinetuneConfig
 from calib_core.text import summary_text
 from calib_core.version import __version__
 
@@ -40,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ConfigError.exit_code
     add_commands(commands)
+    for method in ("cft", "rcft"):
+        _add_nodes(commands.choices[method], method)
     return execute(parser, given)
 
 
@@ -56,6 +60,26 @@ def _add_demo(commands: Subparsers) -> None:
         return run_demo(given.scenario, given.out)
 
     parser.set_defaults(run=run, text=summary_text)
+
+
+def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
+    """Let a fine-tuning command start a job on a cluster, as its component does."""
+    here = parser.get_default("run")
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        if given.nodes == 1 or launched():
+            result: Mapping[str, Any] = here(given)
+            return result
+        from calib_components.nodes import Place, finetune  # noqa: PLC0415 - needs KFP
+
+        places = {
+            name: Place(path=str(value), uri=str(value))
+            for name, value in (("model", given.model), ("data", given.data), ("adapter", given.out))
+        }
+        finetune(method, config_from(FinetuneConfig, vars(given)), **places)
+        return {"adapter": str(given.out), "nodes": given.nodes}
+
+    parser.set_defaults(run=run)
 
 
 def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:

@@ -89,7 +89,7 @@ def module(name, config, fields, **steps):
 module("prepare", "PrepareConfig", ["questions"], prepare=fake_prepare)
 module("align", "AlignConfig", ["epochs"], align=training("align"))
 module("evaluate", "EvaluateConfig", [], evaluate=fake_evaluate)
-module("finetune", "FinetuneConfig", ["epochs"], cft=training("cft"), rcft=training("rcft"))
+module("finetune", "FinetuneConfig", ["epochs", "nodes"], cft=training("cft"), rcft=training("rcft"))
 module("promote", "PromoteConfig", [], promote=fake_promote)
 """
 

@@ -24,6 +24,8 @@ class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
     Attributes:
         mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen already.
         seed: Seed of the LoRA weights, the order of questions, dropout and the bootstrap.
+        nodes: Machines; 1, since all of this runs on one.
+        cluster: Without meaning on one machine.
     """
 
     mode: str = "auto"
@@ -32,6 +34,11 @@ class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
         wrong = []
         if self.mode not in MODES:
             wrong.append(f"mode is {self.mode!r}; give one of {', '.join(map(repr, MODES))}")
+        if self.nodes != 1:
+            wrong.append(
+                f"nodes is {self.nodes}, and calibrate runs on one machine; give 1, or evaluate, fine-tune "
+                "and promote one after the other"
+            )
         for part in (EvaluateConfig, FinetuneConfig, PromoteConfig):
             try:
                 self.part(part)

@@ -7,10 +7,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from calib_core import processes
 from calib_core.config import ConfigCheck
 from calib_core.data_folder import check_sizes, read_data
-from calib_core.files import cache_dir, check_output_folder, sha256_json
+from calib_core.errors import ConfigError
+from calib_core.files import cache_dir, check_output_folder, read_json, sha256_json
+from calib_core.parameters import flags_of
 from calib_core.version import __version__
+
+RUN_WHERE = ("processes", "nodes", "cluster")
+"""Parameters that say where a run takes place, and nothing of what it computes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +52,11 @@ class FinetuneConfig:
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
         seed: Seed of the LoRA weights, the order of questions and dropout.
+        placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
+            the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Processes on each machine, one for each of its GPUs.
+        nodes: Machines; more than one are started as a job on the cluster that `cluster` describes.
+        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
     """
 
     aim: str = "calibration"
@@ -73,6 +84,10 @@ class FinetuneConfig:
     tolerance: float = 0.05
     critical_accuracy: float | None = None
     seed: int = 0
+    placement: str = "whole"
+    processes: int = 1
+    nodes: int = 1
+    cluster: str = ""
 
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
@@ -80,9 +95,11 @@ class FinetuneConfig:
         check.one_of("estimation_fold", ("holdout", "fit", "initial"))
         check.one_of("prompt_form", ("plain", "chat"))
         check.one_of("dtype", ("auto", "float32", "bfloat16"))
+        check.one_of("placement", ("whole", "fsdp", "qlora"))
         for name in (
             *("epochs", "batch_size", "gradient_accumulation", "lora_r", "lora_alpha"),
             *("evaluations_per_epoch", "patience", "e_steps_per_epoch", "batch_tokens", "n_bins"),
+            *("processes", "nodes"),
         ):
             check.value(name, lambda n: n >= 1, "1 or more")
         for name in ("learning_rate", "max_grad_norm"):
@@ -94,6 +111,17 @@ class FinetuneConfig:
             check.value(name, lambda n: n >= 0, "0 or more")
         check.value("target_ece", lambda ece: 0 < ece < 1, "an ECE above 0 and below 1")
         check.value("critical_accuracy", lambda share: 0 <= share <= 1, "a share from 0 to 1")
+        check.that(
+            lambda c: c.batch_size >= c.processes * c.nodes,
+            f"batch_size is {self.batch_size}, and each of {self.processes} x {self.nodes} processes "
+            "(processes x nodes) takes one question of a batch at least; give a larger batch_size or fewer "
+            "processes",
+        )
+        check.that(
+            lambda c: c.placement != "fsdp" or c.processes * c.nodes > 1,
+            "placement is 'fsdp', which spreads the model over several processes, with one process; raise "
+            "processes or nodes, or give 'whole' or 'qlora'",
+        )
         check.finish()
 
 
@@ -101,7 +129,8 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
     """Fine-tune on the answers alone, `L_SFT1` (Xiao et al. 2025, section 4).
 
     With `aim` `accuracy` the run goes on with RCFT's loss from the epoch at which the bound says that the
-    model has left the calibratable regime.
+    model has left the calibratable regime. With several `processes` this one starts them and waits; one of
+    several that have been started already does its part.
 
     Args:
         config: parameters of the run.
@@ -133,8 +162,12 @@ def rcft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str,
 def _finetune(
     config: FinetuneConfig, model: str, data: Path, out: Path, method: Literal["cft", "rcft"]
 ) -> dict[str, Any]:
+    if not processes.launched() and config.processes * config.nodes > 1:
+        return _launched(config, model, data, out, method)
+    import torch  # noqa: PLC0415 (commands without models do without)
+
     from calib_core.checkpoints import drop_checkpoint  # noqa: PLC0415
-    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415 (torch: commands without models do without)
+    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415
     from calib_core.models import load_model  # noqa: PLC0415
     from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.scoring import encode_questions, score_encoded  # noqa: PLC0415
@@ -142,6 +175,7 @@ def _finetune(
 
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, data))
+    processes.join()
     prepared = read_data(data, shots=config.shots)
     if config.aim == "accuracy" and method == "cft":  # the regime test decides when CFT is left
         check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
@@ -150,6 +184,7 @@ def _finetune(
         base_model=config.base_model,
         dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype),
         trainable=True,
+        placement=cast(Literal["whole", "fsdp", "qlora"], config.placement),
     )
     origin = loaded.describe()
     attach_lora(loaded, config)
@@ -159,7 +194,9 @@ def _finetune(
         encode_questions(prepared.folds[name], encoder, context_tokens=loaded.context_tokens)
         for name in ("fit", "calibration")
     )
-    content = [__version__, method, asdict(config), origin, prepared.fingerprints()]
+    # A run that goes on may have more processes or fewer.
+    training = {name: value for name, value in asdict(config).items() if name not in RUN_WHERE}
+    content = [__version__, method, training, origin, prepared.fingerprints()]
     work = cache_dir() / "training" / sha256_json(content)[:32]
     run = Finetuning(
         config,
@@ -174,7 +211,14 @@ def _finetune(
         objective=method,
         work=work,
     )
-    result = run.run()
+    try:
+        result = run.run()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use a smaller "
+            "batch_size with more gradient_accumulation, fewer batch_tokens, a smaller lora_r, placement "
+            "'fsdp' on more processes or 'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
+        ) from error
     record = {
         "method": method,
         "input_adapter": origin["adapter"],
@@ -190,5 +234,25 @@ def _finetune(
         "seconds": time.monotonic() - started_s,
     }
     save_adapter(loaded, out, record)
-    drop_checkpoint(work)
+    processes.from_first(lambda: drop_checkpoint(work))
     return record
+
+
+def _launched(
+    config: FinetuneConfig, model: str, data: Path, out: Path, method: Literal["cft", "rcft"]
+) -> dict[str, Any]:
+    """The same in several processes of this machine."""
+    from calib_core.launch import launch  # noqa: PLC0415
+
+    if config.nodes > 1:
+        raise ConfigError(
+            f"nodes is {config.nodes}, and this is one machine; a job on several is started by the command "
+            f"`calib {method}` or by the fine-tuning component, with `cluster`; or give nodes 1 and more "
+            "processes"
+        )
+    read_data(data, shots=config.shots)  # so that a wrong folder is told before anything is started
+    launch(
+        config.processes,
+        [method, f"--model={model}", f"--data={data}", f"--out={out}", *flags_of(config)],
+    )
+    return dict(read_json(out / "calibration.json"))

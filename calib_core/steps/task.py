@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
-from calib_core.errors import CalibError
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.files import write_json
 
 ERROR_FILE_VARIABLE = "CALIB_ERROR_FILE"
 
@@ -29,11 +28,16 @@ def reported_errors() -> Iterator[None]:
         yield
     except CalibError as error:
         if path := os.environ.get(ERROR_FILE_VARIABLE):
-            report = {"message": str(error), "exit_code": error.exit_code}
-            Path(path).write_text(json.dumps(report), encoding="utf-8")
+            write_json(path, {"message": str(error), "exit_code": error.exit_code})
         else:
             sys.stderr.write(f"error: {error}\n")
         raise SystemExit(error.exit_code) from None
+
+
+def error_with(message: str, exit_code: int) -> CalibError:
+    """The error that another process reported, as one to raise in this one."""
+    known = {kind.exit_code: kind for kind in (CalibError, ConfigError, NotEnoughDataError)}
+    return known.get(exit_code, CalibError)(message)
 
 
 def log_figures(metrics: Any, figures: Mapping[str, Any], *, prefix: str = "") -> None:

@@ -44,6 +44,10 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     lambda_ece: float = 1.0,
     e_steps_per_epoch: int = 4,
     estimation_fold: str = "holdout",
+    placement: str = "whole",
+    processes: int = 1,
+    nodes: int = 1,
+    cluster: str = "",
     mode: str = "auto",
 ) -> NamedTuple("Outputs", regime=str, promoted=bool, winner=str):  # type: ignore[valid-type]
     """Restore a model's calibration in one container: the pipeline's decision without its branches.
@@ -86,6 +90,11 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial`
             (fit, once, before training).
+        placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
+            the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Processes on each machine, one for each of its GPUs.
+        nodes: Machines; 1, since all of this runs on one.
+        cluster: Without meaning on one machine.
         mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen
             already.
 

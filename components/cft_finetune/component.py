@@ -38,6 +38,10 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
     seed: int = 0,
+    placement: str = "whole",
+    processes: int = 1,
+    nodes: int = 1,
+    cluster: str = "",
 ) -> NamedTuple("Outputs", uri=str, branch=str):  # type: ignore[valid-type]
     """Restore calibration by fine-tuning on the answers alone (CFT).
 
@@ -74,6 +78,11 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
         seed: Seed of the LoRA weights, the order of questions and dropout.
+        placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
+            the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Processes on each machine, one for each of its GPUs.
+        nodes: Machines; more than one are started as a job on the cluster that `cluster` describes.
+        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
 
     Returns:
         adapter: Adapter folder in PEFT's format, with calibration.json.
@@ -81,13 +90,17 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         branch: `cft`, the name of the branch that this component is.
     """
     arguments = locals()
-    from pathlib import Path
-
+    from calib_components.nodes import Place, finetune
     from calib_core.parameters import config_from
-    from calib_core.steps import finetune as step
+    from calib_core.steps.finetune import FinetuneConfig
     from calib_core.steps.task import reported_errors
 
     with reported_errors():
-        config = config_from(step.FinetuneConfig, arguments)
-        step.cft(config, model.path, Path(data.path), Path(adapter.path))
+        finetune(
+            "cft",
+            config_from(FinetuneConfig, arguments),
+            model=Place(path=model.path, uri=model.uri),
+            data=Place(path=data.path, uri=data.uri),
+            adapter=Place(path=adapter.path, uri=adapter.uri),
+        )
     return (adapter.uri, "cft")

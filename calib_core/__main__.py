@@ -1,0 +1,29 @@
+"""`python -m calib_core COMMAND`: the library's commands as the processes of a launcher run them.
+
+People use `calib`. This prints no result, and an error goes where `reported_errors` sends it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from calib_core.cli import add_commands
+from calib_core.steps.task import reported_errors
+
+
+def main() -> None:
+    """Run the command that the arguments name.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    parser = argparse.ArgumentParser(prog="python -m calib_core", allow_abbrev=False)
+    add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
+    given = parser.parse_args(sys.argv[1:])
+    with reported_errors():
+        given.run(given)
+
+
+if __name__ == "__main__":
+    main()

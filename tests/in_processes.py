@@ -1,0 +1,67 @@
+"""Runs of training, and what each process saw of them: `torchrun tests/in_processes.py MODEL OUT CASES`.
+
+Imported by tests for the runs in one process, and started by them with two.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_training import CONFIG, MachineError, Run, interrupt_at
+
+from calib_core import processes
+from calib_core.models import adapter_digest
+
+# 13 questions in batches of 3: shares of 2 and 1, and one batch of a single question. Three batches make a
+# step, and the last step of an epoch has two.
+SMALL = replace(
+    CONFIG, batch_size=3, gradient_accumulation=3, lora_dropout=0.0, evaluations_per_epoch=2, epochs=3
+)
+
+
+def trained_in(model: Path, case: dict[str, Any]) -> dict[str, Any]:
+    """Train as a case says, and tell every batch's loss, the evaluations and what became of the adapter."""
+    config = replace(SMALL, **case.get("changes", {}))
+    run = Run(model, config, case["objective"], Path(case["work"]))
+    if "interrupt_at" in case:
+        run.before_heldout = interrupt_at(case["interrupt_at"])
+    losses: list[float] = []
+    step = run.training._train_batch
+
+    def noted(position: int, rows: list[int]) -> float:
+        losses.append(step(position, rows))
+        return losses[-1]
+
+    run.training._train_batch = noted  # type: ignore[method-assign]
+    try:
+        result = run.run()
+    except MachineError:
+        return {"losses": losses}
+    targets = run.training._state.targets
+    return {
+        "losses": losses,
+        "history": [asdict(evaluation) for evaluation in result.history],
+        "chosen": result.chosen,
+        "stopped": result.stopped,
+        "targets": targets.to_dict() if targets else None,
+        "adapter": {name: tensor.tolist() for name, tensor in run.training._adapter().items()},
+        "digest": adapter_digest(run.loaded.model),
+        "tables": [table.logits.tolist() for table in run.tables],
+    }
+
+
+def main(model: str, out: str, cases: str) -> None:
+    torch.set_num_threads(1)
+    processes.join()
+    seen = {name: trained_in(Path(model), case) for name, case in json.loads(cases).items()}
+    Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,155 @@
+"""`processes`: one command starts several, waits for them, and says what they say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny_model
+from trained import world
+
+from calib_core import launch as launching
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.files import read_json
+from calib_core.launch import launch
+from calib_core.parameters import flags_of
+from calib_core.questions import write_questions
+from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_pipelines import cli
+
+TWO = FinetuneConfig(
+    target_ece=0.3,
+    dtype="float32",
+    epochs=1,
+    learning_rate=5e-3,
+    lora_r=4,
+    lora_alpha=8,
+    lora_dropout=0.0,
+    processes=2,
+)
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path, monkeypatch) -> None:
+    torch.set_num_threads(1)
+    monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_tiny_model(tmp_path_factory.mktemp("model"), num_hidden_layers=1))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    sources = {name: str(folder / f"{name}.parquet") for name in ("fit", "calibration", "test")}
+    for seed, path in enumerate(sources.values()):
+        write_questions(world(31, seed=seed), path)
+    prepare(PrepareConfig(**sources), folder / "data")
+    return folder / "data"
+
+
+@pytest.mark.slow
+def test_several_processes_leave_what_one_leaves(model, data, tmp_path, capfd) -> None:
+    record = rcft(TWO, model, data, tmp_path / "two")
+    assert capfd.readouterr().err.count("epoch 1.00: held-out accuracy") == 1
+    expected = rcft(replace(TWO, processes=1), model, data, tmp_path / "one")
+    assert {path.name for path in (tmp_path / "two").iterdir()} == {
+        path.name for path in (tmp_path / "one").iterdir()
+    }
+    assert record == read_json(tmp_path / "two" / "calibration.json")
+    assert record["steps"] == expected["steps"]
+    for found, wanted in zip(record["history"], expected["history"], strict=True):
+        for name in ("train_loss", "nll_nats", "mean_confidence"):
+            assert found[name] == pytest.approx(wanted[name], abs=1e-5)
+    assert not any((tmp_path / "cache" / "training").iterdir())  # no checkpoint is left
+
+
+@pytest.mark.slow
+def test_an_error_of_the_processes_is_one_message(data, tmp_path, capfd) -> None:
+    arguments = ["cft", "--model", "/no/model", "--data", str(data), "--out", str(tmp_path / "out")]
+    assert cli.main([*arguments, *flags_of(TWO)]) == 2
+    said = capfd.readouterr().err
+    assert said.count("/no/model: no such folder") == 1
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+
+
+def test_wrong_data_is_told_before_anything_is_started(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(launching, "_run", lambda *_: pytest.fail("processes were started"))
+    with pytest.raises(CalibError, match=r"data\.json: no such file"):
+        cft(TWO, "any", tmp_path, tmp_path / "out")
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="processes is 2, and this machine has 1 GPU; give 1 or fewer"):
+        launch(2, ["cft"])
+
+
+def fake(monkeypatch, script: str) -> None:
+    """Put a shell script in the launcher's place."""
+    run = launching._run
+    monkeypatch.setattr(launching, "_run", lambda _, env: run(["sh", "-c", script], env))
+
+
+def test_a_process_that_dies_is_told_with_what_it_said(monkeypatch, capsys) -> None:
+    fake(monkeypatch, "echo a line; echo 'Traceback (most recent call last):'; echo 'SIGKILL'; exit 1")
+    with pytest.raises(CalibError, match=r"one of 2 training processes ended .*exit code is 1"):
+        launch(2, ["cft"])
+    assert capsys.readouterr().err == "a line\nTraceback (most recent call last):\nSIGKILL\n"
+
+
+@pytest.mark.parametrize(("code", "kind"), [(1, CalibError), (2, ConfigError), (3, NotEnoughDataError)])
+def test_an_error_keeps_its_exit_code(monkeypatch, capsys, code, kind) -> None:
+    report = f'{{"message": "too few", "exit_code": {code}}}'
+    fake(
+        monkeypatch, f"echo '{report}' > $CALIB_ERROR_FILE; echo Traceback '(most recent call last)'; exit 1"
+    )
+    with pytest.raises(kind, match=r"^too few$") as caught:
+        launch(2, ["cft"])
+    assert caught.type is kind
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interruption_ends_the_processes(monkeypatch, tmp_path) -> None:
+    fake(monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))  # to the process, as from a terminal
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        launch(2, ["cft"])
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"processes": 0}, "processes is 0; give 1 or more"),
+        ({"nodes": 0}, "nodes is 0; give 1 or more"),
+        ({"processes": 4, "nodes": 4}, "batch_size is 8, and each of 4 x 4 processes"),
+        ({"placement": "fsdp"}, "with one process; raise processes or nodes"),
+        ({"placement": "disk"}, "placement is 'disk'; give one of 'whole', 'fsdp', 'qlora'"),
+    ],
+)
+def test_impossible_combinations_are_refused(changes, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        replace(FinetuneConfig(), **changes)
+
+
+def test_several_machines_are_no_matter_of_the_library(data, tmp_path) -> None:
+    with pytest.raises(ConfigError, match=r"nodes is 2, and this is one machine; .*`calib cft`"):
+        cft(replace(TWO, nodes=2), "any", data, tmp_path / "out")
+
+
+def test_flags_give_the_config_again() -> None:
+    assert flags_of(TWO)[:3] == ["--aim=calibration", "--epochs=1", "--learning-rate=0.005"]
+    assert not [flag for flag in flags_of(TWO) if "critical" in flag]  # not given

@@ -1,0 +1,98 @@
+"""How a model lies in memory: the arithmetic of an 8B model, and refusals of machines that are too small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny_model
+
+from calib_core import models, placement
+from calib_core.errors import ConfigError
+from calib_core.models import load_model
+from calib_core.placement import as_placed, memory_bytes, quantization, weights_bytes, whole_tensor
+
+LAYER = {
+    "q_proj": (4096, 4096),
+    "k_proj": (1024, 4096),
+    "v_proj": (1024, 4096),
+    "o_proj": (4096, 4096),
+    "gate_proj": (14336, 4096),
+    "up_proj": (14336, 4096),
+    "down_proj": (4096, 14336),
+    "input_layernorm": (4096,),
+    "post_attention_layernorm": (4096,),
+}
+LLAMA_8B = {
+    "model.embed_tokens.weight": (128256, 4096),
+    **{f"model.layers.{i}.{name}.weight": shape for i in range(32) for name, shape in LAYER.items()},
+    "model.norm.weight": (4096,),
+    "lm_head.weight": (128256, 4096),
+}
+PARAMETERS = 8_030_261_248  # as the model's card counts them
+
+
+def test_weights_are_as_many_bytes_as_counted_by_hand() -> None:
+    assert weights_bytes(LLAMA_8B, "bfloat16", "whole", 1) == 2 * PARAMETERS
+    assert weights_bytes(LLAMA_8B, "float32", "whole", 4) == 4 * PARAMETERS
+    assert weights_bytes(LLAMA_8B, "bfloat16", "fsdp", 4) == PARAMETERS / 2
+    linear = 32 * (2 * 4096 * 4096 + 2 * 1024 * 4096 + 3 * 14336 * 4096)
+    four_bit = linear * (4 + 8 / 64 + 32 / (64 * 256)) / 8 + 2 * (PARAMETERS - linear)
+    assert weights_bytes(LLAMA_8B, "bfloat16", "qlora", 1) == pytest.approx(four_bit, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_a_machine_that_is_too_small_is_refused_before_loading(folder, monkeypatch, share) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    weights = 4 * sum(p.numel() for p in load_model(folder, dtype="float32").model.parameters())
+    monkeypatch.setattr(placement, "memory_bytes", lambda: share * weights)
+    if share > 1:
+        load_model(folder, dtype="float32")
+        return
+    monkeypatch.setattr(models, "_load_weights", lambda *_: pytest.fail("the model was loaded"))
+    with pytest.raises(ConfigError, match=r"need 0.0 GB in float32 .*use a larger machine") as caught:
+        load_model(folder, dtype="float32")
+    assert caught.value.exit_code == 2
+
+
+def test_a_containers_limit_counts(tmp_path) -> None:
+    machine = memory_bytes(tmp_path / "no-such-file")
+    assert machine > 2**28
+    for text, expected in (("max\n", machine), ("268435456\n", 2**28), (str(2**60), machine)):
+        (tmp_path / "memory.max").write_text(text)
+        assert memory_bytes(tmp_path / "memory.max") == expected
+
+
+def test_four_bits_without_bitsandbytes_are_refused(monkeypatch) -> None:
+    monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        quantization()
+
+
+@pytest.mark.slow
+def test_a_model_in_four_bits_trains(folder, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    from dataclasses import replace
+
+    from test_steps import FINETUNE, prepared
+
+    from calib_core.files import read_json
+    from calib_core.steps.finetune import rcft
+
+    monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
+    config = replace(FINETUNE, placement="qlora")
+    record = rcft(config, str(folder), prepared(tmp_path, pairs=False), tmp_path / "adapter")
+    assert record["history"][-1]["nll_nats"] < 10
+    assert read_json(tmp_path / "adapter" / "calibration.json")["dtype"] == "nf4"
+
+
+def test_a_whole_tensor_stays_as_it_is() -> None:
+    tensor = torch.arange(3.0)
+    assert whole_tensor(tensor) is tensor
+    assert as_placed(tensor, torch.zeros(3)) is tensor
