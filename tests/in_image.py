@@ -27,7 +27,7 @@ LIMIT_BYTES = 4 * 2**30
 CONFINED = {  # what a strict cluster allows: no network, nothing to write to but a work folder, no privileges
     "network_mode": "none",
     "read_only": True,
-    "tmpfs": {"/work": "mode=1777"},
+    "tmpfs": {"/scratch": "mode=1777"},
     "mem_limit": LIMIT_BYTES,
     "memswap_limit": LIMIT_BYTES,
     "cap_drop": ["ALL"],
@@ -135,7 +135,7 @@ def test_no_compiler_and_no_cache_is_left_inside(shell):
 
 def test_temporary_and_home_folders_are_the_work_folder(shell):
     code = "import pathlib, tempfile; print(tempfile.gettempdir(), pathlib.Path.home())"
-    assert shell(f"id -u; python3 -c '{code}'; mktemp -d").splitlines()[:2] == [str(UID), "/work /work"]
+    assert shell(f"id -u; python3 -c '{code}'; mktemp -d").splitlines()[:2] == [str(UID), "/scratch /scratch"]
 
 
 def test_any_other_user_may_run_it_too(shell):

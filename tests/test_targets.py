@@ -49,7 +49,7 @@ def kubeflow(tmp_path_factory):
         tolerations="nvidia.com/gpu:NoSchedule,team=nlp:NoExecute",
         spot="gke",
         secrets="HF_TOKEN=hub/token,PROXY=net/proxy",
-        pvc="work:/work,runs:/var/runs",
+        pvc="data:/data,runs:/var/runs",
         run_records="/var/runs/calib",
         retries=3,
         timeout_hours=1.5,
@@ -153,7 +153,7 @@ def test_secrets_are_named_where_they_are_used_and_nowhere_else(kubeflow):
         else:
             assert env == {}
         mounts = {m["name"]: m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
-        assert mounts == {"work": "/work", "runs": "/var/runs"}
+        assert mounts == {"data": "/data", "runs": "/var/runs"}
 
 
 @pytest.mark.parametrize("provider", SPOT)
