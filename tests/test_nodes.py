@@ -20,6 +20,7 @@ pytest.importorskip("kubeflow.trainer")
 from kubeflow.trainer import CustomTrainer, LocalProcessBackendConfig, TrainerClient
 from kubernetes_api import JOBS, NAMESPACE, Cluster, serving, write_kubeconfig
 
+import calib_core
 from calib_components import nodes, nodes_kubeflow, vertex_node
 from calib_components.image import IMAGE
 from calib_components.nodes import KubeflowSettings, Place, finetune, read_settings
@@ -292,7 +293,9 @@ def local_job(client: TrainerClient, *arguments: str) -> None:
     settings = KubeflowSettings()
     job = nodes.Job(name="calib-local", arguments=arguments, nodes=1, processes=2)
     trainer: CustomTrainer = nodes_kubeflow.trainer_of(job, settings)
-    trainer.env = {**os.environ, **(trainer.env or {})}
+    # The back end's own environment doesn't see an editable install.
+    sources = {"PYTHONPATH": str(Path(calib_core.__file__).parents[1])}
+    trainer.env = {**os.environ, **sources, **(trainer.env or {})}
     nodes_kubeflow.run_job(
         client, job.name, runtime=settings.runtime, trainer=trainer, timeout_s=200, poll_s=0.2
     )
