@@ -21,7 +21,7 @@ from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.storage import require_local
 from calib_pipelines.local import run_local
 
-N_PAIRS = 160
+N_PAIRS = 125
 """Preference pairs, a fifth of them held out for the win rate."""
 
 PAIR_FORM: PairForm = "option"
