@@ -76,12 +76,12 @@ def _add_demo(commands: Subparsers) -> None:
         commands, "demo", "run the whole pipeline on a real model and questions that come with packages"
     )
     parser.add_argument("--scenario", choices=SCENARIOS, default="fresh", help="input model (default: fresh)")
-    parser.add_argument("--out", type=Path, default=Path("calib-demo"), help="results (default: calib-demo)")
+    parser.add_argument("--out", type=Path, help="results (default: calib-demo/SCENARIO)")
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
         from calib_pipelines.demo import run_demo  # noqa: PLC0415 - needs KFP
 
-        return run_demo(given.scenario, given.out)
+        return run_demo(given.scenario, given.out or Path("calib-demo") / given.scenario)
 
     parser.set_defaults(run=run, text=summary_text)
 
