@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import random
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 import transformers
+from checkout import commit
 
 from calib_core.geography import READING, make_questions
 from calib_core.models import embedded_model
@@ -103,15 +103,8 @@ def outcome(summary: dict[str, Any]) -> str:
 
 def environment() -> dict[str, Any]:
     """What the figures were measured on."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,

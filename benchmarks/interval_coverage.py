@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy
+from checkout import commit
 from numpy.typing import NDArray
 from scipy.stats import norm
 
@@ -132,20 +131,13 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=400)
     parser.add_argument("--sizes", type=int, nargs="+", default=[300, 1000, 4000])
     given = parser.parse_args()
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607 (git is found where the user has it)
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     result = {
         "environment": {
             "python": sys.version.split()[0],
             "numpy": np.__version__,
             "scipy": scipy.__version__,
             "machine": platform.machine(),
-            "commit": commit,
+            "commit": commit(),
         },
         "runs": given.runs,
         "resamples": given.resamples,

@@ -13,8 +13,6 @@ import argparse
 import json
 import os
 import platform
-import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -28,6 +26,7 @@ from scipy.optimize import brentq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+from checkout import commit
 from synthetic import World, make_world, memorised, tempered
 
 from calib_core.binning import bin_index
@@ -119,16 +118,8 @@ def cases() -> list[Case]:
 
 def environment() -> dict[str, object]:
     """Where the figures come from."""
-    git = shutil.which("git")
-    commit = subprocess.run(
-        [git or "git", "rev-parse", "HEAD"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     return {
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,

@@ -19,7 +19,6 @@ import json
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +28,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from checkout import commit
 from google.cloud.storage import Bucket, Client
 
 from calib_core import storage
@@ -135,15 +135,8 @@ def main() -> int:
             for number, size_bytes in enumerate(files):
                 (scratch / name / f"{number:04d}.bin").write_bytes(os.urandom(size_bytes))
             runs[name] = compare(root, scratch / name, scratch, given.repeats)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"],  # noqa: S607
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
     environment = {
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "python": platform.python_version(),
         "google-cloud-storage": version("google-cloud-storage"),
         "machine": platform.machine(),
