@@ -17,6 +17,7 @@ from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 ROUNDING = 1e-12  # a spread below it comes from sums, not from rows that differ
+LUCK = 0.16  # one standard deviation below the mean of a normal distribution
 CHUNK_ELEMENTS = 2**21  # 16 MB of float64 weights at a time
 
 
@@ -161,14 +162,20 @@ class GapModel:
         """The ECE that R noisy data sets would show if `truth(shift)` were true, float64 (R,)."""
         return np.abs(self.truth(shift) + self.noise).sum(axis=1)
 
-    def shift_where_seen_is_quantile(self, level: float) -> float:
+    @property
+    def least_believed(self) -> float:
+        """The ECE below which a share `LUCK` of noisy data sets of a perfectly calibrated model would lie."""
+        return float(np.quantile(np.abs(self.noise).sum(axis=1), LUCK))
+
+    def shift_where_seen_is_quantile(self, level: float, *, seen: float | None = None) -> float:
         """The shift at which a share `level` of `observed` lies below the ECE seen, or the lowest of all."""
         moving = self.sd > 0
         if not moving.any():
             return 0.0
+        seen = self.seen if seen is None else seen
 
         def excess(shift: float) -> float:
-            return float(np.quantile(self.observed(shift), level)) - self.seen
+            return float(np.quantile(self.observed(shift), level)) - seen
 
         # A little beyond the largest gap, so that rounding leaves no gap at the bottom.
         bottom, top = -1.001 * float((np.abs(self.cells[moving]) / self.sd[moving]).max()), 1.0
@@ -178,9 +185,21 @@ class GapModel:
             top *= 2
         return float(brentq(excess, bottom, top, xtol=1e-6))
 
-    def truth_where_seen_is_quantile(self, level: float) -> float:
+    def truth_where_seen_is_quantile(self, level: float, *, seen: float | None = None) -> float:
         """The true ECE under which a share `level` of data sets would show less than was seen."""
-        return min(1.0, float(np.abs(self.truth(self.shift_where_seen_is_quantile(level))).sum()))
+        shift = self.shift_where_seen_is_quantile(level, seen=seen)
+        return min(1.0, float(np.abs(self.truth(shift)).sum()))
+
+    def limits(self, tail: float) -> tuple[float, float]:
+        """Lower and upper limit of the true ECE, a share `tail` beyond each.
+
+        An ECE smaller than nearly all perfectly calibrated models would show is luck; taken at its word, it
+        would leave no room for any miscalibration. The upper limit is that of `least_believed` then.
+        """
+        return (
+            self.truth_where_seen_is_quantile(1 - tail),
+            self.truth_where_seen_is_quantile(tail, seen=max(self.seen, self.least_believed)),
+        )
 
 
 def gap_sum(gaps: NDArray[np.float64]) -> float:
@@ -195,12 +214,14 @@ def gap_sum_interval(
 
     The upper limit is the candidate truth under which an ECE as small as the one seen would be a 2.5 %
     rarity, the lower limit the one under which an ECE as large would be; 0 where even perfect calibration
-    explains what was seen. The value may lie outside: a calibrated model's plain ECE is biased upwards.
+    explains what was seen. The upper limit is never below that of the ECE under which 16 % of perfectly
+    calibrated models lie: a smaller one is luck, and shows no more. The value may lie outside: a calibrated
+    model's plain ECE is biased upwards.
 
     Coverage at 95 %, seen by `benchmarks/interval_coverage.py` for calibrated and miscalibrated models (true
-    ECE 0, 0.03, 0.1, 0.6) at 300, 1,000 and 4,000 rows: 0.93 to 0.99. The mean upper limit of a calibrated
-    model with a mean confidence of 0.7 is 0.075, 0.04 and 0.02. The truth lay above
-    the upper limit in at most 6 % of runs, where 2.5 % are allowed.
+    ECE 0, 0.03, 0.1, 0.6) at 300, 1,000 and 4,000 rows: 0.93 to 0.98. The mean upper limit of a calibrated
+    model with a mean confidence of 0.7 is 0.076, 0.043 and 0.022. The truth lay above the upper limit in at
+    most 6 % of runs, where 2.5 % are allowed.
 
     Args:
         gaps: (N, C), each row's share in the cells' gaps, from `bin_gaps` or `class_gaps`.
@@ -215,14 +236,14 @@ def gap_sum_interval(
         ConfigError: `confidence` or `n_resamples` is out of range.
         NotEnoughDataError: no rows.
 
-    Source: test inversion as in Carpenter 1999, *Test inversion bootstrap confidence intervals*.
+    Source: test inversion as in Carpenter 1999, *Test inversion bootstrap confidence intervals*; the floor of
+    the upper limit as in Cowan, Cranmer, Gross & Vitells 2011, *Power-constrained limits*.
     """
     tail = tail_share(confidence)
     model = GapModel.of(gaps, n_resamples=n_resamples, seed=seed)
     if len(gaps) == 1:
         return Interval(model.seen, 0.0, 1.0)
-    low, high = (model.truth_where_seen_is_quantile(level) for level in (1 - tail, tail))
-    return Interval(model.seen, low, high)
+    return Interval(model.seen, *model.limits(tail))
 
 
 def gap_sum_change(
@@ -267,9 +288,8 @@ def gap_sum_change(
     models = [GapModel.of(gaps, n_resamples=n_resamples, seed=seed) for gaps in (before, after)]
     if len(before) == 1:
         return Interval(models[1].seen - models[0].seen, -1.0, 1.0)
-    (low_b, mid_b, high_b), (low_a, mid_a, high_a) = (
-        [model.truth_where_seen_is_quantile(level) for level in (1 - tail, 0.5, tail)] for model in models
-    )
+    (low_b, high_b), (low_a, high_a) = (model.limits(tail) for model in models)
+    mid_b, mid_a = (model.truth_where_seen_is_quantile(0.5) for model in models)
     shared = _correlation(*(model.observed(model.shift_where_seen_is_quantile(0.5)) for model in models))
 
     def distance(x: float, y: float) -> float:

@@ -113,7 +113,7 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     if given[:1] != ["pipeline"]:
         return
     from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
-    from calib_pipelines.local import CONFIGS  # noqa: PLC0415
+    from calib_pipelines.packages import CONFIGS  # noqa: PLC0415
     from calib_pipelines.schedule import add_schedule  # noqa: PLC0415
     from calib_pipelines.submit import add_submit  # noqa: PLC0415
     from calib_pipelines.targets import add_compile  # noqa: PLC0415

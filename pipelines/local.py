@@ -20,21 +20,11 @@ from kfp.components import load_component_from_file
 
 from calib_core.errors import CalibError, ConfigError
 from calib_core.files import check_output_folder, read_json, whole_folder, write_json
-from calib_core.parameters import config_from, parameters_of
 from calib_core.progress import say
-from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.finetune import FinetuneConfig
-from calib_core.steps.fresh import FreshConfig
-from calib_core.steps.prepare import PrepareConfig
-from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.task import ERROR_FILE_VARIABLE
-from calib_core.storage import require_local
+from calib_core.storage import is_remote, join, published
+from calib_pipelines.packages import check_steps
 
-CONFIGS: Mapping[str, tuple[type, ...]] = {
-    "restore-calibration": (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
-    "recalibrate": (FreshConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
-}
-"""Pipelines that can be run here, and the configs that their parameters must fit."""
 LOG_TAIL_LINES = 15
 
 _FRAME = "    Found image "  # what kfp's DockerRunner says among a task's own lines
@@ -60,8 +50,9 @@ def run_local(
     Args:
         parameters: the pipeline's parameters by name; those left out have their defaults.
         out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
-            `run.log` with all that was printed, and `run` with what every task left.
-        pipeline: name of the pipeline, a key of `CONFIGS`.
+            `run.log` with all that was printed, and `run` with what every task left. A `gs://` URI gets them
+            when the run is over.
+        pipeline: name of the pipeline, a key of `packages.CONFIGS`.
         runner: how to run each task in a container of the image that the pipeline names; left out, tasks are
             processes in this environment. Containers see of this machine only `out/run`, which their user has
             to be able to write to, and what the runner mounts: paths in `parameters` must be the same there.
@@ -75,7 +66,14 @@ def run_local(
     """
     package = load_component_from_file(str(Path(__file__).with_name(f"{pipeline}.yaml")))
     _check(pipeline, package.component_spec.inputs, parameters)
-    require_local(out)
+    if is_remote(out):
+        with published(out) as folder:
+            summary = run_local(parameters, folder, pipeline=pipeline, runner=runner)
+            for name in ("report", "model"):
+                if Path(summary[name]).is_relative_to(folder):
+                    summary[name] = join(out, str(Path(summary[name]).relative_to(folder)))
+            write_json(folder / "summary.json", summary)
+        return summary
     check_output_folder(out / "model", "calibration.json", inputs=[str(parameters.get("model", ""))])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -116,9 +114,7 @@ def _check(pipeline: str, inputs: Mapping[str, Any], parameters: Mapping[str, An
     ]
     if wrong:
         raise ConfigError(f"pipeline {pipeline}: {'; '.join(wrong)}; it takes {', '.join(inputs)}")
-    for config_class in CONFIGS[pipeline]:
-        defaults = {parameter.name: parameter.default for parameter in parameters_of(config_class)}
-        config_from(config_class, {**defaults, **parameters})
+    check_steps(pipeline, parameters)
 
 
 def _gather(results: Path, out: Path, *, seconds: float) -> dict[str, Any]:

@@ -10,8 +10,18 @@ from typing import Any
 
 from calib_core.errors import ConfigError
 from calib_core.files import read_json, sha256_file, sha256_json
-from calib_core.parameters import Parameter
+from calib_core.parameters import Parameter, config_from, parameters_of
+from calib_core.steps.evaluate import EvaluateConfig
+from calib_core.steps.finetune import FinetuneConfig
+from calib_core.steps.fresh import FreshConfig
+from calib_core.steps.prepare import PrepareConfig
+from calib_core.steps.promote import PromoteConfig
 
+CONFIGS: Mapping[str, tuple[type, ...]] = {
+    "restore-calibration": (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
+    "recalibrate": (FreshConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
+}
+"""Pipelines that can be run on this machine, and the configs that their parameters must fit."""
 TARGETS = ("kubeflow", "vertex")
 FLAG_TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
@@ -146,11 +156,27 @@ def read_parameters(path: Path) -> dict[str, Any]:
     return values
 
 
+def check_steps(pipeline: str, values: Mapping[str, Any]) -> None:
+    """Refuse before the first task what a later one would refuse.
+
+    Args:
+        pipeline: its name; of others than those of `CONFIGS` nothing is known here.
+        values: the parameters that are given.
+
+    Raises:
+        ConfigError: a value is out of range, or two don't go together.
+    """
+    for config_class in CONFIGS.get(pipeline, ()):
+        defaults = {parameter.name: parameter.default for parameter in parameters_of(config_class)}
+        config_from(config_class, {**defaults, **values})
+
+
 def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
     """Hold `values` to what the package takes.
 
     Raises:
-        ConfigError: an unknown name, a missing value or one of another type; all of them together.
+        ConfigError: an unknown name, a missing value or one of another type, all of them together; or a value
+            that a task would refuse.
     """
     wrong = []
     for name, value in values.items():
@@ -168,3 +194,4 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
     if wrong:
         takes = ", ".join(package.inputs) or "no parameters"
         raise ConfigError(f"{package.path} ({package.name}): {'; '.join(wrong)}. It takes {takes}")
+    check_steps(package.name, values)

@@ -43,9 +43,15 @@ def define(  # noqa: D417 - outsiders don't see `place`
     learning_rate: float = 5e-4,
     batch_size: int = 8,
     evaluations_per_epoch: int = 2,
+    lambda_ece: float = 1.0,
+    e_steps_per_epoch: int = 4,
     lora_r: int = 128,
     lora_alpha: int = 64,
     lora_dropout: float = 0.05,
+    placement: str = "whole",
+    processes: int = 1,
+    nodes: int = 1,
+    cluster: str = "",
     accuracy_margin: float = 0.01,
     seed: int = 0,
     model_registry: str = "",
@@ -79,9 +85,17 @@ def define(  # noqa: D417 - outsiders don't see `place`
         learning_rate: Peak learning rate of AdamW.
         batch_size: Questions in one forward and backward pass, over all processes.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
+        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        e_steps_per_epoch: How often RCFT estimates its target confidences again.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout on the LoRA input.
+        placement: How the base model lies in memory while it is fine-tuned: `whole` (a copy in each process),
+            `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Processes on each machine that fine-tune, one for each of its GPUs.
+        nodes: Machines that fine-tune; more than one are started as a job on the cluster that `cluster`
+            describes.
+        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
             promoted.
         seed: Seed of everything random: LoRA weights, order, dropout, bootstrap.
@@ -126,6 +140,12 @@ def define(  # noqa: D417 - outsiders don't see `place`
         "learning_rate": learning_rate,
         "batch_size": batch_size,
         "evaluations_per_epoch": evaluations_per_epoch,
+        "lambda_ece": lambda_ece,
+        "e_steps_per_epoch": e_steps_per_epoch,
+        "placement": placement,
+        "processes": processes,
+        "nodes": nodes,
+        "cluster": cluster,
         "lora_r": lora_r,
         "lora_alpha": lora_alpha,
         "lora_dropout": lora_dropout,

@@ -128,6 +128,20 @@ def test_limits_hold_the_true_ece_about_as_often_as_they_claim(gap: float, n: in
     assert (high < true_ece(gap)).mean() <= 0.09
 
 
+@pytest.mark.parametrize("confidences", [[0.32], [0.25, 0.32, 0.45]])
+def test_an_ece_smaller_than_chance_makes_it_says_no_more_than_chance_allows(
+    confidences: list[float],
+) -> None:
+    conf = np.repeat(confidences, 1200 // len(confidences))
+    n = len(conf) // len(confidences)
+    correct = np.concatenate([np.arange(n) < round(c * n) for c in confidences])
+    interval = bootstrap.conf_ece_interval(conf, correct)
+    assert interval.value < 1e-9
+    assert interval.low == pytest.approx(0, abs=1e-9)
+    # One standard error of the accuracy of 1,200 rows: that much can't be excluded, however exact the fit.
+    assert 0.0135 < interval.high < 0.05
+
+
 @pytest.mark.parametrize(("n", "limit"), [(300, 0.085), (1000, 0.046), (4000, 0.024)])
 def test_upper_limit_of_a_calibrated_model_is_no_larger_than_its_noise(n: int, limit: float) -> None:
     rng = np.random.default_rng(8)

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from calib_core import storage
 from calib_core.errors import CalibError, ConfigError
 from calib_core.parameters import parameters_of
 from calib_core.questions import write_questions
@@ -21,6 +22,7 @@ from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_pipelines import cli
 from calib_pipelines.local import run_local
+from calib_pipelines.packages import check_parameters, load_package
 from calib_pipelines.restore_calibration import restore_calibration
 
 # Read by every Python process that finds it first on its path: the tasks get these steps for the real ones.
@@ -227,6 +229,20 @@ def test_failing_task_is_told_with_the_end_of_its_log(stage):
     assert "RuntimeError: a bug" in (stage.out / "run.log").read_text()
 
 
+@pytest.mark.slow
+def test_results_go_to_a_bucket_when_the_run_is_over(stage, gcs):
+    stage.write({"start": "calibrated"})
+    summary = run_local({"model": "/models/start", "questions": "q.jsonl"}, Path(f"{gcs}/out"))
+    assert summary["report"] == f"{gcs}/out/report.html"
+    assert summary["model"] == "/models/start"
+    fetched = storage.fetch(f"{gcs}/out")
+    assert json.loads((fetched / "summary.json").read_text()) == summary
+    assert (fetched / "report.html").read_text() == "<html>"
+    with pytest.raises(CalibError):
+        run_local({"model": "/models/other", "questions": "q.jsonl"}, Path(f"{gcs}/failed"))
+    assert not storage.exists(f"{gcs}/failed")
+
+
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
@@ -240,6 +256,14 @@ def test_unusable_parameters_are_refused_before_the_first_task(tmp_path, paramet
     with pytest.raises(ConfigError, match=message):
         run_local(parameters, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_submission_is_held_to_what_the_tasks_take(tmp_path):
+    package = load_package(Path(__file__).parents[1] / "pipelines" / "recalibrate-vertex.yaml")
+    given = {"stream": "gs://b/stream", "champion": "gs://b/champion", "model": "m"}
+    check_parameters(package, given)
+    with pytest.raises(ConfigError, match=r"lora_dropout is 2\.0"):
+        check_parameters(package, {**given, "lora_dropout": 2.0})
 
 
 def test_parameters_agree_with_those_of_the_steps():

@@ -365,7 +365,7 @@ def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
     roots.write_bytes(pem_certificate)
     server = VertexServer()
     server.plan = [State.PIPELINE_STATE_SUCCEEDED]
-    options = ["--name", "nightly", "--model", "m", "--wait", "--json"]
+    options = ["--name", "nightly", "--model", "m", "--questions", "q.jsonl", "--wait", "--json"]
     credentials = grpc.ssl_server_credentials([(pem_key, pem_certificate)])
     with serving(server, credentials), connect_proxy({f"{host}:443": server.address}) as proxy:
         key = tmp_path / "key.json"
