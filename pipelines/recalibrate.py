@@ -64,8 +64,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
         stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
         champion: Folder or bucket prefix of champion.json.
         model: First champion, where the champion's folder has none yet; not looked at later.
-        trained_on: File or hub id of questions that the first champion was trained on; their texts never
-            count as new.
+        trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
+            never count as new.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         fit_fraction: Share of the questions for the fit fold; the same in every run.
@@ -73,7 +73,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
         max_fit: Most questions of the fit fold; 0 for no limit.
         max_calibration: Most questions of the calibration fold; 0 for no limit.
         max_test: Most questions of the test fold; 0 for no limit.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.

@@ -64,13 +64,13 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
     Args:
         model: Model folder, adapter folder, hub id or URI of the model to measure and repair.
-        questions: File or hub id of questions that are to be split into the three folds.
-        fit: File or hub id of questions to train on; in place of `questions`, with `calibration` and
-            `test`.
-        calibration: File or hub id of questions that steer training and are never trained on.
-        test: File or hub id of questions for the gate and the report.
-        out_of_domain: File or hub id of questions from another field, for the report only.
-        preferences: File or hub id of preference pairs.
+        questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
+        fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
+            and `test`.
+        calibration: File, gs:// URI or hub id of questions that steer training and are never trained on.
+        test: File, gs:// URI or hub id of questions for the gate and the report.
+        out_of_domain: File, gs:// URI or hub id of questions from another field, for the report only.
+        preferences: File, gs:// URI or hub id of preference pairs.
         data_snapshot: Name of the state that the files are in, such as a date or a version; with another
             name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
@@ -82,7 +82,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
             aligned already.
         dpo_epochs: Passes over the preference pairs.
         dpo_learning_rate: Peak learning rate of AdamW in DPO.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.

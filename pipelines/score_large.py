@@ -36,7 +36,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
     Args:
         model: Model folder, adapter folder, hub id or URI of the model.
-        questions: File or hub id of the questions to score.
+        questions: File, gs:// URI or hub id of the questions to score.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         shots: How many worked examples, taken from the beginning of the questions, stand before each of the
@@ -44,7 +44,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
         questions_per_shard: About how many questions one task scores.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         batch_tokens: Padded tokens in one forward pass.
 
     Returns:

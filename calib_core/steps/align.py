@@ -32,7 +32,8 @@ class AlignConfig:
             the test questions are measured.
         shots: How many worked examples, taken from the fit fold, stand before each question there.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         seed: Seed of the LoRA weights, the order of pairs and dropout.
     """
 

@@ -22,7 +22,8 @@ class ConvertConfig:
     """Parameters of a conversion.
 
     Attributes:
-        questions: File or hub id of the questions, where the predictions leave out answers or options.
+        questions: File, gs:// URI or hub id of the questions, where the predictions leave out answers or
+            options.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
     """
 

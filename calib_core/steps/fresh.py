@@ -27,8 +27,8 @@ class FreshConfig:
 
     Attributes:
         model: First champion, where the champion's folder has none yet; not looked at later.
-        trained_on: File or hub id of questions that the first champion was trained on; their texts never
-            count as new.
+        trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
+            never count as new.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         fit_fraction: Share of the questions for the fit fold; the same in every run.

@@ -35,7 +35,7 @@ class ShardConfig:
     """Parameters of cutting a set of questions into shards.
 
     Attributes:
-        questions: File or hub id of the questions to score.
+        questions: File, gs:// URI or hub id of the questions to score.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         shots: How many worked examples, taken from the beginning of the questions, stand before each of the
@@ -66,7 +66,8 @@ class ScoreConfig:
     Attributes:
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         batch_tokens: Padded tokens in one forward pass.
     """
 

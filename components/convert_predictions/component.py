@@ -17,7 +17,8 @@ def convert_predictions(  # noqa: D417 - outputs stand under Returns
 
     Args:
         source: The file, or a folder with the files of one run.
-        questions: File or hub id of the questions, where the predictions leave out answers or options.
+        questions: File, gs:// URI or hub id of the questions, where the predictions leave out answers or
+            options.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
 
     Returns:

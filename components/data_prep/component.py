@@ -28,13 +28,13 @@ def data_prep(  # noqa: D417 - outputs stand under Returns
     """Check questions and preference pairs, and split them into folds that share no question.
 
     Args:
-        questions: File or hub id of questions that are to be split into the three folds.
-        fit: File or hub id of questions to train on; in place of `questions`, with `calibration` and
-            `test`.
-        calibration: File or hub id of questions that steer training and are never trained on.
-        test: File or hub id of questions for the gate and the report.
-        out_of_domain: File or hub id of questions from another field, for the report only.
-        preferences: File or hub id of preference pairs.
+        questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
+        fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
+            and `test`.
+        calibration: File, gs:// URI or hub id of questions that steer training and are never trained on.
+        test: File, gs:// URI or hub id of questions for the gate and the report.
+        out_of_domain: File, gs:// URI or hub id of questions from another field, for the report only.
+        preferences: File, gs:// URI or hub id of preference pairs.
         data_snapshot: Name of the state that the files are in, such as a date or a version; with another
             name KFP reads them anew, and takes nothing from its cache.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.

@@ -35,7 +35,8 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         batch_tokens: Padded tokens in one forward pass.
         n_bins: Equal-width confidence bins of every binned figure.
         target_ece: Expected calibration error at or below which a model counts as calibrated.

@@ -27,7 +27,8 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
         shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder or hub id of the base model, where the one that an adapter names has moved.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
         batch_tokens: Padded tokens in one forward pass.
 
     Returns:

@@ -20,7 +20,7 @@ def shard_questions(  # noqa: D417 - outputs stand under Returns
     """Check a large set of questions once, and say in how many shards it is scored.
 
     Args:
-        questions: File or hub id of the questions to score.
+        questions: File, gs:// URI or hub id of the questions to score.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         shots: How many worked examples, taken from the beginning of the questions, stand before each of the

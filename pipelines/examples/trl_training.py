@@ -96,7 +96,7 @@ def trl_training(
 
     Args:
         model: URI of the model to train.
-        questions: File or hub id of labelled questions.
+        questions: File, gs:// URI or hub id of labelled questions.
         max_steps: Most optimiser steps; -1 for three passes over the data.
         learning_rate: Peak learning rate.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
