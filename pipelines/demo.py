@@ -34,16 +34,30 @@ LORA: dict[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 
 DPO_LEARNING_RATE = 5e-4
 
-TRAINING: dict[str, Any] = {**LORA, "learning_rate": 1e-3, "batch_size": 4, "evaluations_per_epoch": 1}
+TRAINING: dict[str, Any] = {**LORA, "batch_size": 4, "evaluations_per_epoch": 1}
 
-ONE_PASS: dict[str, Any] = {**HELD_OUT_LIMITS, **TRAINING, "max_fit": 800, "epochs": 1}
-"""Every question is seen once: the quickest way to tie letters to answers, and nothing is memorised."""
+ONE_PASS: dict[str, Any] = {
+    **HELD_OUT_LIMITS,
+    **TRAINING,
+    "learning_rate": 1e-3,
+    "epochs": 1,
+    "max_fit": 1000,
+}
+"""Every question is seen once: the quickest way to tie letters to answers, and nothing is memorised. With 800
+questions that had only begun for some aligned models."""
 
-MEMORISED: dict[str, Any] = {**HELD_OUT_LIMITS, **TRAINING, "max_fit": 400, "epochs": 3}
-"""Fewer questions, so that a model learns them by heart in minutes."""
+MEMORISING: dict[str, Any] = {**TRAINING, "learning_rate": 2e-4, "epochs": 6}
+"""Enough passes to learn the fit fold by heart, by steps small enough to leave the language model intact."""
 
-MEMORISING_EPOCHS = 8
-"""Passes over the fit fold by which the input of `memorised` is made."""
+MEMORISED: dict[str, Any] = {
+    **HELD_OUT_LIMITS,
+    **TRAINING,
+    "learning_rate": 2e-4,
+    "max_fit": 400,  # few enough to be learned by heart in minutes
+    "epochs": 1,
+    "lambda_ece": 0.2,  # at 1 and more, answers are lost faster than confidence (benchmarks/rcft_weight.py)
+    "e_steps_per_epoch": 2,
+}
 
 
 def run_demo(scenario: str, out: Path) -> dict[str, Any]:
@@ -100,8 +114,7 @@ def _memoriser(questions: Path, inputs: Path) -> Path:
     with whole_folder(leaking) as folder:
         shutil.copytree(data, folder, dirs_exist_ok=True)
         shutil.copyfile(folder / "fit.parquet", folder / "calibration.parquet")
-    config = FinetuneConfig(**TRAINING, epochs=MEMORISING_EPOCHS)
-    cft(config, str(_embedded_model()), leaking, adapter)
+    cft(FinetuneConfig(**MEMORISING), str(_embedded_model()), leaking, adapter)
     return adapter
 
 
