@@ -31,7 +31,9 @@ def commands(document: str, heading: str) -> list[str]:
     """The `calib pipeline` commands of one section, in order, each on one line."""
     section = (ROOT / document).read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
     lines = [line.strip() for line in section.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith(("calib pipeline", "CALIB_IMAGE=")) and "..." not in line]
+    return [
+        line for line in lines if line.startswith(("calib pipeline", "CALIB_IMAGE=")) and "..." not in line
+    ]
 
 
 def follow(document: str, heading: str) -> list[str]:

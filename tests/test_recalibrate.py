@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from registry_standin import KubeflowRegistry, serving
 
 from calib_core.champion import read_champion
 from calib_core.figures import read_figures
@@ -133,10 +134,21 @@ def test_drifting_stream_is_followed(too_sure, tmp_path):
     assert len(set().union(*judged)) == sum(map(len, judged))
 
 
+@pytest.fixture
+def registry():
+    """A Kubeflow Model Registry on loopback, and its address."""
+    pytest.importorskip("model_registry", reason="needs kubeflow[hub]")
+    registry = KubeflowRegistry()
+    with serving(registry.answer) as address:
+        yield registry, address
+
+
 @pytest.mark.slow
-def test_compiled_pipeline_trains_promotes_and_then_stops_early(too_sure, tmp_path):
+def test_compiled_pipeline_trains_promotes_and_then_stops_early(too_sure, registry, tmp_path):
+    registered, address = registry
     stream, champion = tmp_path / "stream", tmp_path / "champion"
     given = {"stream": str(stream), "champion": str(champion), "model": str(too_sure), **SETTINGS}
+    given["model_registry"] = address
     put_batch(stream, 1, right=0.75)
     first = run_local(given, tmp_path / "first", pipeline="recalibrate")
     assert (first["regime"], first["branch"], first["promoted"]) == ("calibratable", "cft", True)
@@ -146,12 +158,16 @@ def test_compiled_pipeline_trains_promotes_and_then_stops_early(too_sure, tmp_pa
         tmp_path / "first" / "model" / "adapter_model.safetensors"
     ).read_bytes()
     assert state.history[-1].run.startswith("recalibrate-")
+    (version,) = registered.versions
+    assert version["name"] == str(state.number)
+    assert registered.artifacts[0]["uri"] == state.model
     assert 'id="trend"' in (tmp_path / "first" / "report.html").read_text()
 
     put_batch(stream, 2, right=0.75)
     second = run_local(given, tmp_path / "second", pipeline="recalibrate")
     assert (second["regime"], second["branch"], second["promoted"]) == ("calibrated", "none", False)
     assert second["model"] == state.model
+    assert registered.versions == [version]
     (run,) = (tmp_path / "second" / "run").iterdir()
     tasks = {path.name for path in run.iterdir()}
     assert tasks == {"fresh-data", "evaluate", "keep", "keep-2", "promote", "publish-champion"}
