@@ -50,6 +50,28 @@ class LengthGroupedBatches(Sampler[list[int]]):
         yield from (batches[index] for index in random.permutation(len(batches)))
 
 
+def passes(rows: Sequence[int], lengths: Sequence[int], pass_tokens: int) -> list[list[int]]:
+    """A batch cut, in its order, into passes of at most `pass_tokens` padded tokens; a longer row goes alone.
+
+    Args:
+        rows: the batch.
+        lengths: tokens of every question, of which `rows` are some.
+        pass_tokens: what one forward and backward pass may hold.
+
+    >>> passes([2, 0, 1], [4, 5, 3], 10)
+    [[2, 0], [1]]
+    """
+    parts: list[list[int]] = []
+    longest = 0
+    for row in rows:
+        longest = max(longest, lengths[row])
+        if not parts or (len(parts[-1]) + 1) * longest > pass_tokens:
+            parts.append([])
+            longest = lengths[row]
+        parts[-1].append(row)
+    return parts
+
+
 def cft_loss(model: nn.Module, encoded: EncodedQuestions, rows: Sequence[int]) -> Tensor:
     """Mean of `L_SFT1 = -log p(y | x)` over the questions at `rows`: scalar, float32, nats."""
     logits = answer_logits(model, [encoded.input_ids[row] for row in rows])

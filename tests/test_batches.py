@@ -7,10 +7,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tiny import make_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calib_core.batches import LengthGroupedBatches, cft_loss, rcft_loss
+from calib_core.batches import LengthGroupedBatches, cft_loss, passes, rcft_loss
 from calib_core.errors import ConfigError
 from calib_core.models import load_model
 from calib_core.prompts import PromptEncoder, PromptForm
@@ -54,6 +56,17 @@ def test_rows_of_a_batch_are_of_similar_length_and_batches_are_shuffled() -> Non
     longest = [max(LENGTHS[row] for row in batch) for batch in made]
     ascending = sum(a <= b for a, b in itertools.pairwise(longest)) / (len(made) - 1)
     assert 0.3 < ascending < 0.7
+
+
+@given(st.lists(st.integers(0, 202), unique=True, min_size=1, max_size=40), st.integers(1, 1000))
+def test_passes_hold_the_batch_in_its_order_within_their_bound(rows: list[int], pass_tokens: int) -> None:
+    made = passes(rows, LENGTHS, pass_tokens)
+    padded = [len(part) * max(LENGTHS[row] for row in part) for part in made]
+    assert [row for part in made for row in part] == rows
+    assert all(tokens <= pass_tokens or len(part) == 1 for tokens, part in zip(padded, made, strict=True))
+    for part, following in itertools.pairwise(made):  # none could have been longer
+        longest = max(LENGTHS[row] for row in [*part, following[0]])
+        assert (len(part) + 1) * longest > pass_tokens
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])

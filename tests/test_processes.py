@@ -50,6 +50,8 @@ def two(model, one, tmp_path_factory) -> list[dict[str, Any]]:
         "cft": {"objective": "cft"},
         "rcft": {"objective": "rcft"},
         "spread": {"objective": "rcft", "changes": spread},
+        "passes": {"objective": "rcft", "changes": {"pass_tokens": 1}},
+        "spread passes": {"objective": "rcft", "changes": {**spread, "pass_tokens": 1}},
         "interrupted": INTERRUPTED,
         "resumed": {"objective": "rcft", "work": str(one["work"] / "interrupted")},
         "cut": {"objective": "cft", "changes": {"lora_dropout": 0.3}, "interrupt_at": 3},
@@ -99,13 +101,14 @@ def test_two_processes_train_as_one(one, two, objective) -> None:
 
 
 @pytest.mark.slow
-def test_a_model_that_is_spread_over_the_processes_trains_as_a_whole_one(one, two) -> None:
+@pytest.mark.parametrize("case", ["spread", "passes", "spread passes"])
+def test_a_model_spread_over_the_processes_or_batches_in_many_passes_train_the_same(one, two, case) -> None:
     for part in SAME:
-        assert_close(two[0]["spread"][part], one["rcft"][part])
+        assert_close(two[0][case][part], one["rcft"][part])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["cft", "rcft", "spread", "resumed", "whole"])
+@pytest.mark.parametrize("case", ["cft", "rcft", "spread", "passes", "resumed", "whole"])
 def test_all_processes_see_the_same(two, case) -> None:
     first, second = (seen[case] for seen in two)
     assert first == second

@@ -14,7 +14,7 @@ import trained
 from tiny import save_tiny_model
 
 from calib_core import training
-from calib_core.batches import LengthGroupedBatches, cft_loss
+from calib_core.batches import LengthGroupedBatches, cft_loss, rcft_loss
 from calib_core.bounds import required_examples
 from calib_core.checkpoints import load_checkpoint
 from calib_core.errors import CalibError, ConfigError
@@ -45,6 +45,8 @@ CONFIG = FinetuneConfig(
 )
 FIT = tuple(trained.world(13, seed=1))  # 7 batches of 2, the last one not full: 4 steps an epoch
 HELDOUT = tuple(trained.world(20, seed=2))
+
+LOSSES = {"cft": cft_loss, "rcft": rcft_loss}
 
 Hook = Callable[["Run"], None]
 
@@ -265,6 +267,27 @@ def test_every_epoch_goes_through_all_questions_in_another_order(model_folder, t
     first, second = seen[: len(FIT)], seen[len(FIT) :]
     assert sorted(first) == sorted(second) == list(range(len(FIT)))
     assert first != second
+
+
+@pytest.mark.parametrize("objective", ["cft", "rcft"])
+def test_a_batch_in_several_passes_trains_as_in_one(model_folder, tmp_path, monkeypatch, objective) -> None:
+    adapters, sizes = [], []
+    for pass_tokens in (10_000, 1):
+        seen: list[int] = []
+
+        def noted(model: Any, encoded: Any, rows: list[int], *rest: Any, seen=seen) -> torch.Tensor:
+            seen.append(len(rows))
+            return LOSSES[objective](model, encoded, rows, *rest)
+
+        monkeypatch.setattr(training, f"{objective}_loss", noted)
+        config = replace(CONFIG, pass_tokens=pass_tokens, lora_dropout=0.0)
+        run = Run(model_folder, config, objective, tmp_path / f"{pass_tokens}")
+        run.run()
+        adapters.append(run.training._adapter())
+        sizes.append(sorted(set(seen)))
+    assert sizes == [[1, 2], [1]]  # 13 questions in batches of 2, or one by one
+    for name, tensor in adapters[0].items():
+        torch.testing.assert_close(adapters[1][name], tensor, rtol=0, atol=1e-5)
 
 
 def test_dropout_is_on_while_training(model_folder, whole, tmp_path) -> None:

@@ -28,8 +28,10 @@ class FinetuneConfig:
             accuracy rises).
         epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
         learning_rate: Peak learning rate of AdamW.
-        batch_size: Questions in one forward and backward pass, over all processes.
-        gradient_accumulation: Passes whose gradients are added up into one optimiser step.
+        batch_size: Questions whose mean loss gives one gradient, over all processes.
+        pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
+            in several, which changes its memory and not its gradient.
+        gradient_accumulation: Batches whose gradients are added up into one optimiser step.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
@@ -64,6 +66,7 @@ class FinetuneConfig:
     epochs: int = 5
     learning_rate: float = 5e-4
     batch_size: int = 8
+    pass_tokens: int = 2048
     gradient_accumulation: int = 1
     warmup_fraction: float = 0.1
     max_grad_norm: float = 1.0
@@ -98,7 +101,7 @@ class FinetuneConfig:
         check.one_of("dtype", ("auto", "float32", "bfloat16"))
         check.one_of("placement", ("whole", "fsdp", "qlora"))
         for name in (
-            *("epochs", "batch_size", "gradient_accumulation", "lora_r", "lora_alpha"),
+            *("epochs", "batch_size", "pass_tokens", "gradient_accumulation", "lora_r", "lora_alpha"),
             *("evaluations_per_epoch", "patience", "e_steps_per_epoch", "batch_tokens", "n_bins"),
             *("processes", "nodes"),
         ):
@@ -216,8 +219,8 @@ def _finetune(
         result = run.run()
     except torch.OutOfMemoryError as error:
         raise ConfigError(
-            f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use a smaller "
-            "batch_size with more gradient_accumulation, fewer batch_tokens, a smaller lora_r, placement "
+            f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use fewer "
+            "pass_tokens, fewer batch_tokens, a smaller lora_r, placement "
             "'fsdp' on more processes or 'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
         ) from error
     record = {

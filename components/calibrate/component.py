@@ -33,6 +33,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     epochs: int = 5,
     learning_rate: float = 0.0005,
     batch_size: int = 8,
+    pass_tokens: int = 2048,
     gradient_accumulation: int = 1,
     warmup_fraction: float = 0.1,
     max_grad_norm: float = 1.0,
@@ -78,8 +79,10 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             accuracy rises).
         epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
         learning_rate: Peak learning rate of AdamW.
-        batch_size: Questions in one forward and backward pass, over all processes.
-        gradient_accumulation: Passes whose gradients are added up into one optimiser step.
+        batch_size: Questions whose mean loss gives one gradient, over all processes.
+        pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
+            in several, which changes its memory and not its gradient.
+        gradient_accumulation: Batches whose gradients are added up into one optimiser step.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
