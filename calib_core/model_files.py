@@ -59,7 +59,7 @@ def resolve(model: str, revision: str = "") -> Path:
                 model,
                 revision=revision or None,
                 allow_patterns=HUB_FILES,
-                local_files_only=is_offline_mode(),  # which older hub libraries forget where a commit is named
+                local_files_only=is_offline_mode(),  # older hub libraries forget it where a commit is named
             )
         )
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:

@@ -1,7 +1,8 @@
 """One training loop for CFT and RCFT on accelerate and PEFT; it stops by the calibration fold, and resumes.
 
 Several processes do what one does: a batch is shared out among them, its loss is the mean over the whole
-batch whatever the shares and however many passes its questions take, and what is decided, or estimated from a fold, the first process decides for all.
+batch whatever the shares and however many passes its questions take, and what is decided, or estimated from
+a fold, the first process decides for all.
 
 Source: Xiao et al. 2025, sections 4 (CFT) and 5 (RCFT, EM); the estimation fold and the stopping rule are
 this project's.

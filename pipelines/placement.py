@@ -60,7 +60,7 @@ KINDS = {
 """By a component's name. One that isn't here loads no model and is never cached."""
 
 DEFAULT_BATCH = 8
-"""Questions of `QUESTION_TOKENS` in a pass of fine-tuning, and pairs in one of DPO, where a run sets nothing."""
+"""Questions of `QUESTION_TOKENS` in a pass of fine-tuning, and pairs in one of DPO, by default."""
 
 LIGHT_CPU, LIGHT_GIB = "1", 4
 """What tasks get that load no model."""
