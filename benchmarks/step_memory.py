@@ -70,9 +70,10 @@ def _finetune(loaded: Any, rows: list[list[int]]) -> None:
     optimizer = torch.optim.AdamW(trainable_parameters(loaded.model).values(), lr=1e-4)
     of_row = torch.arange(len(rows)).repeat_interleave(LENGTH_TOKENS)
     column = torch.arange(LENGTH_TOKENS).repeat(len(rows))
+    lengths = torch.full((len(rows),), LENGTH_TOKENS)
     for _ in range(2):
-        logits = logits_at(loaded.model, padded(rows), of_row, column)
-        sequence_nll_nats(logits, torch.tensor(rows).flatten(), of_row, len(rows)).mean().backward()
+        logits = logits_at(loaded.model, padded(rows), of_row, column, exact=lengths.cumsum(0) - 1)
+        sequence_nll_nats(logits, torch.tensor(rows).flatten(), lengths).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -96,13 +96,14 @@ def rcft_loss(
     lengths = torch.tensor([len(ids) for ids in input_ids])
     of_row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
     column = torch.cat([torch.arange(len(ids)) for ids in input_ids])
-    logits = logits_at(model, padded(input_ids), of_row, column)
+    last = lengths.cumsum(0) - 1
+    logits = logits_at(model, padded(input_ids), of_row, column, exact=last)
     where = logits.device
     answers = _answer_ids(encoded, rows)
     next_ids = torch.cat([torch.tensor([*ids[1:], a]) for ids, a in zip(input_ids, answers, strict=True)])
-    letters, n_options = _letter_logits(logits[(lengths.cumsum(0) - 1).to(where)], encoded, rows)
+    letters, n_options = _letter_logits(logits[last.to(where)], encoded, rows)
     ece = losses.ece_loss(letters, _em_targets(letters.detach(), n_options, targets), n_options)
-    nll = losses.sequence_nll_nats(logits, next_ids.to(where), of_row.to(where), len(rows))
+    nll = losses.sequence_nll_nats(logits, next_ids.to(where), lengths.to(where))
     return (nll + lambda_ece * ece).mean()
 
 

@@ -67,7 +67,13 @@ def answer_logits(
 
 
 def logits_at(
-    model: nn.Module, ids: Tensor, rows: Tensor, columns: Tensor, *, prefix: Prefix | None = None
+    model: nn.Module,
+    ids: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    *,
+    prefix: Prefix | None = None,
+    exact: Tensor | None = None,
 ) -> Tensor:
     """Next-token logits at some positions of a padded batch, float32 (P, V); differentiable.
 
@@ -77,6 +83,8 @@ def logits_at(
         rows: int64 (P,), the wanted positions' rows.
         columns: int64 (P,), their columns.
         prefix: what stands before every row.
+        exact: int64 (E,), those of the P positions whose logits are multiplied in float32, where the others'
+            are in the model's dtype, which is faster; all of them if left out.
     """
     where = next(model.parameters()).device
     ids, rows, columns = ids.to(where), rows.to(where), columns.to(where)
@@ -88,7 +96,7 @@ def logits_at(
         extra = {"use_cache": True, "past_key_values": cache}
     # Ones throughout: the real mask would only cost time, see above.
     mask = torch.ones(len(ids), past + ids.shape[1], dtype=torch.int64, device=where)
-    with _head_at(model, rows, columns) as seen:
+    with _head_at(model, rows, columns, None if exact is None else exact.to(where)) as seen:
         logits = model(input_ids=ids, attention_mask=mask, **extra).logits
     # A family that doesn't call its output embedding as a module gives logits at every position.
     return (logits[0] if seen else logits[rows, columns]).float()
@@ -168,8 +176,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _head_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[list[bool]]:
+def _head_at(
+    model: nn.Module, rows: Tensor, columns: Tensor, exact: Tensor | None = None
+) -> Iterator[list[bool]]:
     """Within the block the output head computes (1, P, V) at P positions, in float32 if it is plain linear.
+
+    Of these positions `exact` names those that are multiplied in float32, where it isn't all.
 
     Yields:
         A list that is empty until the head was called.
@@ -182,13 +194,17 @@ def _head_at(model: nn.Module, rows: Tensor, columns: Tensor) -> Iterator[list[b
         seen.append(True)
         return (args[0][rows, columns].unsqueeze(0), *args[1:])
 
-    def exact(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return _linear_float32(args[0], module.weight, module.bias)
+    def in_float32(module: nn.Linear, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if exact is None:
+            return _linear_float32(args[0], module.weight, module.bias)
+        logits = output.float()
+        logits[:, exact] = _linear_float32(args[0][:, exact], module.weight, module.bias)
+        return logits
 
     hooks = [head.register_forward_pre_hook(pick)]
     if type(head) is nn.Linear and head.weight.dtype != torch.float32:
         # An adapted or quantized head computes by itself, in its own dtype.
-        hooks.append(head.register_forward_hook(exact))
+        hooks.append(head.register_forward_hook(in_float32))
     try:
         yield seen
     finally:

@@ -23,24 +23,28 @@ def answer_nll_nats(answer_logits: Tensor, answer_ids: Tensor) -> Tensor:
     return F.cross_entropy(answer_logits.float(), answer_ids, reduction="none")
 
 
-def sequence_nll_nats(logits: Tensor, next_ids: Tensor, rows: Tensor, n_rows: int) -> Tensor:
-    """`L_SFT2 = -log p(x, y)` per token: the mean over each example's tokens of the next-token loss.
+def sequence_nll_nats(logits: Tensor, next_ids: Tensor, lengths: Tensor) -> Tensor:
+    """`L_SFT2 = -log p(x, y) = -log p(x) - log p(y | x)`, the question's part as a mean over its tokens.
 
-    The mean over tokens keeps one unit (nats per token) for questions of any length, so that `lambda = 1`
-    weighs the ECE loss against the loss of a token and not against the hundred nats of a whole question.
+    The question's nats are averaged, so that it weighs no more than its answer, whatever its length. Summed
+    up, its hundred nats would drown the answer and the ECE loss. Averaged over question and answer together,
+    the answer would be one token of many: the ECE loss, outweighing it as many times, then pulls accuracy
+    down with confidence (`benchmarks/rcft_weight.py`).
 
     Args:
-        logits: next-token logits of the P tokens of a batch, padding left out, (P, V), any float dtype.
-        next_ids: id of the token that follows each of them, (P,), int64.
-        rows: the example that each of them belongs to, (P,), int64; every example has at least one.
-        n_rows: examples B in the batch.
+        logits: next-token logits of the P tokens of a batch, sequence after sequence, padding left out,
+            (P, V), any float dtype.
+        next_ids: id of the token that follows each of them, (P,), int64; after a sequence's last, the answer.
+        lengths: tokens of each sequence, (B,), int64, 2 or more; they add up to P.
 
     Returns:
-        Mean negative log-likelihood per example in nats per token, (B,), float32.
+        Negative log-likelihood per example in nats, (B,), float32.
     """
     nll = F.cross_entropy(logits.float(), next_ids, reduction="none")
-    sums = torch.zeros(n_rows, device=nll.device).index_add(0, rows, nll)
-    return sums / torch.bincount(rows, minlength=n_rows)
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=nll.device), lengths)
+    sums = torch.zeros(len(lengths), device=nll.device).index_add(0, rows, nll)
+    answers = nll[lengths.cumsum(0) - 1]
+    return (sums - answers) / (lengths - 1) + answers
 
 
 def ece_loss(letter_logits: Tensor, target: Tensor, n_options: Tensor) -> Tensor:

@@ -96,7 +96,7 @@ def one_by_one(model, tokenizer, question):
     nll = -logits.log_softmax(dim=1)[torch.arange(len(prompt)), sequence[0, 1:]]
     p = logits[-1, letters].softmax(dim=0).numpy()
     target = em_target(p[None], TARGETS)[0]
-    return float(nll[-1]), float(nll.mean()), float(((p - target) ** 2).sum())
+    return float(nll[-1]), float(nll[:-1].mean() + nll[-1]), float(((p - target) ** 2).sum())
 
 
 def mean(parts, index: int) -> float:

@@ -43,31 +43,29 @@ def test_answer_nll_agrees_with_float64() -> None:
     close(answer_nll_nats(logits, answers), expected)
 
 
-def test_sequence_nll_is_a_mean_per_example_over_rows_of_different_lengths() -> None:
-    # Token p: 1/2, 1/4 in row 0 and 1/4 in row 1, listed out of order.
-    # Row 0: (ln 2 + ln 4) / 2 = 1.5 ln 2; row 1: ln 4 = 2 ln 2. (The mean over all tokens would be 5/3 ln 2.)
+def test_sequence_nll_is_a_mean_over_the_questions_tokens_and_the_answers_own() -> None:
+    # Row 0: question tokens of p = 1/2, 1/4 and an answer of 1/2: (ln 2 + ln 4) / 2 + ln 2 = 2.5 ln 2.
+    # Row 1: a question token of 1/4 and an answer of 1/4: ln 4 + ln 4 = 4 ln 2.
     half, quarter = [LN3, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]  # 3 : 1 : 1 : 1 gives 3/6
-    found = sequence_nll_nats(tensor([half, quarter, quarter]), tensor([0, 2, 3]), tensor([0, 1, 0]), 2)
-    close(found, [1.5 * LN2, 2 * LN2])
-    assert found.mean().item() == pytest.approx(1.75 * LN2, abs=1e-6)
+    logits, ids = tensor([half, quarter, half, quarter, quarter]), tensor([0, 2, 0, 3, 1])
+    close(sequence_nll_nats(logits, ids, tensor([3, 2])), [2.5 * LN2, 4 * LN2])
 
 
 def test_sequence_nll_agrees_with_float64() -> None:
-    lengths = [5, 1, 9, 3]
-    rows = torch.repeat_interleave(torch.arange(4), tensor(lengths))
-    logits, ids = drawn(18, 50), torch.arange(18) * 7 % 50
-    nll = -log_softmax(logits.double().numpy(), axis=1)[np.arange(18), ids.numpy()]
+    lengths = [5, 2, 9, 3]
+    logits, ids = drawn(19, 50), torch.arange(19) * 7 % 50
+    nll = -log_softmax(logits.double().numpy(), axis=1)[np.arange(19), ids.numpy()]
     parts = np.split(nll, np.cumsum(lengths)[:-1])
-    close(sequence_nll_nats(logits, ids, rows, 4), [part.mean() for part in parts])
+    found = sequence_nll_nats(logits, ids, tensor(lengths))
+    close(found, [part[:-1].mean() + part[-1] for part in parts])
 
 
-def test_gradient_of_sequence_nll_is_shared_by_a_rows_tokens() -> None:
-    # d/dz of -log softmax(z)_y is softmax(z) - onehot(y), divided by the row's own number of tokens.
-    logits = drawn(3, 6).requires_grad_()
-    rows, ids = tensor([0, 0, 1]), tensor([2, 4, 1])
-    sequence_nll_nats(logits, ids, rows, 2).sum().backward()
+def test_gradient_of_sequence_nll_is_shared_by_a_questions_tokens_and_the_answers_is_whole() -> None:
+    # d/dz of -log softmax(z)_y is softmax(z) - onehot(y), divided by the number of the question's tokens.
+    logits, ids = drawn(5, 6).requires_grad_(), tensor([2, 4, 1, 0, 3])
+    sequence_nll_nats(logits, ids, tensor([3, 2])).sum().backward()
     expected = softmax(logits.detach().double().numpy(), axis=1) - np.eye(6)[ids.numpy()]
-    close(logits.grad, expected / np.array([[2], [2], [1]]))
+    close(logits.grad, expected / np.array([[2], [2], [1], [1], [1]]))
 
 
 def test_ece_loss_of_hand_worked_logits() -> None:
@@ -133,11 +131,11 @@ def test_target_of_ece_loss_takes_no_gradient() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_inside_is_float32(dtype: torch.dtype) -> None:
     logits = drawn(4, 40).to(dtype)
-    ids, rows = tensor([1, 2, 3, 4]), tensor([0, 0, 1, 1])
+    ids = tensor([1, 2, 3, 4])
     target = ragged()[1]
     for loss in (
         lambda x: answer_nll_nats(x, ids),
-        lambda x: sequence_nll_nats(x, ids, rows, 2),
+        lambda x: sequence_nll_nats(x, ids, tensor([2, 2])),
         lambda x: ece_loss(x[:, :5], target, tensor([2, 5, 3, 4])),
     ):
         assert loss(logits).dtype == torch.float32

@@ -12,7 +12,14 @@ from tiny import CONTEXT_TOKENS, END, make_questions
 
 from calib_core import forward, scoring
 from calib_core.errors import DataFormatError, NotEnoughDataError
-from calib_core.forward import answer_logits, evaluating, sequence_logits, shared_prefix, token_batches
+from calib_core.forward import (
+    answer_logits,
+    evaluating,
+    logits_at,
+    sequence_logits,
+    shared_prefix,
+    token_batches,
+)
 from calib_core.models import adapter_digest, load_model
 from calib_core.preferences import Preference
 from calib_core.prompts import PromptEncoder, PromptForm
@@ -207,6 +214,23 @@ def test_head_is_multiplied_in_float32_at_one_position(family, tiny_model) -> No
     assert shapes == [(1, 2, 32)]
     assert found.dtype == torch.float32
     np.testing.assert_allclose(found[0].numpy(), expected.numpy(), rtol=0, atol=2e-5)
+
+
+def test_only_the_named_positions_are_multiplied_in_float32(tiny_model) -> None:
+    model = load_model(tiny_model("llama"), dtype="bfloat16").model
+    ids, rows, columns = torch.tensor([[5, 9, 30, 31]]), torch.zeros(4, dtype=torch.int64), torch.arange(4)
+    in_float32 = logits_at(model, ids, rows, columns).detach()
+    mixed = logits_at(model, ids, rows, columns, exact=torch.tensor([3])).detach()
+    torch.testing.assert_close(mixed[3], in_float32[3], rtol=0, atol=2e-6)
+    assert torch.equal(mixed[:3], mixed[:3].bfloat16().float())
+    assert (mixed[:3] - in_float32[:3]).abs().max() > 1e-4
+    torch.testing.assert_close(mixed, in_float32, rtol=2**-7, atol=1e-3)
+    weight = model.model.layers[0].mlp.up_proj.weight.requires_grad_()
+    found, expected = (
+        torch.autograd.grad(logits_at(model, ids, rows, columns, exact=exact).logsumexp(dim=1).sum(), weight)
+        for exact in (torch.tensor([3]), None)
+    )
+    torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0.05 * float(expected[0].abs().max()))
 
 
 class Bypass(torch.nn.Module):
