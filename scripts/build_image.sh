@@ -28,7 +28,8 @@ if [ "$kind" = cpu ]; then # torch's CPU build is on no ordinary index: pip's se
         --only-binary :all: --python-version 3.11 --platform manylinux_2_28_x86_64 -r "$torch"
 fi
 if ! docker buildx version >/dev/null 2>&1; then
-    export DOCKER_BUILDKIT=0 # newer clients refuse to build without buildx unless they are told so
+    # Newer clients refuse to build without buildx unless they are told so; older ones have BuildKit without it.
+    export DOCKER_BUILDKIT="${DOCKER_BUILDKIT:-0}"
 fi
 docker build --platform linux/amd64 --file "images/$kind/Dockerfile" --tag "calib:$version$suffix" \
     --build-arg "VERSION=$version" --build-arg "COMMIT=$commit" "$@" .
