@@ -1,6 +1,6 @@
-"""The CPU image at work. `make test-images` runs this file; a plain `pytest` does not collect it.
+"""An image at work. `make test-images` runs this file; a plain `pytest` does not collect it.
 
-Needs a Docker engine, and the image that `make images` built.
+Needs a Docker engine, and the image that `make images` built, or the one that `CALIB_IMAGE` names.
 """
 
 from __future__ import annotations
@@ -8,6 +8,9 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import docker
@@ -15,14 +18,19 @@ import pytest
 import real
 from docker.errors import ContainerError
 from kfp import local
+from kubeflow.trainer import ContainerBackendConfig, TrainerClient
+from kubeflow.trainer.backends.container.types import TrainingRuntimeSource
 
+from calib_components import nodes, nodes_kubeflow
 from calib_components.image import IMAGE
 from calib_core.errors import CalibError
+from calib_core.files import read_json
 from calib_core.version import __version__
 from calib_pipelines.local import run_local
 
 UID = 10001
 LIMIT_BYTES = 4 * 2**30
+SIZE_BYTES = 6e9 if IMAGE.endswith("-cuda") else 1.6e9
 
 CONFINED = {  # what a strict cluster allows: no network, nothing to write to but a work folder, no privileges
     "network_mode": "none",
@@ -60,6 +68,19 @@ def shell(client, image):
     return run
 
 
+@contextlib.contextmanager
+def writable(client, folder: Path) -> Iterator[None]:
+    """Lets the image's user, who is nobody on this machine, write into a folder, and pytest delete it."""
+    folder.chmod(0o777)
+    try:
+        yield
+    finally:
+        if os.getuid() != 0:  # what that user wrote, only that user may delete
+            opened = {str(folder): {"bind": str(folder), "mode": "rw"}}
+            command = ["find", str(folder), "-user", str(UID), "-exec", "chmod", "a+rwX", "{}", "+"]
+            client.containers.run(IMAGE, command, remove=True, volumes=opened)
+
+
 def run_in_image(client, parameters: dict[str, object], out: Path, *, readable: dict[str, Path]) -> dict:
     """The compiled pipeline, each task in a confined container that may read what is in `readable`.
 
@@ -67,16 +88,11 @@ def run_in_image(client, parameters: dict[str, object], out: Path, *, readable: 
     """
     results = out / "run"
     results.mkdir(parents=True)
-    results.chmod(0o777)  # the image's user is nobody on this machine
     mounts = [
         docker.types.Mount(there, str(here), "bind", read_only=True) for there, here in readable.items()
     ]
-    try:
+    with writable(client, results):
         return run_local(parameters, out, runner=local.DockerRunner(mounts=mounts, **CONFINED))
-    finally:
-        if os.getuid() != 0:  # and what that user wrote, only that user may delete
-            opened = {str(results): {"bind": str(results), "mode": "rw"}}
-            client.containers.run(IMAGE, ["chmod", "-R", "a+rwX", str(results)], remove=True, volumes=opened)
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +134,47 @@ def test_users_mistake_in_a_container_is_told_as_in_a_process(client, image, tmp
     assert caught.value.exit_code == 2
 
 
+def test_two_nodes_train_together_in_containers(client, image, tiny_llama, tmp_path, monkeypatch):
+    """The job that a cluster would get, by the SDK's back end that starts a container for each node."""
+    from test_steps import FINETUNE, prepared
+
+    monkeypatch.setenv("HOME", str(tmp_path))  # the SDK mounts a folder below it as /workspace
+    trainer = TrainerClient(
+        ContainerBackendConfig(
+            container_runtime="docker",
+            pull_policy="Never",
+            auto_remove=False,  # the adapter would go with the job
+            runtime_source=TrainingRuntimeSource(sources=[]),  # those of the package, not of GitHub
+        )
+    )
+    places = {name: f"/workspace/{name}" for name in ("model", "data", "adapter")}
+    job = nodes.job_of("cft", replace(FINETUNE, nodes=2), places, places)
+    settings = nodes.KubeflowSettings(image=IMAGE, gpu=False)
+    work = tmp_path / ".kubeflow" / "trainer" / "containers" / job.name
+    shutil.copytree(tiny_llama, work / "model")
+    shutil.copytree(prepared(tmp_path, pairs=False), work / "data")
+    for path in (work / "model", work / "data"):
+        path.chmod(0o755)
+    with writable(client, work):
+        nodes_kubeflow.run_job(
+            trainer,
+            job.name,
+            runtime=settings.runtime,
+            trainer=nodes_kubeflow.trainer_of(job, settings),
+            timeout_s=300,
+            poll_s=1,
+        )
+    assert read_json(work / "adapter" / "calibration.json")["parameters"]["nodes"] == 2
+    assert trainer.list_jobs() == []
+
+
 def test_image_is_labelled_small_and_not_roots(image):
     labels = image.labels
     assert labels["org.opencontainers.image.version"] == __version__
     assert re.fullmatch(r"[0-9a-f]{40}(-dirty)?", labels["org.opencontainers.image.revision"])
     assert image.attrs["Config"]["User"] == f"{UID}:{UID}"
     assert not image.attrs["Config"]["Entrypoint"]
-    assert image.attrs["Size"] <= 1.6e9
+    assert image.attrs["Size"] <= SIZE_BYTES
 
 
 def test_no_compiler_and_no_cache_is_left_inside(shell):
