@@ -29,7 +29,7 @@ from transformers import (
 from calib_core.errors import ConfigError, DataFormatError
 from calib_core.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
 from calib_core.model_files import adapter_origin, base_digest, check_base, resolve
-from calib_core.placement import Placement, check_fits, quantization, whole_tensor
+from calib_core.placement import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.progress import say
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -236,8 +236,9 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
     if size_bytes > BIG_BYTES:
         say(f"loading {size_bytes / 1e9:.1f} GB of weights from {folder}")
     if placement == "qlora":
-        settings = {"quantization_config": quantization(), "device_map": {"": where}}
+        settings = {"quantization_config": quantization(chosen), "device_map": {"": where}}
         model = _load_weights(folder, chosen, **settings).eval()
+        keep_differentiable(model)
     else:
         model = _load_weights(folder, chosen)
         model.to("cpu" if placement == "fsdp" else where).eval()

@@ -68,8 +68,11 @@ def as_placed(tensor: Tensor, like: Tensor) -> Tensor:
     )
 
 
-def quantization() -> Any:
+def quantization(dtype: str) -> Any:
     """Settings with which transformers loads a base model in 4 bits (NF4, double quantization).
+
+    Args:
+        dtype: that the 4-bit layers compute in, `float32` or `bfloat16`.
 
     Raises:
         ConfigError: bitsandbytes, which does the work, is not installed.
@@ -85,8 +88,20 @@ def quantization() -> Any:
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
     )
+
+
+def keep_differentiable(model: nn.Module) -> None:
+    """Have bitsandbytes leave a model's 4-bit weights in the layout that has gradients.
+
+    On CPUs with AVX512-BF16 the first pass in evaluation mode would put them into that of a fused kernel, for
+    good. The kernel has no backward pass, so that later training steps would get wrong gradients and no
+    error; and it takes no layer whose sides are not multiples of 32 and 64. Elsewhere this changes nothing.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):  # of bitsandbytes' Linear4bit
+            module.support_avx512bf16_for_cpu = False
 
 
 def weights_bytes(shapes: Mapping[str, Sequence[int]], dtype: str, placement: Placement, n: int) -> int:

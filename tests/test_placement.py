@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from test_steps import EVALUATE, FINETUNE, prepared
 from tiny import save_tiny_model
 
 from calib_core import models, placement
 from calib_core.errors import ConfigError
+from calib_core.files import read_json
+from calib_core.forward import answer_logits, evaluating
+from calib_core.lora import attach_lora, trainable_parameters
 from calib_core.models import load_model
 from calib_core.placement import as_placed, memory_bytes, quantization, weights_bytes, whole_tensor
+from calib_core.steps.evaluate import evaluate
+from calib_core.steps.finetune import rcft
 
 LAYER = {
     "q_proj": (4096, 4096),
@@ -72,24 +79,47 @@ def test_a_containers_limit_counts(tmp_path) -> None:
 def test_four_bits_without_bitsandbytes_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
-        quantization()
+        quantization("float32")
+
+
+def test_scoring_leaves_the_gradients_of_a_model_in_four_bits_as_they_were(tmp_path) -> None:
+    pytest.importorskip("bitsandbytes")
+    # Sides of whole 64s: others no fused kernel takes, so that it could not come between.
+    folder = save_tiny_model(tmp_path, hidden_size=64, intermediate_size=64, head_dim=16)
+    config = replace(FINETUNE, lora_dropout=0.0)
+    loaded = attach_lora(load_model(folder, dtype="float32", placement="qlora"), config)
+    ids = [[5, 6, 7, 8], [9, 10]]
+
+    def gradients() -> torch.Tensor:
+        loaded.model.train()
+        loaded.model.zero_grad()
+        answer_logits(loaded.model, ids).logsumexp(dim=1).sum().backward()
+        return torch.cat([p.grad.flatten() for p in trainable_parameters(loaded.model).values()])
+
+    for name, parameter in trainable_parameters(loaded.model).items():
+        if "lora_B" in name:  # zero in a fresh adapter, which makes the gradients of the other half zero
+            torch.nn.init.normal_(parameter, std=0.1)
+    before = gradients()
+    with evaluating(loaded.model):
+        answer_logits(loaded.model, ids)
+    assert before.norm() > 0
+    torch.testing.assert_close(gradients(), before)
 
 
 @pytest.mark.slow
 def test_a_model_in_four_bits_trains(folder, tmp_path, monkeypatch) -> None:
     pytest.importorskip("bitsandbytes")
-    from dataclasses import replace
-
-    from test_steps import FINETUNE, prepared
-
-    from calib_core.files import read_json
-    from calib_core.steps.finetune import rcft
-
     monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
-    config = replace(FINETUNE, placement="qlora")
-    record = rcft(config, str(folder), prepared(tmp_path, pairs=False), tmp_path / "adapter")
+    config, data = replace(FINETUNE, placement="qlora"), prepared(tmp_path, pairs=False)
+    record = rcft(config, str(folder), data, tmp_path / "adapter")
     assert record["history"][-1]["nll_nats"] < 10
-    assert read_json(tmp_path / "adapter" / "calibration.json")["dtype"] == "nf4"
+    written = read_json(tmp_path / "adapter" / "calibration.json")
+    assert written["dtype"] == "nf4"
+    # The adapter is evaluated, and served, on the base model as it is stored.
+    whole = load_model(tmp_path / "adapter")
+    assert (whole.base_digest, whole.adapter_digest) == (written["base_digest"], written["adapter"])
+    evaluation = evaluate(EVALUATE, str(tmp_path / "adapter"), data, tmp_path / "evaluation")
+    assert evaluation["model"]["adapter"] == written["adapter"]
 
 
 def test_a_whole_tensor_stays_as_it_is() -> None:
