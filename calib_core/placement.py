@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,7 +80,7 @@ def quantization(dtype: str) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(
             "placement is 'qlora', and the bitsandbytes package is not installed; run "
-            "`pip install bitsandbytes`, or give placement 'whole' or 'fsdp'"
+            "`pip install 'calib-core[qlora]'`, or give placement 'whole' or 'fsdp'"
         )
     from transformers import BitsAndBytesConfig  # noqa: PLC0415
 
@@ -99,7 +99,8 @@ def keep_differentiable(model: nn.Module) -> None:
     good. The kernel has no backward pass, so that later training steps would get wrong gradients and no
     error; and it takes no layer whose sides are not multiples of 32 and 64. Elsewhere this changes nothing.
     """
-    for module in model.modules():
+    modules: Iterable[Any] = model.modules()
+    for module in modules:
         if hasattr(module, "support_avx512bf16_for_cpu"):  # of bitsandbytes' Linear4bit
             module.support_avx512bf16_for_cpu = False
 

@@ -22,10 +22,10 @@ trap 'rm -rf "$work"' EXIT
 "$python" -m venv "$work/venv"
 torch=$(sed -n 's/^torch==//p' constraints.txt)
 
-lock() { # lock NAME TORCH-REQUIREMENT: resolves without installing anything, and writes the lock of one image
+lock() { # lock NAME TORCH-REQUIREMENT EXTRAS: resolves without installing anything, writes the lock of one image
     echo "Resolving the $1 image" >&2
     "$work/venv/bin/python" -m pip install --quiet --disable-pip-version-check --dry-run --ignore-installed \
-        --prefer-binary --report "$work/$1.json" -c constraints.txt "$2" setuptools ".[$extras]"
+        --prefer-binary --report "$work/$1.json" -c constraints.txt "$2" setuptools ".[$3]"
     "$work/venv/bin/python" - "$work/$1.json" "images/requirements-$1.txt" <<'PYTHON'
 import json
 import sys
@@ -44,5 +44,5 @@ print(f"Wrote {target}: {len(pins)} packages", file=sys.stderr)
 PYTHON
 }
 
-lock cpu "torch==$torch+cpu"
-lock cuda "torch===$torch" # three signs: the build without a local label, which is the one with CUDA
+lock cpu "torch==$torch+cpu" "$extras"
+lock cuda "torch===$torch" "$extras,qlora" # three signs: the build without a local label, which is the one with CUDA

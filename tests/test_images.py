@@ -67,11 +67,12 @@ def test_cpu_lock_is_what_the_extras_need_at_the_versions_of_the_constraints(con
     assert pins == {name: constraints[name] for name in pins}, RELOCK
 
 
-def test_cuda_lock_adds_to_the_cpu_lock_what_torch_needs_for_cuda():
+def test_cuda_lock_adds_to_the_cpu_lock_what_torch_needs_for_cuda_and_4_bits(constraints):
     cpu, cuda = lock("cpu"), lock("cuda")
     added = {name: version for name, version in cuda.items() if name not in cpu}
     assert {name: version for name, version in cuda.items() if name in cpu} == cpu, RELOCK
     assert {"triton", "nvidia-nccl-cu13"} <= added.keys()
+    assert added.pop("bitsandbytes") == constraints["bitsandbytes"], RELOCK
     assert all(name.startswith(("nvidia-", "cuda-", "triton")) for name in added)
 
 

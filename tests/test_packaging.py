@@ -184,6 +184,7 @@ def test_extras_licence_and_command_are_announced(unpacked: Path, wheel_metadata
         "gcs",
         "kubeflow",
         "pipelines",
+        "qlora",
         "train",
         "vertex",
     }

@@ -78,12 +78,11 @@ def test_a_containers_limit_counts(tmp_path) -> None:
 
 def test_four_bits_without_bitsandbytes_are_refused(monkeypatch) -> None:
     monkeypatch.setattr(placement.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+    with pytest.raises(ConfigError, match=r"pip install 'calib-core\[qlora\]'"):
         quantization("float32")
 
 
 def test_scoring_leaves_the_gradients_of_a_model_in_four_bits_as_they_were(tmp_path) -> None:
-    pytest.importorskip("bitsandbytes")
     # Sides of whole 64s: others no fused kernel takes, so that it could not come between.
     folder = save_tiny_model(tmp_path, hidden_size=64, intermediate_size=64, head_dim=16)
     config = replace(FINETUNE, lora_dropout=0.0)
@@ -108,7 +107,6 @@ def test_scoring_leaves_the_gradients_of_a_model_in_four_bits_as_they_were(tmp_p
 
 @pytest.mark.slow
 def test_a_model_in_four_bits_trains(folder, tmp_path, monkeypatch) -> None:
-    pytest.importorskip("bitsandbytes")
     monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
     config, data = replace(FINETUNE, placement="qlora"), prepared(tmp_path, pairs=False)
     record = rcft(config, str(folder), data, tmp_path / "adapter")
