@@ -153,8 +153,8 @@ def test_two_nodes_train_together_in_containers(client, image, tiny_llama, tmp_p
     work = tmp_path / ".kubeflow" / "trainer" / "containers" / job.name
     shutil.copytree(tiny_llama, work / "model")
     shutil.copytree(prepared(tmp_path, pairs=False), work / "data")
-    for path in (work / "model", work / "data"):
-        path.chmod(0o755)
+    for path in work.rglob("*"):  # safetensors writes files that only their owner can read
+        path.chmod(0o755 if path.is_dir() else 0o644)
     with writable(client, work):
         nodes_kubeflow.run_job(
             trainer,
