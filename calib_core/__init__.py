@@ -8,6 +8,12 @@ Data flows one way through the modules: `questions` and `folds` (files), `prompt
 `losses` and `training` (torch), `report` (HTML). `steps` holds the work of one pipeline component per module.
 """
 
+import logging
+
 from calib_core.version import __version__
+
+# PEFT imports bitsandbytes where it is installed. On some CPUs that warns at every start of a missing package
+# with which it would fetch machine code from a hub.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 __all__ = ["__version__"]
