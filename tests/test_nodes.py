@@ -29,6 +29,8 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.parameters import config_from
 from calib_core.steps.finetune import FinetuneConfig
 
+pytestmark = pytest.mark.slow  # jobs are polled, a second each
+
 CONFIG = FinetuneConfig(nodes=2, processes=2, epochs=3, cluster='{"platform": "kubeflow"}')
 PLACES = {
     name: Place(path=f"/kfp/{name}", uri=f"gs://bucket/{name}") for name in ("model", "data", "adapter")

@@ -287,7 +287,7 @@ def test_a_csv_row_with_too_many_fields(tmp_path):
         ("q.json", b'["\xff"]', "byte 2: not UTF-8 (0xff)"),
         ("q.jsonl", "ab".encode("utf-16"), "byte 0: this is UTF-16"),
         ("q.jsonl.gz", b"no gzip", "damaged gzip file"),
-        ("q.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "damaged gzip file"),
+        ("q.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "damaged gzip file"),
         ("q.csv", (CSV + 'c,"What?,x,y,z,0,s\n').encode(), "line 4: not valid CSV"),
         ("q.csv", b"question,caf\xe9\n", "line 1: not UTF-8"),
     ],

@@ -18,6 +18,8 @@ from calib_core import gcs as remote
 from calib_core import gcs_transfer, storage
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 
+pytestmark = pytest.mark.slow  # faults are waited for, a second each
+
 SLICE = 64 * 1024
 BIG = os.urandom(5 * SLICE + 1234)
 MANY = os.urandom(40 * SLICE)  # more slices than one request can put together

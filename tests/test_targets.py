@@ -173,6 +173,7 @@ def test_without_settings_the_kubeflow_package_has_nothing_of_kubernetes():
     } == WITH_A_MODEL | WITHOUT
 
 
+@pytest.mark.slow
 def test_requests_follow_the_size_of_the_model(tmp_path):
     found = []
     for size in ("135M", "1.5B", "8B"):
