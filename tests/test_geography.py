@@ -15,6 +15,8 @@ from calib_core.folds import split_questions
 from calib_core.geography import PAIR_FORMS, READING, make_preferences, make_questions
 from calib_core.questions import normalize_text
 
+pytestmark = pytest.mark.slow  # all of the demo's questions are made, with several seeds
+
 
 @pytest.fixture(scope="module")
 def questions():

@@ -156,6 +156,7 @@ def test_secrets_are_named_where_they_are_used_and_nowhere_else(kubeflow):
         assert mounts == {"data": "/data", "runs": "/var/runs"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", SPOT)
 def test_spot_nodes_are_asked_for_as_each_provider_marks_them(provider, tmp_path):
     made = pods(compiled(package("kubeflow", KubeflowSettings(spot=provider)), tmp_path))
