@@ -58,7 +58,7 @@ $(STAMP): pyproject.toml constraints.txt calib_core/version.py
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	    exit 1; }
-	@echo "Installing into .venv (2.5 GB; 2 to 4 minutes the first time)" >&2
+	@echo "Installing into .venv (2.8 GB; 2 to 4 minutes the first time)" >&2
 	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear .venv
 	@$(PIP) install -c constraints.txt torch setuptools
 	@$(PIP) install -c constraints.txt --no-build-isolation -e '.[dev]'
