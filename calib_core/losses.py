@@ -29,7 +29,7 @@ def sequence_nll_nats(logits: Tensor, next_ids: Tensor, lengths: Tensor) -> Tens
     The question's nats are averaged, so that it weighs no more than its answer, whatever its length. Summed
     up, its hundred nats would drown the answer and the ECE loss. Averaged over question and answer together,
     the answer would be one token of many: the ECE loss, outweighing it as many times, then pulls accuracy
-    down with confidence (`benchmarks/rcft_weight.py`).
+    down with confidence.
 
     Args:
         logits: next-token logits of the P tokens of a batch, sequence after sequence, padding left out,
