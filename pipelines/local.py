@@ -97,7 +97,9 @@ def run_local(
         try:
             with _environment(environment), contextlib.redirect_stdout(screen):
                 outputs = package(**parameters).outputs
-        except RuntimeError:  # all that kfp.local says of a task that failed
+        # All that kfp.local says of a task that failed. A container that was gone before it asked how it had
+        # ended it takes for one that succeeded, and then misses its outputs.
+        except (RuntimeError, ValueError):
             error = _task_error(error_file, out / "run.log")
             log.write(f"error: {error}\n")
             raise error from None
