@@ -220,8 +220,8 @@ def _finetune(
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use fewer "
-            "pass_tokens, fewer batch_tokens, a smaller lora_r, placement "
-            "'fsdp' on more processes or 'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
+            "pass_tokens, fewer batch_tokens, a smaller lora_r, placement 'fsdp' on more processes or "
+            "'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
         ) from error
     record = {
         "method": method,
