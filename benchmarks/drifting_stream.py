@@ -29,10 +29,10 @@ import torch
 import transformers
 from checkout import commit
 
-from calib_core.geography import READING, make_questions
-from calib_core.models import embedded_model
-from calib_core.questions import Question, write_questions
-from calib_pipelines.local import run_local
+from calib_core.data.questions import Question, write_questions
+from calib_core.demo.geography import READING, make_questions
+from calib_core.models.loading import embedded_model
+from calib_pipelines.run.local import run_local
 
 SETTINGS: dict[str, Any] = {
     "target_ece": 0.15,  # what batches this small can decide on

@@ -24,13 +24,13 @@ import torch
 import transformers
 from checkout import commit
 
-from calib_core.data_folder import read_data
-from calib_core.models import load_model
-from calib_core.prompts import PromptEncoder, PromptForm
-from calib_core.scoring import encode_questions, score_encoded
+from calib_core.models.loading import load_model
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
+from calib_core.scoring.scores import encode_questions, score_encoded
 from calib_core.steps.finetune import FinetuneConfig, rcft
-from calib_core.stopping import evaluate_heldout
-from calib_pipelines.demo import MEMORISED
+from calib_core.steps.folder import read_data
+from calib_core.training.stopping import evaluate_heldout
+from calib_pipelines.run.demo import MEMORISED
 
 FIGURES = ("step", "accuracy", "mean_confidence", "conf_ece", "debiased_ece_high", "nll_nats")
 

@@ -25,11 +25,11 @@ import transformers
 from checkout import commit
 from numpy.typing import NDArray
 
-from calib_core.geography import make_questions
-from calib_core.models import LoadedModel, embedded_model, load_model
-from calib_core.prompts import PromptEncoder, PromptForm
-from calib_core.questions import Question
-from calib_core.scoring import score
+from calib_core.data.questions import Question
+from calib_core.demo.geography import make_questions
+from calib_core.models.loading import LoadedModel, embedded_model, load_model
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
+from calib_core.scoring.scores import score
 
 PEER_BATCH = 16
 

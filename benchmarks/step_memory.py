@@ -1,4 +1,4 @@
-"""How much memory does a step of scoring, fine-tuning and DPO take, and what does `calib_core.resources` say?
+"""How much memory do scoring, fine-tuning and DPO take a step, and what does `calib_core.models.budget` say?
 
 Each measurement runs in a process of its own, on the embedded 135M model: memory of the process after the
 imports is taken off its peak. Prints JSON.
@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from calib_core.resources import DTYPES, GIB, HOST_GIB, WORKS, Work, host_bytes
+from calib_core.models.budget import DTYPES, GIB, HOST_GIB, WORKS, Work, host_bytes
 
 LENGTH_TOKENS = 128
 PARAMETERS = 134_515_008
@@ -30,8 +30,8 @@ def measure(work: Work, dtype: str, tokens: int) -> int:
     """Peak memory of this process in `work`, in bytes, beyond what imports take."""
     import torch  # noqa: PLC0415
 
-    from calib_core import dpo, scoring, training  # noqa: F401, PLC0415 - imported before the baseline is taken
-    from calib_core.models import embedded_model, load_model  # noqa: PLC0415
+    from calib_core.models.loading import embedded_model, load_model  # noqa: PLC0415
+    from calib_core.training import dpo  # noqa: F401, PLC0415 - imported before the baseline is taken
 
     torch.manual_seed(0)
     baseline = _resident_bytes()
@@ -49,7 +49,7 @@ def _resident_bytes() -> int:
 def _score(loaded: Any, rows: list[list[int]]) -> None:
     import torch  # noqa: PLC0415
 
-    from calib_core.forward import answer_logits  # noqa: PLC0415
+    from calib_core.scoring.forward import answer_logits  # noqa: PLC0415
 
     with torch.inference_mode():
         for _ in range(2):
@@ -60,10 +60,10 @@ def _finetune(loaded: Any, rows: list[list[int]]) -> None:
     """Two steps with logits at every position, as RCFT has them."""
     import torch  # noqa: PLC0415
 
-    from calib_core.forward import logits_at, padded  # noqa: PLC0415
-    from calib_core.lora import attach_lora, trainable_parameters  # noqa: PLC0415
-    from calib_core.losses import sequence_nll_nats  # noqa: PLC0415
+    from calib_core.scoring.forward import logits_at, padded  # noqa: PLC0415
     from calib_core.steps.finetune import FinetuneConfig  # noqa: PLC0415
+    from calib_core.training.lora import attach_lora, trainable_parameters  # noqa: PLC0415
+    from calib_core.training.losses import sequence_nll_nats  # noqa: PLC0415
 
     attach_lora(loaded, FinetuneConfig())
     loaded.model.train()
@@ -80,10 +80,10 @@ def _finetune(loaded: Any, rows: list[list[int]]) -> None:
 
 def _align(loaded: Any, rows: list[list[int]]) -> None:
     """Two steps of DPO; half of each row is the prompt, and every second row the answer that lost."""
-    from calib_core.dpo import align_with_dpo  # noqa: PLC0415
-    from calib_core.lora import attach_lora  # noqa: PLC0415
-    from calib_core.preferences import Preference  # noqa: PLC0415
+    from calib_core.data.preferences import Preference  # noqa: PLC0415
     from calib_core.steps.align import AlignConfig  # noqa: PLC0415
+    from calib_core.training.dpo import align_with_dpo  # noqa: PLC0415
+    from calib_core.training.lora import attach_lora  # noqa: PLC0415
 
     half = LENGTH_TOKENS // 2
     texts = [(" yes" * half, " no" * half, " so" * half) for _ in rows]

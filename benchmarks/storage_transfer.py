@@ -1,6 +1,6 @@
 """How much faster do files come from and go to Google Cloud Storage than through the plain client?
 
-Uploads and downloads one large file and a folder of small ones, in turns by `calib_core.storage` and by
+Uploads and downloads one large file and a folder of small ones, in turns by `calib_core.storage.uris` and by
 google-cloud-storage's own single-stream calls, which check checksums too. Prints JSON; a ratio above 1 says
 that ours took less time.
 
@@ -31,7 +31,7 @@ from typing import Any
 from checkout import commit
 from google.cloud.storage import Bucket, Client
 
-from calib_core import storage
+from calib_core.storage import uris as storage
 
 SMALL_BYTES = 200_000
 

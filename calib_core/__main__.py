@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from calib_core.cli import add_commands
+from calib_core.commands.library import add_commands
 from calib_core.steps.task import reported_errors
 
 

@@ -14,8 +14,8 @@ from kfp.dsl.base_component import BaseComponent
 
 import calib_components
 import calib_pipelines
-from calib_pipelines import recalibrate, restore_calibration, score_large
-from calib_pipelines.placement import Definition
+from calib_pipelines.definitions import recalibrate, restore_calibration, score_large
+from calib_pipelines.definitions.placement import Definition
 
 DEFINITIONS: dict[str, Definition] = {
     module.NAME: module.define for module in (restore_calibration, recalibrate, score_large)
@@ -31,7 +31,7 @@ PIPELINES: dict[str, BaseComponent] = {
 @functools.cache
 def targets() -> dict[Path, BaseComponent]:
     """Where each compiled YAML stands, and what it is compiled from."""
-    from calib_pipelines.targets import TARGETS, package  # noqa: PLC0415 - which imports this module
+    from calib_pipelines.targets.compiling import TARGETS, package  # noqa: PLC0415 - which imports this module
 
     components = Path(calib_components.__file__).parent
     pipelines = Path(calib_pipelines.__file__).parent

@@ -12,9 +12,9 @@ from kfp.dsl.base_component import BaseComponent
 
 import calib_components
 import calib_pipelines
-from calib_pipelines.recalibrate import recalibrate
-from calib_pipelines.restore_calibration import restore_calibration
-from calib_pipelines.score_large import score_large
+from calib_pipelines.definitions.recalibrate import recalibrate
+from calib_pipelines.definitions.restore_calibration import restore_calibration
+from calib_pipelines.definitions.score_large import score_large
 
 START, END = "<!-- tables: written by `make docs` -->", "<!-- end of tables -->"
 

@@ -21,12 +21,13 @@ from kfp import local
 from kubeflow.trainer import ContainerBackendConfig, TrainerClient
 from kubeflow.trainer.backends.container.types import TrainingRuntimeSource
 
-from calib_components import nodes, nodes_kubeflow
 from calib_components.image import IMAGE
+from calib_components.nodes import jobs as nodes
+from calib_components.nodes import kubeflow as nodes_kubeflow
 from calib_core.errors import CalibError
-from calib_core.files import read_json
+from calib_core.storage.files import read_json
 from calib_core.version import __version__
-from calib_pipelines.local import run_local
+from calib_pipelines.run.local import run_local
 
 UID = 10001
 LIMIT_BYTES = 4 * 2**30
@@ -194,6 +195,6 @@ def test_any_other_user_may_run_it_too(shell):
 
 
 def test_hub_is_not_asked_where_it_is_switched_off(shell):
-    command = "from calib_core.model_files import resolve; resolve('owner/name')"
+    command = "from calib_core.models.files import resolve; resolve('owner/name')"
     with pytest.raises(ContainerError, match="outgoing traffic has been disabled"):
         shell(f'python3 -c "{command}"')

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from test_training import CONFIG, MachineError, Run, interrupt_at
 
-from calib_core import processes
-from calib_core.models import adapter_digest
+from calib_core.models.loading import adapter_digest
+from calib_core.runtime import processes
 
 # 13 questions in batches of 3: shares of 2 and 1, and one batch of a single question. Three batches make a
 # step, and the last step of an epoch has two.

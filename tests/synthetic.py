@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calib_core.predictions import Predictions
+from calib_core.predictions.table import Predictions
 
 Floats = NDArray[np.float64]
 

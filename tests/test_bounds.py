@@ -14,19 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import make_world, memorised, scrambled, softmax, tempered
 
-from calib_core.binning import bin_index
-from calib_core.bootstrap import debiased_ece_interval
-from calib_core.bounds import (
+from calib_core.decisions.bounds import (
     _reachable_correct as reachable_correct,
 )
-from calib_core.bounds import (
+from calib_core.decisions.bounds import (
     regime_test,
     required_examples,
     target_calibration_error,
     upper_bounds,
 )
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.metrics import conf_ece
+from calib_core.metrics.binning import bin_index
+from calib_core.metrics.bootstrap import debiased_ece_interval
+from calib_core.metrics.figures import conf_ece
 
 ROUNDING = 1e-12
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from calib_core import storage
-from calib_core.champion import first_champion, read_champion, rollback, write_champion
+from calib_core.champion.history import append_figures, figures_row, read_figures
+from calib_core.champion.state import first_champion, read_champion, rollback, write_champion
+from calib_core.data.questions import Question, write_questions
+from calib_core.data.stream import Snapshot
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
-from calib_core.figures import append_figures, figures_row, read_figures
-from calib_core.files import read_json
-from calib_core.questions import Question, write_questions
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.publish import PublishConfig, publish
-from calib_core.stream import Snapshot
-from calib_pipelines import cli
+from calib_core.storage import uris as storage
+from calib_core.storage.files import read_json
+from calib_pipelines.commands import main as cli
 
 SPLIT = (0.4, 0.3)
 

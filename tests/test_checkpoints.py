@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from calib_core import checkpoints
-from calib_core.checkpoints import (
+from calib_core.errors import DataFormatError
+from calib_core.training import checkpoints
+from calib_core.training.checkpoints import (
     Checkpoint,
     drop_checkpoint,
     load_checkpoint,
@@ -19,7 +20,6 @@ from calib_core.checkpoints import (
     restore_random_states,
     save_checkpoint,
 )
-from calib_core.errors import DataFormatError
 
 
 def made(step: int) -> Checkpoint:

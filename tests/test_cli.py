@@ -13,11 +13,11 @@ import pytest
 from synthetic import make_world, memorised, tempered
 
 import calib_components
-from calib_core.champion_cli import add_champion_commands
-from calib_core.cli import add_commands
-from calib_core.predictions import write_predictions
+from calib_core.commands.champion import add_champion_commands
+from calib_core.commands.library import add_commands
+from calib_core.predictions.table import write_predictions
 from calib_core.version import __version__
-from calib_pipelines import cli
+from calib_pipelines.commands import main as cli
 from calib_pipelines.compile import PIPELINES
 
 COMPONENTS = {
@@ -171,7 +171,9 @@ def test_wrong_flags_and_values_end_with_2(tables, tmp_path, capsys):
 
 
 def test_standard_output_has_the_result_alone(tables, monkeypatch, capsys):
-    monkeypatch.setattr("calib_core.cli.summarize", lambda *_, **__: print("advice of a library") or {"n": 1})
+    monkeypatch.setattr(
+        "calib_core.commands.library.summarize", lambda *_, **__: print("advice of a library") or {"n": 1}
+    )
     assert cli.main(["metrics", str(tables / "sure.parquet"), "--json"]) == 0
     shown = capsys.readouterr()
     assert (shown.out, shown.err) == ('{"n": 1}\n', "advice of a library\n")
@@ -194,7 +196,7 @@ def test_a_full_disk_ends_with_1_and_no_traceback(tables, tmp_path, monkeypatch,
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device", "report.html")
 
-    monkeypatch.setattr("calib_core.cli.write_report", full)
+    monkeypatch.setattr("calib_core.commands.library.write_report", full)
     assert cli.main(["report", str(tables / "sure.parquet"), "--out", str(tmp_path / "r.html")]) == 1
     told = capsys.readouterr().err
     assert told == "error: report.html: No space left on device; mend this, and run the command again\n"
@@ -236,7 +238,7 @@ def run_without(modules: tuple[str, ...], *arguments: str) -> subprocess.Complet
         f"        if name.partition('.')[0] in {modules!r}:\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Missing())\n"
-        "from calib_pipelines.cli import main\n"
+        "from calib_pipelines.commands.main import main\n"
         "sys.exit(main())\n"
     )
     return subprocess.run(
@@ -269,9 +271,9 @@ def test_pipeline_without_kfp_says_what_to_install():
 
 def test_demo_runs_the_scenario_that_was_asked_for(tmp_path, monkeypatch, capsys):
     asked = []
-    demo = ModuleType("calib_pipelines.demo")
+    demo = ModuleType("calib_pipelines.run.demo")
     demo.run_demo = lambda scenario, out: asked.append((scenario, out)) or {"branch": "rcft"}
-    monkeypatch.setitem(sys.modules, "calib_pipelines.demo", demo)
+    monkeypatch.setitem(sys.modules, "calib_pipelines.run.demo", demo)
     assert cli.main(["demo", "--scenario", "memorised", "--out", str(tmp_path), "--json"]) == 0
     assert asked == [("memorised", tmp_path)]
     assert json.loads(capsys.readouterr().out) == {"branch": "rcft"}

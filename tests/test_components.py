@@ -14,7 +14,7 @@ import yaml
 from kfp.components import load_component_from_file
 
 import calib_components
-from calib_core.parameters import parameters_of
+from calib_core.settings.parameters import parameters_of
 from calib_core.steps.align import AlignConfig
 from calib_core.steps.calibrate import CalibrateConfig
 from calib_core.steps.convert import ConvertConfig
@@ -29,7 +29,7 @@ from calib_core.steps.shards import ScoreConfig, ShardConfig
 from calib_core.version import __version__
 from calib_pipelines import compile as compiling
 from calib_pipelines import docs
-from calib_pipelines.registries import RegisterConfig
+from calib_pipelines.clusters.registries import RegisterConfig
 
 ROOT = Path(calib_components.__file__).parent
 CONFIGS = {

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from calib_core.config import ConfigCheck
 from calib_core.errors import ConfigError
+from calib_core.settings.checks import ConfigCheck
 
 
 @dataclass(frozen=True, kw_only=True)

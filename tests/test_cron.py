@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from calib_core.errors import ConfigError
-from calib_pipelines.cron import parse_cron
+from calib_pipelines.clusters.cron import parse_cron
 
 
 @pytest.mark.parametrize(

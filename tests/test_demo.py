@@ -5,7 +5,7 @@ import math
 import pytest
 import real
 
-from calib_pipelines.local import run_local
+from calib_pipelines.run.local import run_local
 
 pytestmark = [pytest.mark.slow, pytest.mark.real, real.needs_weights]
 

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud.aiplatform_v1.services.pipeline_service.transports import PipelineServiceGrpcTransport
 from google.cloud.aiplatform_v1.services.schedule_service.transports import ScheduleServiceGrpcTransport
 
-from calib_pipelines import cli, submit
+from calib_pipelines.commands import main as cli
+from calib_pipelines.commands import submit
 
 ROOT = Path(__file__).parents[1]
 PUSHED = "registry.example/team"
@@ -46,7 +47,7 @@ def follow(document: str, heading: str) -> list[str]:
         if words[:2] == ["pipeline", "compile"]:  # an image is named before the components are imported
             environment = {**os.environ, **dict(setting.split("=", 1) for setting in settings)}
             code = subprocess.run(
-                [sys.executable, "-m", "calib_pipelines.cli", *words], env=environment, check=False
+                [sys.executable, "-m", "calib_pipelines.commands.main", *words], env=environment, check=False
             ).returncode
         else:
             code = cli.main(words)

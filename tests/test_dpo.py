@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny import BOS, CONTEXT_TOKENS, END, EOS, TURN, WORDS, save_tiny_model
 
-from calib_core.dpo import align_with_dpo
+from calib_core.data.preferences import Preference
 from calib_core.errors import CalibError, DataFormatError
-from calib_core.lora import attach_lora, save_adapter, trainable_parameters
-from calib_core.models import LoadedModel, adapter_digest, load_model
-from calib_core.preferences import Preference
-from calib_core.scoring import PreferenceLogprobs, sequence_logprobs, win_rate
+from calib_core.models.loading import LoadedModel, adapter_digest, load_model
+from calib_core.scoring.scores import PreferenceLogprobs, sequence_logprobs, win_rate
 from calib_core.steps.align import AlignConfig
+from calib_core.training.dpo import align_with_dpo
+from calib_core.training.lora import attach_lora, save_adapter, trainable_parameters
 
 CONFIG = AlignConfig(
     epochs=4, learning_rate=3e-2, batch_size=4, lora_r=4, lora_alpha=8, warmup_fraction=0.0, dtype="float32"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.files import check_output_folder, read_json, whole_file, whole_folder, write_json
+from calib_core.storage.files import check_output_folder, read_json, whole_file, whole_folder, write_json
 
 
 def names(folder: Path) -> list[str]:

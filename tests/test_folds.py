@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calib_core.data.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
+from calib_core.data.questions import Question, normalize_text
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
-from calib_core.questions import Question, normalize_text
 
 
 def ask(text, *, name=None, choices=("a", "b"), answer=0):

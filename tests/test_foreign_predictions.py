@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calib_core.data.questions import Question, write_questions
 from calib_core.errors import DataFormatError
-from calib_core.predictions import read_predictions
-from calib_core.questions import Question, write_questions
+from calib_core.predictions.table import read_predictions
 from calib_core.steps.convert import ConvertConfig, convert_predictions
-from calib_pipelines import cli
+from calib_pipelines.commands import main as cli
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

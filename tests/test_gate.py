@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calib_core.decisions.gate import decide
+from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.gate import decide
-from calib_core.metrics import conf_ece
-from calib_core.posthoc import apply_temperature
-from calib_core.predictions import Predictions
+from calib_core.metrics.figures import conf_ece
+from calib_core.predictions.table import Predictions
 
 
 def make(n: int = 1000, *, sharpness: float = 1.0, flipped: int = 0, seed: int = 0) -> Predictions:

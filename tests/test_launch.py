@@ -13,15 +13,15 @@ import torch
 from tiny import save_tiny_model
 from trained import world
 
-from calib_core import launch as launching
+from calib_core.data.questions import write_questions
 from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
-from calib_core.files import read_json
-from calib_core.launch import launch
-from calib_core.parameters import flags_of
-from calib_core.questions import write_questions
+from calib_core.settings.parameters import flags_of
+from calib_core.steps import launch as launching
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.launch import launch
 from calib_core.steps.prepare import PrepareConfig, prepare
-from calib_pipelines import cli
+from calib_core.storage.files import read_json
+from calib_pipelines.commands import main as cli
 
 TWO = FinetuneConfig(
     target_ece=0.3,

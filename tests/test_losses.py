@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.special import log_softmax, softmax
 
-from calib_core.losses import answer_nll_nats, ece_loss, sequence_nll_nats
+from calib_core.training.losses import answer_nll_nats, ece_loss, sequence_nll_nats
 
 LN2, LN3, LN4 = math.log(2), math.log(3), math.log(4)
 

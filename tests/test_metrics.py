@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import norm
 
-from calib_core import metrics
-from calib_core.binning import bin_index, folded_normal_mean
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.predictions import Predictions
+from calib_core.metrics import figures as metrics
+from calib_core.metrics.binning import bin_index, folded_normal_mean
+from calib_core.predictions.table import Predictions
 
 CONF = [0.52, 0.61, 0.70, 0.79, 0.83, 0.88, 0.93, 0.99]
 CORRECT = [1, 0, 1, 1, 0, 1, 1, 1]

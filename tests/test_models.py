@@ -14,10 +14,16 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import CONTEXT_TOKENS, byte_tokenizer, save_tiny_model
 
-from calib_core import models
 from calib_core.errors import ConfigError
-from calib_core.files import read_json, sha256_file, write_json
-from calib_core.models import adapter_digest, embedded_model, load_model, native_bfloat16, tokenizer_digest
+from calib_core.models import loading as models
+from calib_core.models.loading import (
+    adapter_digest,
+    embedded_model,
+    load_model,
+    native_bfloat16,
+    tokenizer_digest,
+)
+from calib_core.storage.files import read_json, sha256_file, write_json
 
 
 @pytest.fixture

@@ -21,12 +21,14 @@ from kubeflow.trainer import CustomTrainer, LocalProcessBackendConfig, TrainerCl
 from kubernetes_api import JOBS, NAMESPACE, Cluster, serving, write_kubeconfig
 
 import calib_core
-from calib_components import nodes, nodes_kubeflow, vertex_node
 from calib_components.image import IMAGE
-from calib_components.nodes import KubeflowSettings, Place, finetune, read_settings
-from calib_core.cli import add_commands
+from calib_components.nodes import jobs as nodes
+from calib_components.nodes import kubeflow as nodes_kubeflow
+from calib_components.nodes import replica as vertex_node
+from calib_components.nodes.jobs import KubeflowSettings, Place, finetune, read_settings
+from calib_core.commands.library import add_commands
 from calib_core.errors import CalibError, ConfigError
-from calib_core.parameters import config_from
+from calib_core.settings.parameters import config_from
 from calib_core.steps.finetune import FinetuneConfig
 
 pytestmark = pytest.mark.slow  # jobs are polled, a second each
@@ -307,8 +309,8 @@ def local_job(client: TrainerClient, *arguments: str) -> None:
 def test_the_same_call_trains_in_local_processes(local, tiny_llama, tmp_path, monkeypatch) -> None:
     from test_steps import FINETUNE, prepared
 
-    from calib_core.files import read_json
-    from calib_core.parameters import flags_of
+    from calib_core.settings.parameters import flags_of
+    from calib_core.storage.files import read_json
 
     monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
     data, out = prepared(tmp_path, pairs=False), tmp_path / "adapter"
@@ -386,7 +388,7 @@ def test_two_vertex_nodes_meet_in_one_run(tmp_path) -> None:
     for pool in cluster:
         spec = {"cluster": cluster, "task": {"type": pool, "index": 0}, "open_ports": [port]}
         environment = {**os.environ, "CLUSTER_SPEC": json.dumps(spec), "RANK": "7", "WORLD_SIZE": "1"}
-        command = [sys.executable, "-m", "calib_components.vertex_node", "1", "cft", "--model=m"]
+        command = [sys.executable, "-m", "calib_components.nodes.replica", "1", "cft", "--model=m"]
         command += [f"--data={tmp_path}", f"--out={tmp_path}/out", "--nodes=2"]
         running.append(
             subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, cwd=tmp_path)

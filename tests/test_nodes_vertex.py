@@ -19,9 +19,9 @@ from google.cloud.aiplatform_v1 import types
 from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
 from google.protobuf.empty_pb2 import Empty
 
-from calib_components import nodes_vertex
 from calib_components.image import IMAGE
-from calib_components.nodes import Place, finetune
+from calib_components.nodes import vertex as nodes_vertex
+from calib_components.nodes.jobs import Place, finetune
 from calib_core.errors import CalibError, ConfigError
 from calib_core.steps.finetune import FinetuneConfig
 
@@ -137,7 +137,7 @@ def test_a_job_has_a_leader_and_replicas_that_run_one_command(vertex, capsys) ->
     assert first.machine_spec.accelerator_count == 4
     assert first.container_spec == others.container_spec
     assert first.container_spec.image_uri == IMAGE
-    assert list(first.container_spec.command) == ["python", "-m", "calib_components.vertex_node"]
+    assert list(first.container_spec.command) == ["python", "-m", "calib_components.nodes.replica"]
     processes, *arguments = first.container_spec.args
     assert (processes, arguments[0]) == ("4", "rcft")
     assert {"--model=owner/name", "--data=/gcs/b/data", "--out=/gcs/b/adapter"} <= set(arguments)

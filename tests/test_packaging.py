@@ -25,43 +25,47 @@ import calib_core
 ROOT = Path(__file__).resolve().parents[1]
 IMPORT_NAMES = {"calib_core": "calib_core", "calib_components": "components", "calib_pipelines": "pipelines"}
 LIGHT = [
-    "bootstrap",
     "bounds",
-    "champion",
-    "champion_cli",
-    "cli",
-    "figures",
-    "files",
-    "folds",
-    "foreign_predictions",
-    "gate",
-    "launch",
-    "geography",
+    "champion.history",
+    "champion.state",
+    "commands.champion",
+    "commands.library",
+    "data.folds",
+    "data.preferences",
+    "data.questions",
+    "data.stream",
+    "decisions.bounds",
+    "decisions.gate",
+    "decisions.target",
+    "decisions.temperature",
+    "demo.geography",
     "metrics",
-    "parameters",
-    "posthoc",
+    "metrics.bootstrap",
+    "metrics.figures",
+    "models.budget",
     "predictions",
-    "preferences",
-    "processes",
-    "prompts",
-    "questions",
+    "predictions.foreign",
+    "predictions.table",
     "report",
-    "resources",
-    "storage",
-    "stream",
-    "target",
+    "runtime.processes",
+    "scoring.prompts",
+    "settings.parameters",
     "steps.align",
     "steps.calibrate",
     "steps.convert",
     "steps.evaluate",
     "steps.finetune",
     "steps.fresh",
+    "steps.launch",
     "steps.measure",
     "steps.prepare",
     "steps.promote",
     "steps.publish",
     "steps.record",
     "steps.shards",
+    "storage.files",
+    "storage.uris",
+    "target",
 ]
 
 # Stands in for an environment that holds only what a plain `pip install` of the wheel brings: every other
@@ -193,7 +197,7 @@ def test_extras_licence_and_command_are_announced(unpacked: Path, wheel_metadata
     assert "Apache License" in (info / "licenses" / "LICENSE").read_text()
     scripts = configparser.ConfigParser()
     scripts.read(info / "entry_points.txt")
-    assert dict(scripts["console_scripts"]) == {"calib": "calib_pipelines.cli:main"}
+    assert dict(scripts["console_scripts"]) == {"calib": "calib_pipelines.commands.main:main"}
 
 
 def test_every_requirement_has_a_pin_that_satisfies_it(wheel_metadata: Message) -> None:
@@ -219,7 +223,7 @@ def test_base_install_is_simulated(run_in_base_install, unpacked: Path) -> None:
 
 
 def test_light_modules_import_without_torch_and_kfp(run_in_base_install) -> None:
-    modules = ["calib_pipelines.cli", *(f"calib_core.{name}" for name in LIGHT)]
+    modules = ["calib_pipelines.commands.main", *(f"calib_core.{name}" for name in LIGHT)]
     code = """
 import importlib, json
 failures = {}
@@ -235,7 +239,9 @@ print(json.dumps(failures))
     assert json.loads(run.stdout) == {}
 
 
-@pytest.mark.parametrize("module", ["calib_core.metrics", "calib_core.cli", "calib_pipelines.cli"])
+@pytest.mark.parametrize(
+    "module", ["calib_core.metrics.figures", "calib_core.commands.library", "calib_pipelines.commands.main"]
+)
 def test_import_stays_light_where_everything_is_installed(module: str) -> None:
     heavy = {"torch", "transformers", "kfp", "datasets"}
     code = f"import sys, {module}; print({heavy} & set(sys.modules) or 'light')"
@@ -249,7 +255,7 @@ def test_metrics_command_works_in_a_base_install(run_in_base_install, tmp_path: 
     probs = [[0.75, 0.25], [0.75, 0.25], [0.25, 0.75], [0.25, 0.75]]
     labels = pa.array([0, 0, 1, 0], pa.int32())
     pq.write_table(pa.table({"id": ["a", "b", "c", "d"], "label": labels, "probs": probs}), table)
-    code = "import sys; from calib_pipelines.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = "import sys; from calib_pipelines.commands.main import main; sys.exit(main(sys.argv[1:]))"
     run = run_in_base_install(code, "metrics", str(table), "--json")
     assert run.returncode == 0, run.stderr
     # Confidence is 0.75 throughout and three of four answers are right: no calibration error at all.

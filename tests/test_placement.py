@@ -10,15 +10,16 @@ import torch
 from test_steps import EVALUATE, FINETUNE, prepared
 from tiny import save_tiny_model
 
-from calib_core import models, placement
 from calib_core.errors import ConfigError
-from calib_core.files import read_json
-from calib_core.forward import answer_logits, evaluating
-from calib_core.lora import attach_lora, trainable_parameters
-from calib_core.models import load_model
-from calib_core.placement import as_placed, memory_bytes, quantization, weights_bytes, whole_tensor
+from calib_core.models import loading as models
+from calib_core.models import memory as placement
+from calib_core.models.loading import load_model
+from calib_core.models.memory import as_placed, memory_bytes, quantization, weights_bytes, whole_tensor
+from calib_core.scoring.forward import answer_logits, evaluating
 from calib_core.steps.evaluate import evaluate
 from calib_core.steps.finetune import rcft
+from calib_core.storage.files import read_json
+from calib_core.training.lora import attach_lora, trainable_parameters
 
 LAYER = {
     "q_proj": (4096, 4096),

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize_scalar
 
+from calib_core.decisions.temperature import apply_temperature, fit_temperature
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.metrics import nll_nats
-from calib_core.posthoc import apply_temperature, fit_temperature
-from calib_core.predictions import Predictions
+from calib_core.metrics.figures import nll_nats
+from calib_core.predictions.table import Predictions
 
 
 def table(logits: Any, labels: Any, n_options: Any = None) -> Predictions:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.predictions import Predictions, check_same_protocol, read_predictions, write_predictions
+from calib_core.predictions.table import Predictions, check_same_protocol, read_predictions, write_predictions
 
 INF = np.inf
 

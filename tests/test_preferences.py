@@ -5,8 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from calib_core.errors import DataFormatError
-from calib_core.preferences import (
+from calib_core.data.preferences import (
     Preference,
     pairs_showing,
     preferences_fingerprint,
@@ -14,6 +13,7 @@ from calib_core.preferences import (
     split_preferences,
     write_preferences,
 )
+from calib_core.errors import DataFormatError
 
 PAIR = {"id": "a", "prompt": "Question: Sky?\nAnswer:", "chosen": " blue", "rejected": " red"}
 EXPECTED = Preference(id="a", prompt="Question: Sky?\nAnswer:", chosen=" blue", rejected=" red")

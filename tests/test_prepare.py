@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from calib_core.data.preferences import Preference, read_preferences, write_preferences
+from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
 from calib_core.errors import CalibError, ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.files import read_json
-from calib_core.preferences import Preference, read_preferences, write_preferences
-from calib_core.questions import Question, fingerprint, read_questions, write_questions
 from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.storage.files import read_json
 
 
 def ask(text, *, name="", choices=("a", "b", "c"), answer=1):

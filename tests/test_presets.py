@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from calib_core.data.folds import folds_from_files
+from calib_core.data.layouts import LAYOUTS, preset_names
+from calib_core.data.questions import Question, read_questions
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.folds import folds_from_files
-from calib_core.presets import LAYOUTS, preset_names
-from calib_core.questions import Question, read_questions
 
 LABELLED = {"text": ["iron", "wool", "ice"], "label": ["A", "B", "C"]}
 NESTED = {

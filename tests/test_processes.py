@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny import save_tiny_model
 
-from calib_core import processes
+from calib_core.runtime import processes
 
 HERE = Path(__file__).parent
 INTERRUPTED = {"objective": "rcft", "interrupt_at": 5}
@@ -174,7 +174,7 @@ def test_shares_are_even_and_leave_nothing_out(monkeypatch) -> None:
     [({}, True), ({"WORLD_SIZE": "2", "RANK": "0"}, True), ({"WORLD_SIZE": "2", "RANK": "1"}, False)],
 )
 def test_the_first_process_speaks_for_all(monkeypatch, capsys, environment, speaks) -> None:
-    from calib_core import progress
+    from calib_core.runtime import progress
 
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.0)
     for name, value in environment.items():

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from synthetic import Floats, make_world, memorised, tempered
 
-from calib_core.bounds import regime_test
+from calib_core.decisions.bounds import regime_test
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.files import write_json
-from calib_core.metrics import summarize
-from calib_core.predictions import write_predictions
+from calib_core.metrics.figures import summarize
+from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
+from calib_core.storage.files import write_json
 
 N = 500
 WORLDS = {fold: make_world(N, seed) for seed, fold in enumerate(("fit", "calibration", "test"))}

@@ -7,9 +7,9 @@ import pytest
 from tiny import BOS, CHATML, END, EOS, TURN, byte_tokenizer, make_questions, word_tokenizer
 from tokenizers import normalizers
 
+from calib_core.data.questions import Question
 from calib_core.errors import ConfigError, TokenizationError
-from calib_core.prompts import PromptEncoder, PromptForm, text_ids
-from calib_core.questions import Question
+from calib_core.scoring.prompts import PromptEncoder, PromptForm, text_ids
 
 QUESTION = Question(id="q", question="Which city is the largest?", choices=("one", "two", "three"), answer=1)
 PLAIN = "Question: Which city is the largest?\nA. one\nB. two\nC. three\nAnswer:"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calib_core.data.questions import Question, fingerprint, normalize_text, read_questions, write_questions
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.questions import Question, fingerprint, normalize_text, read_questions, write_questions
 
 SKY = {
     "id": "a",

@@ -48,7 +48,7 @@ def test_copy_lies_in_the_folder_of_all_runs_under_the_runs_name(tmp_path):
 
 
 def test_folder_can_be_in_a_bucket(tmp_path, request):
-    storage = pytest.importorskip("calib_core.storage")
+    storage = pytest.importorskip("calib_core.storage.uris")
     folder = request.getfixturevalue("gcs") + "/runs/"
     written = record(END, tmp_path / "record", folder=folder)
     (copy,) = storage.list_files(folder)

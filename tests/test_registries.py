@@ -12,8 +12,8 @@ import pytest
 from registry_standin import Answer, KubeflowRegistry, serving
 
 from calib_core.errors import ConfigError
-from calib_pipelines import cli
-from calib_pipelines.registries import RegisterConfig, register
+from calib_pipelines.clusters.registries import RegisterConfig, register
+from calib_pipelines.commands import main as cli
 
 MODEL = "gs://bucket/champion/runs/0a/model"
 

@@ -8,7 +8,9 @@ import pytest
 from kfp_standin import KfpServer, error, fault, serving
 from small_package import write_small_package
 
-from calib_pipelines import cli, cluster_flags, clusters
+from calib_pipelines.clusters import base as clusters
+from calib_pipelines.commands import flags as cluster_flags
+from calib_pipelines.commands import main as cli
 
 BROKEN = (500, error(13, "broken"))
 MONDAYS, DAILY = "30 3 * * 1", "0 6 * * *"

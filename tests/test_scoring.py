@@ -10,9 +10,13 @@ import torch
 from peft import LoraConfig, get_peft_model
 from tiny import CONTEXT_TOKENS, END, make_questions
 
-from calib_core import forward, scoring
+from calib_core.data.preferences import Preference
+from calib_core.data.questions import Question
 from calib_core.errors import DataFormatError, NotEnoughDataError
-from calib_core.forward import (
+from calib_core.models.loading import adapter_digest, load_model
+from calib_core.scoring import forward
+from calib_core.scoring import scores as scoring
+from calib_core.scoring.forward import (
     answer_logits,
     evaluating,
     logits_at,
@@ -20,11 +24,8 @@ from calib_core.forward import (
     shared_prefix,
     token_batches,
 )
-from calib_core.models import adapter_digest, load_model
-from calib_core.preferences import Preference
-from calib_core.prompts import PromptEncoder, PromptForm
-from calib_core.questions import Question
-from calib_core.scoring import (
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
+from calib_core.scoring.scores import (
     PreferenceLogprobs,
     encode_preference,
     encode_preferences,

@@ -12,17 +12,17 @@ import torch
 import trained
 from tiny import make_questions, save_tiny_model
 
+from calib_core.data.preferences import Preference, read_preferences, write_preferences
+from calib_core.data.questions import Question, read_questions, write_questions
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.files import read_json
-from calib_core.models import load_model
-from calib_core.predictions import check_same_protocol, read_predictions
-from calib_core.preferences import Preference, read_preferences, write_preferences
-from calib_core.questions import Question, read_questions, write_questions
+from calib_core.models.loading import load_model
+from calib_core.predictions.table import check_same_protocol, read_predictions
 from calib_core.steps.align import AlignConfig, align
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
 from calib_core.steps.prepare import PrepareConfig, prepare
-from calib_core.stopping import evaluate_heldout
+from calib_core.storage.files import read_json
+from calib_core.training.stopping import evaluate_heldout
 
 # At a target of 0.3 the regime test needs 26 questions in fit and calibration.
 EVALUATE = EvaluateConfig(target_ece=0.3, shots=2, dtype="float32", n_resamples=100)
@@ -106,7 +106,7 @@ def no_model(monkeypatch) -> None:
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("calib_core.models.load_model", refuse)
+    monkeypatch.setattr("calib_core.models.loading.load_model", refuse)
 
 
 def questions(data: Path, fold: str) -> list[Question]:
@@ -211,9 +211,9 @@ def test_the_fold_that_is_trained_on_is_fit_without_its_shots(model, data, tmp_p
         trained_on.extend(encoded.questions[row].id for row in rows)
         return plain(_model, encoded, rows)
 
-    from calib_core.batches import cft_loss as plain
+    from calib_core.training.batches import cft_loss as plain
 
-    monkeypatch.setattr("calib_core.training.cft_loss", noted)
+    monkeypatch.setattr("calib_core.training.loop.cft_loss", noted)
     cft(replace(FINETUNE, seed=5), model, data, tmp_path / "out")
     assert sorted(trained_on) == sorted(q.id for q in questions(data, "fit")[2:])
 
@@ -221,12 +221,12 @@ def test_the_fold_that_is_trained_on_is_fit_without_its_shots(model, data, tmp_p
 def test_an_interrupted_write_loses_no_training(tuned, model, data, cache, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("calib_core.lora.write_json", broken)
+        patch.setattr("calib_core.training.lora.write_json", broken)
         with pytest.raises(OSError, match="disk"):
             cft(FINETUNE, model, data, out)
         assert names(tmp_path) == set()
     assert len(names(cache / "training")) == 1
-    monkeypatch.setattr("calib_core.training.cft_loss", broken)  # all of the training was done
+    monkeypatch.setattr("calib_core.training.loop.cft_loss", broken)  # all of the training was done
     record = cft(FINETUNE, model, data, out)
     assert record["history"] == tuned[1]["history"]
     assert (
@@ -298,7 +298,7 @@ def test_what_align_made_is_evaluated_with_the_win_rate_that_it_stated(aligned, 
 
 
 def test_alignment_is_written_whole_or_not_at_all(model, data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("calib_core.lora.write_json", broken)
+    monkeypatch.setattr("calib_core.training.lora.write_json", broken)
     with pytest.raises(OSError, match="disk"):
         align(ALIGN, model, data, tmp_path / "out")
     assert names(tmp_path) == set()

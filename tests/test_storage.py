@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from calib_core import storage
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
+from calib_core.storage import uris as storage
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -171,7 +171,7 @@ def test_of_writers_who_race_exactly_one_wins(root: str) -> None:
 
 RACER = """
 import sys
-from calib_core import storage
+from calib_core.storage import uris as storage
 from calib_core.errors import StaleVersionError
 uri, name = sys.argv[1:]
 print("ready", flush=True)
@@ -215,17 +215,17 @@ def test_a_mounted_bucket_is_no_place_to_race_in() -> None:
 
 
 def test_without_the_client_library_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "calib_core.gcs", raising=False)
-    monkeypatch.delattr("calib_core.gcs", raising=False)
+    monkeypatch.delitem(sys.modules, "calib_core.storage.gcs", raising=False)
+    monkeypatch.delattr("calib_core.storage.gcs", raising=False)
     monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
     with pytest.raises(ConfigError, match=r"pip install 'calib-core\[gcs\]'"):
         storage.fetch("gs://bucket/name")
 
 
 def test_the_client_library_is_not_imported_for_local_paths() -> None:
-    code = "import sys; from calib_core import storage; storage.fetch('x'); print(*sys.modules)"
+    code = "import sys; from calib_core.storage import uris; uris.fetch('x'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"google.cloud.storage", "calib_core.gcs"} & set(done.stdout.split())
+    assert not {"google.cloud.storage", "calib_core.storage.gcs"} & set(done.stdout.split())
 
 
 def test_published_takes_the_work_only_when_it_is_done(root: str) -> None:
@@ -279,7 +279,7 @@ class TestBuckets:
     def test_a_folder_half_written_is_refused(
         self, gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from calib_core import gcs as part
+        from calib_core.storage import gcs as part
 
         whole_upload = part.upload
 
@@ -303,7 +303,7 @@ class TestBuckets:
     def test_a_folder_changed_after_it_was_published_is_refused(
         self, gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from calib_core import gcs as part
+        from calib_core.storage import gcs as part
 
         monkeypatch.setattr(part, "PAUSE_S", 0.01)
         storage.publish(make_folder(tmp_path / "new", FILES), f"{gcs}/model")
@@ -316,7 +316,7 @@ class TestBuckets:
         self, gcs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What a failed publication has brought there goes with the next one, if that doesn't have it."""
-        from calib_core import gcs as part
+        from calib_core.storage import gcs as part
 
         marks: list[object] = []
         whole_put = part.put

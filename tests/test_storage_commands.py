@@ -9,11 +9,11 @@ import pytest
 from synthetic import make_world, tempered
 from test_promote import CONFIG, OVERCONFIDENT, write_evaluation
 
-from calib_core import storage
-from calib_core.predictions import write_predictions
-from calib_core.questions import Question, read_questions, write_questions
+from calib_core.data.questions import Question, read_questions, write_questions
+from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import promote
-from calib_pipelines import cli
+from calib_core.storage import uris as storage
+from calib_pipelines.commands import main as cli
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_what_can_not_be_reached_ends_with_a_message(
 @pytest.mark.parametrize("form", ["gs://{}", "/gcs/{}"])
 def test_a_model_in_a_bucket_is_loaded_under_its_own_name(form: str, gcs: str, tiny_llama: Path) -> None:
     """`/gcs/...` is how kfp names a bucket's folder that nothing has mounted, in a local run for example."""
-    from calib_core.models import load_model
+    from calib_core.models.loading import load_model
 
     storage.publish(tiny_llama, f"{gcs}/models/tiny")
     name = form.format(f"{gcs}/models/tiny".removeprefix("gs://"))
@@ -161,7 +161,7 @@ def test_a_model_in_a_bucket_is_loaded_under_its_own_name(form: str, gcs: str, t
 def test_an_adapter_in_a_bucket_finds_its_base_there(gcs: str, tiny_llama: Path, tmp_path: Path) -> None:
     from test_models import save_adapter
 
-    from calib_core.models import load_model
+    from calib_core.models.loading import load_model
 
     storage.publish(tiny_llama, f"{gcs}/models/tiny")
     save_adapter(tiny_llama, tmp_path / "adapter", base=f"{gcs}/models/tiny")
@@ -173,7 +173,7 @@ def test_an_adapter_in_a_bucket_finds_its_base_there(gcs: str, tiny_llama: Path,
 
 def test_a_single_object_is_no_model(questions: str) -> None:
     from calib_core.errors import ConfigError
-    from calib_core.model_files import resolve
+    from calib_core.models.files import resolve
 
     with pytest.raises(ConfigError, match="is a single object; give the folder"):
         resolve(questions)

@@ -14,9 +14,10 @@ from urllib.parse import unquote
 import pytest
 from fault_proxy import FaultProxy, fault_proxy
 
-from calib_core import gcs as remote
-from calib_core import gcs_transfer, storage
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
+from calib_core.storage import gcs as remote
+from calib_core.storage import gcs_transfer
+from calib_core.storage import uris as storage
 
 pytestmark = pytest.mark.slow  # faults are waited for, a second each
 

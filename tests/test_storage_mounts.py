@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from calib_core.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
-from calib_core.files import whole_file, whole_folder
+from calib_core.storage.files import whole_file, whole_folder
+from calib_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 NEW = {"a.json": "{}", "deep/z.bin": "z", "m.safetensors": "m"}
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from calib_core.data.folds import FOLDS
+from calib_core.data.questions import Question, normalize_text, read_questions, write_questions
+from calib_core.data.stream import Snapshot, hashes_of_texts, question_hash, read_fresh
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.folds import FOLDS
-from calib_core.questions import Question, normalize_text, read_questions, write_questions
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.publish import PublishConfig, publish
-from calib_core.stream import Snapshot, hashes_of_texts, question_hash, read_fresh
 
 CHOICES = ("red", "green", "blue")
 

@@ -15,7 +15,11 @@ from kfp_standin import KfpServer, error, fault, serving
 from small_package import write_others_package, write_small_package
 
 import calib_pipelines
-from calib_pipelines import cli, cluster_flags, clusters, kubeflow_api, submit
+from calib_pipelines.clusters import base as clusters
+from calib_pipelines.clusters import kubeflow_api
+from calib_pipelines.commands import flags as cluster_flags
+from calib_pipelines.commands import main as cli
+from calib_pipelines.commands import submit
 
 SUBMIT = ["pipeline", "submit", "--target", "kubeflow"]
 BUSY = (503, error(14, "upstream connect error"))

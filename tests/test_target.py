@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from calib_core.decisions.target import BinTargets, em_target, estimate_bin_targets, rank_preserving_target
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.target import BinTargets, em_target, estimate_bin_targets, rank_preserving_target
 
 SUM = 1e-12
 

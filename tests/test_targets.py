@@ -19,13 +19,13 @@ from test_pipeline import stage  # noqa: F401 - a fixture
 
 import calib_pipelines
 from calib_core.errors import ConfigError
-from calib_core.parameters import parameters_of
-from calib_pipelines import cli
-from calib_pipelines.placement import KINDS, Cluster, Settings, build
-from calib_pipelines.restore_calibration import define, restore_calibration
-from calib_pipelines.targets import TARGETS, package
-from calib_pipelines.targets_kubeflow import SPOT, KubeflowSettings
-from calib_pipelines.targets_vertex import MACHINES, VertexSettings
+from calib_core.settings.parameters import parameters_of
+from calib_pipelines.commands import main as cli
+from calib_pipelines.definitions.placement import KINDS, Cluster, Settings, build
+from calib_pipelines.definitions.restore_calibration import define, restore_calibration
+from calib_pipelines.targets.compiling import TARGETS, package
+from calib_pipelines.targets.kubeflow import SPOT, KubeflowSettings
+from calib_pipelines.targets.vertex import MACHINES, VertexSettings
 
 FOLDER = Path(calib_pipelines.__file__).parent
 WITH_A_MODEL = {"dpo-align", "evaluate", "evaluate-2", "evaluate-3", "cft-finetune", "em-ece-finetune"}
@@ -448,7 +448,7 @@ def test_data_are_read_anew_where_the_snapshot_changes(tmp_path):
     from kfp import dsl
 
     from calib_components import data_prep
-    from calib_core.questions import Question, read_questions, write_questions
+    from calib_core.data.questions import Question, read_questions, write_questions
 
     source = tmp_path / "questions.parquet"
 

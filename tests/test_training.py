@@ -13,21 +13,21 @@ import torch
 import trained
 from tiny import save_tiny_model
 
-from calib_core import training
-from calib_core.batches import LengthGroupedBatches, cft_loss, rcft_loss
-from calib_core.bounds import required_examples
-from calib_core.checkpoints import load_checkpoint
+from calib_core.decisions.bounds import required_examples
+from calib_core.decisions.target import estimate_bin_targets
 from calib_core.errors import CalibError, ConfigError
-from calib_core.files import read_json
-from calib_core.lora import attach_lora, save_adapter, trainable_parameters
-from calib_core.models import LoadedModel, adapter_digest, load_model
-from calib_core.predictions import Predictions
-from calib_core.prompts import PromptEncoder, PromptForm
-from calib_core.scoring import encode_questions, score_encoded
+from calib_core.models.loading import LoadedModel, adapter_digest, load_model
+from calib_core.predictions.table import Predictions
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
+from calib_core.scoring.scores import encode_questions, score_encoded
 from calib_core.steps.finetune import FinetuneConfig
-from calib_core.stopping import Evaluation, evaluate_heldout
-from calib_core.target import estimate_bin_targets
-from calib_core.training import Finetuning, TrainingResult
+from calib_core.storage.files import read_json
+from calib_core.training import loop as training
+from calib_core.training.batches import LengthGroupedBatches, cft_loss, rcft_loss
+from calib_core.training.checkpoints import load_checkpoint
+from calib_core.training.loop import Finetuning, TrainingResult
+from calib_core.training.lora import attach_lora, save_adapter, trainable_parameters
+from calib_core.training.stopping import Evaluation, evaluate_heldout
 
 CONFIG = FinetuneConfig(
     epochs=2,

@@ -19,7 +19,11 @@ from small_package import write_kubernetes_package, write_small_package
 from vertex_standin import State, VertexServer, fault, service_account_key, serving
 
 import calib_pipelines
-from calib_pipelines import cli, cluster_flags, clusters, clusters_vertex, submit
+from calib_pipelines.clusters import base as clusters
+from calib_pipelines.clusters import vertex as clusters_vertex
+from calib_pipelines.commands import flags as cluster_flags
+from calib_pipelines.commands import main as cli
+from calib_pipelines.commands import submit
 
 PLACE = ["--target", "vertex", "--project", "my-project", "--region", "europe-west4"]
 RUNS_AS = "calib@my-project.iam.gserviceaccount.com"
@@ -254,9 +258,9 @@ def test_package_with_kubernetes_settings_is_refused(capsys, tmp_path):
 
 
 def test_missing_library_says_what_to_install(capsys, monkeypatch):
-    for name in [name for name in sys.modules if name.startswith("calib_pipelines.clusters_vertex")]:
+    for name in [name for name in sys.modules if name.startswith("calib_pipelines.clusters.vertex")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.delattr(calib_pipelines, "clusters_vertex")
+    monkeypatch.delattr(calib_pipelines.clusters, "vertex")
     monkeypatch.delattr("google.cloud.aiplatform")
     monkeypatch.setitem(sys.modules, "google.cloud.aiplatform", None)
     code, _, told = call(capsys, "schedule", "list", *PLACE)
@@ -381,7 +385,16 @@ def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
             "no_proxy": "127.0.0.1",
         }
         done = subprocess.run(
-            [sys.executable, "-m", "calib_pipelines.cli", "pipeline", "submit", *PLACE, *WHAT, *options],
+            [
+                sys.executable,
+                "-m",
+                "calib_pipelines.commands.main",
+                "pipeline",
+                "submit",
+                *PLACE,
+                *WHAT,
+                *options,
+            ],
             env=environment,
             capture_output=True,
             text=True,

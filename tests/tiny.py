@@ -26,7 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
-from calib_core.questions import Question
+from calib_core.data.questions import Question
 
 BOS, EOS, TURN, END = "<s>", "</s>", "<|im_start|>", "<|im_end|>"
 CONTEXT_TOKENS = 1024

@@ -14,9 +14,9 @@ import tiny
 import torch
 from torch.nn.functional import cross_entropy
 
-from calib_core.models import load_model
-from calib_core.prompts import PromptEncoder, PromptForm
-from calib_core.questions import Question
+from calib_core.data.questions import Question
+from calib_core.models.loading import load_model
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
 
 CUES = ("north", "south", "east", "west")
 FILLERS = tuple(word for word in tiny.WORDS if word not in CUES)

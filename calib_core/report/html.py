@@ -1,7 +1,7 @@
 """The report's page: what is said where, and which of it there is data for.
 
 The template (report.html.j2) only places what is made here; the numbers come from the run's summary and from
-`calib_core.metrics`, the drawings from `calib_core.report.plots`.
+`calib_core.metrics.figures`, the drawings from `calib_core.report.plots`.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from calib_core.bootstrap import Interval
-from calib_core.files import whole_file
-from calib_core.metrics import per_subject, reliability_bins, risk_coverage
-from calib_core.predictions import Predictions
+from calib_core.metrics.bootstrap import Interval
+from calib_core.metrics.figures import per_subject, reliability_bins, risk_coverage
+from calib_core.predictions.table import Predictions
 from calib_core.report import plots, wording
 from calib_core.report.trend import trend_section
+from calib_core.storage.files import whole_file
 
 HEADLINE_FIGURES = ("accuracy", "mean_confidence", "conf_ece", "cw_ece")
 FEWEST_ANSWERED = 10
@@ -42,7 +42,8 @@ class ReportData:
         regime: `RegimeResult.to_dict()`, empty where no regime was tested.
         history: one dict per evaluation of the training run (`step`, `accuracy`, `mean_confidence`,
             `conf_ece`, and `chosen` true for the one whose weights were kept); None without training.
-        trend: figures of all runs so far, this one last, as `calib_core.figures` keeps them; empty without.
+        trend: figures of all runs so far, this one last, as `calib_core.champion.history` keeps them;
+            empty without.
         parameters: parameters of the run.
         versions: versions of the software.
         fingerprints: fingerprints of models and data.

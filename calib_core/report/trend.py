@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from calib_core.bootstrap import Interval
+from calib_core.metrics.bootstrap import Interval
 from calib_core.report.plots import SHAPES, span_text
 from calib_core.report.svg import (
     WIDTH,
@@ -36,7 +36,7 @@ def trend_section(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """What the report's section on the trend shows; None without rows.
 
     Args:
-        rows: Runs in their order, as `calib_core.figures` keeps them.
+        rows: Runs in their order, as `calib_core.champion.history` keeps them.
     """
     if not rows:
         return None

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from calib_core.config import ConfigCheck
-from calib_core.data_folder import read_data, read_pairs, required_pairs
-from calib_core.files import check_output_folder
-from calib_core.metrics import summarize
-from calib_core.progress import say
+from calib_core.metrics.figures import summarize
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
+from calib_core.steps.folder import read_data, read_pairs, required_pairs
+from calib_core.storage.files import check_output_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +83,11 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     Raises:
         CalibError: the model, the data or a parameter can't be used, or nothing was learned.
     """
-    from calib_core.dpo import align_with_dpo  # noqa: PLC0415 (torch, which commands without models do without)
-    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415
-    from calib_core.models import load_model  # noqa: PLC0415
-    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring import score, sequence_logprobs, win_rate  # noqa: PLC0415
+    from calib_core.models.loading import load_model  # noqa: PLC0415
+    from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring.scores import score, sequence_logprobs, win_rate  # noqa: PLC0415
+    from calib_core.training.dpo import align_with_dpo  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, data))

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError
-from calib_core.files import check_output_folder
-from calib_core.parameters import config_from
-from calib_core.progress import say
+from calib_core.runtime.progress import say
+from calib_core.settings.parameters import config_from
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import FinetuneConfig, cft, rcft
 from calib_core.steps.promote import PromoteConfig, promote
+from calib_core.storage.files import check_output_folder
 
 MODES = ("auto", "cft", "rcft")
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from calib_core.config import ConfigCheck
-from calib_core.foreign_predictions import result_files
-from calib_core.predictions import concatenate, read_predictions, write_predictions
-from calib_core.presets import preset_names
-from calib_core.progress import say
-from calib_core.questions import Question, read_questions
+from calib_core.data.layouts import preset_names
+from calib_core.data.questions import Question, read_questions
+from calib_core.predictions.foreign import result_files
+from calib_core.predictions.table import concatenate, read_predictions, write_predictions
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from calib_core.bounds import regime_test
-from calib_core.config import ConfigCheck
-from calib_core.data_folder import check_sizes, read_data, read_pairs
-from calib_core.files import check_output_folder, whole_folder, write_json
-from calib_core.metrics import summarize
-from calib_core.predictions import write_predictions
-from calib_core.progress import say
+from calib_core.decisions.bounds import regime_test
+from calib_core.metrics.figures import summarize
+from calib_core.predictions.table import write_predictions
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
+from calib_core.steps.folder import check_sizes, read_data, read_pairs
+from calib_core.storage.files import check_output_folder, whole_folder, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,9 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     Raises:
         CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
     """
-    from calib_core.models import load_model  # noqa: PLC0415 (torch, which commands without models do without)
-    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring import encode_questions, score_encoded, sequence_logprobs, win_rate  # noqa: PLC0415
+    from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring.scores import encode_questions, score_encoded, sequence_logprobs, win_rate  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "evaluation.json", inputs=(model, data))

@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from calib_core import processes
-from calib_core.config import ConfigCheck
-from calib_core.data_folder import check_sizes, read_data
 from calib_core.errors import ConfigError
-from calib_core.files import cache_dir, check_output_folder, read_json, sha256_json
-from calib_core.parameters import flags_of
+from calib_core.runtime import processes
+from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.parameters import flags_of
+from calib_core.steps.folder import check_sizes, read_data
+from calib_core.storage.files import cache_dir, check_output_folder, read_json, sha256_json
 from calib_core.version import __version__
 
 RUN_WHERE = ("processes", "nodes", "cluster")
@@ -170,12 +170,12 @@ def _finetune(
         return _launched(config, model, data, out, method)
     import torch  # noqa: PLC0415 (commands without models do without)
 
-    from calib_core.checkpoints import drop_checkpoint  # noqa: PLC0415
-    from calib_core.lora import attach_lora, save_adapter  # noqa: PLC0415
-    from calib_core.models import load_model  # noqa: PLC0415
-    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring import encode_questions, score_encoded  # noqa: PLC0415
-    from calib_core.training import Finetuning  # noqa: PLC0415
+    from calib_core.models.loading import load_model  # noqa: PLC0415
+    from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring.scores import encode_questions, score_encoded  # noqa: PLC0415
+    from calib_core.training.checkpoints import drop_checkpoint  # noqa: PLC0415
+    from calib_core.training.loop import Finetuning  # noqa: PLC0415
+    from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, data))
@@ -246,7 +246,7 @@ def _launched(
     config: FinetuneConfig, model: str, data: Path, out: Path, method: Literal["cft", "rcft"]
 ) -> dict[str, Any]:
     """The same in several processes of this machine."""
-    from calib_core.launch import launch  # noqa: PLC0415
+    from calib_core.steps.launch import launch  # noqa: PLC0415
 
     if config.nodes > 1:
         raise ConfigError(

@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
-from calib_core.champion import Champion, first_champion, read_champion
-from calib_core.config import ConfigCheck
+from calib_core.champion.state import Champion, first_champion, read_champion
+from calib_core.data.layouts import preset_names
+from calib_core.data.questions import read_questions, write_questions
+from calib_core.data.rows import OnBadRow
+from calib_core.data.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
 from calib_core.errors import ConfigError
-from calib_core.files import check_output_folder, whole_folder, write_json
-from calib_core.presets import preset_names
-from calib_core.progress import say
-from calib_core.questions import read_questions, write_questions
-from calib_core.rows import OnBadRow
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
 from calib_core.steps.prepare import PrepareConfig, prepare
-from calib_core.storage import fetch, join
-from calib_core.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
+from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.uris import fetch, join
 
 STATE_FILE = "state.json"
 

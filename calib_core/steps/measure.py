@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calib_core.bounds import regime_test
-from calib_core.config import ConfigCheck
-from calib_core.metrics import summarize
-from calib_core.predictions import read_predictions
-from calib_core.progress import say
+from calib_core.decisions.bounds import regime_test
+from calib_core.metrics.figures import summarize
+from calib_core.predictions.table import read_predictions
 from calib_core.report import ReportData, write_report
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
 from calib_core.version import versions
 
 

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from calib_core.config import ConfigCheck
-from calib_core.errors import NotEnoughDataError
-from calib_core.files import check_output_folder, whole_folder, write_json
-from calib_core.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
-from calib_core.preferences import (
+from calib_core.data.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
+from calib_core.data.layouts import preset_names
+from calib_core.data.preferences import (
     Preference,
     pairs_showing,
     preferences_fingerprint,
@@ -20,10 +18,12 @@ from calib_core.preferences import (
     split_preferences,
     write_preferences,
 )
-from calib_core.presets import preset_names
-from calib_core.progress import say
-from calib_core.questions import Question, fingerprint, read_questions, write_questions
-from calib_core.rows import OnBadRow, ReadReport
+from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
+from calib_core.data.rows import OnBadRow, ReadReport
+from calib_core.errors import NotEnoughDataError
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
+from calib_core.storage.files import check_output_folder, whole_folder, write_json
 from calib_core.version import __version__
 
 

@@ -7,18 +7,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from calib_core.champion import now
-from calib_core.config import ConfigCheck
+from calib_core.champion.history import figures_row, read_figures
+from calib_core.champion.state import now
+from calib_core.decisions.gate import decide
+from calib_core.decisions.temperature import apply_temperature, fit_temperature
 from calib_core.errors import CalibError, ConfigError, DataFormatError
-from calib_core.figures import figures_row, read_figures
-from calib_core.files import read_json, write_json
-from calib_core.gate import decide
-from calib_core.metrics import summarize
-from calib_core.posthoc import apply_temperature, fit_temperature
-from calib_core.predictions import Predictions, read_predictions
-from calib_core.progress import say
+from calib_core.metrics.figures import summarize
+from calib_core.predictions.table import Predictions, read_predictions
 from calib_core.report import ReportData, write_report
-from calib_core.storage import exists, fetch, join
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
+from calib_core.storage.files import read_json, write_json
+from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
 BRANCHES = ("none", "cft", "rcft")

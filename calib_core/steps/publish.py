@@ -8,15 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calib_core.champion import Champion, now, read_champion, write_champion
+from calib_core.champion.history import append_figures, figures_row
+from calib_core.champion.state import Champion, now, read_champion, write_champion
 from calib_core.errors import DataFormatError, StaleVersionError
-from calib_core.figures import append_figures, figures_row
-from calib_core.files import read_json, sha256_file, sha256_json
-from calib_core.progress import say
 from calib_core.report.html import HEADLINE_FIGURES
+from calib_core.runtime.progress import say
 from calib_core.steps.fresh import STATE_FILE
-from calib_core.storage import is_remote, join
-from calib_core.storage import publish as upload
+from calib_core.storage.files import read_json, sha256_file, sha256_json
+from calib_core.storage.uris import is_remote, join
+from calib_core.storage.uris import publish as upload
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from calib_core.files import read_json, write_json
-from calib_core.progress import say
+from calib_core.runtime.progress import say
+from calib_core.storage.files import read_json, write_json
 from calib_core.version import __version__
 
 HIDDEN = "***"
@@ -76,7 +76,7 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
 
 def _copy(source: Path, to: str) -> None:
     if to.startswith("gs://"):
-        from calib_core.storage import publish  # noqa: PLC0415 - an extra
+        from calib_core.storage.uris import publish  # noqa: PLC0415 - an extra
 
         publish(source, to)
     else:

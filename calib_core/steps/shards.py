@@ -1,7 +1,7 @@
 """Score a large set of questions in shards: cut it up, score each part anywhere, put the table together.
 
 The table is the one that scoring everything in one process gives, bit for bit (on hardware of one kind, with
-one number of threads): see `calib_core.scoring.score_encoded`.
+one number of threads): see `calib_core.scoring.scores.score_encoded`.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any, Literal, cast
 
 import pyarrow.parquet as pq
 
-from calib_core.config import ConfigCheck
+from calib_core.data.layouts import preset_names
+from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
+from calib_core.data.rows import OnBadRow
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.files import check_output_folder, read_json, whole_folder, write_json
-from calib_core.predictions import Predictions, concatenate, read_predictions, write_predictions
-from calib_core.presets import preset_names
-from calib_core.progress import say
-from calib_core.questions import Question, fingerprint, read_questions, write_questions
-from calib_core.rows import OnBadRow
+from calib_core.predictions.table import Predictions, concatenate, read_predictions, write_predictions
+from calib_core.runtime.progress import say
+from calib_core.settings.checks import ConfigCheck
+from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.version import __version__
 
 QUESTIONS, EXAMPLES, RECORD = "questions.parquet", "examples.parquet", "shards.json"
@@ -150,9 +150,9 @@ def score_shard(
     Raises:
         CalibError: there is no such shard, or the model or the data can't be used.
     """
-    from calib_core.models import load_model  # noqa: PLC0415 (torch, which commands without models do without)
-    from calib_core.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring import encode_questions, score_encoded  # noqa: PLC0415
+    from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
+    from calib_core.scoring.scores import encode_questions, score_encoded  # noqa: PLC0415
 
     started_s = time.monotonic()
     questions, examples, n_shards = _read_shards(data)

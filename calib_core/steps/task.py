@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
-from calib_core.files import write_json
+from calib_core.storage.files import write_json
 
 ERROR_FILE_VARIABLE = "CALIB_ERROR_FILE"
 

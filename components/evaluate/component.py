@@ -57,7 +57,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     arguments = locals()
     from pathlib import Path
 
-    from calib_core.parameters import config_from
+    from calib_core.settings.parameters import config_from
     from calib_core.steps import evaluate as step
     from calib_core.steps.task import log_figures, reported_errors
 

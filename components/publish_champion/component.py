@@ -32,7 +32,7 @@ def publish_champion(
     arguments = locals()
     from pathlib import Path
 
-    from calib_core.parameters import config_from
+    from calib_core.settings.parameters import config_from
     from calib_core.steps import publish as step
     from calib_core.steps.task import reported_errors
 

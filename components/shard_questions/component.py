@@ -34,7 +34,7 @@ def shard_questions(  # noqa: D417 - outputs stand under Returns
     arguments = locals()
     from pathlib import Path
 
-    from calib_core.parameters import config_from
+    from calib_core.settings.parameters import config_from
     from calib_core.steps import shards as step
     from calib_core.steps.task import reported_errors
 

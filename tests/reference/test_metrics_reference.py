@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from calib_core import metrics
+from calib_core.metrics import figures as metrics
 
 relplot = pytest.importorskip("relplot")
 netcal = pytest.importorskip("netcal.metrics")

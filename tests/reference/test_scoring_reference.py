@@ -10,10 +10,10 @@ import torch
 from tiny import FAMILIES, make_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calib_core.models import load_model
-from calib_core.preferences import Preference
-from calib_core.prompts import PromptEncoder, PromptForm
-from calib_core.scoring import score, sequence_logprobs
+from calib_core.data.preferences import Preference
+from calib_core.models.loading import load_model
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
+from calib_core.scoring.scores import score, sequence_logprobs
 
 TOLERANCE = 1e-5
 

@@ -1,0 +1,1 @@
+"""The model in use, and the history of its figures."""

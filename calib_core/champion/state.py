@@ -1,0 +1,197 @@
+"""The champion: which model is in use, in one small file that is replaced as a whole or not at all.
+
+`champion.json` names the model, the snapshot of the stream that it was last measured on, how questions are
+split into folds, and every change of champion so far. It is written by compare-and-swap
+(`storage.write_versioned`): of two runs that began from the same state one can write, and whoever reads sees
+the state before or after, never one between.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from calib_core.errors import ConfigError, DataFormatError
+from calib_core.storage.uris import join, read_versioned, write_versioned
+
+FILE = "champion.json"
+FORMAT = 1
+ACTIONS = ("first", "promoted", "rolled_back")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One change of champion.
+
+    Attributes:
+        number: Counts changes from 1.
+        time: When, in ISO 8601, UTC.
+        action: `first`, `promoted` or `rolled_back`.
+        model: Path or URI of the model that became champion.
+        run: The run that did it, "" for a command.
+        figures: Its figures on the test questions of that run, empty where it was not measured.
+    """
+
+    number: int
+    time: str
+    action: str
+    model: str
+    run: str = ""
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Champion:
+    """The state that `champion.json` holds.
+
+    Attributes:
+        snapshot: Id of the snapshot that was last measured, "" before the first.
+        split: Shares of the folds fit and calibration; the rest is test. They never change: a question that
+            was ever test would be trained on.
+        run: Key of the run that wrote this state.
+        history: Changes of champion, the last one in force.
+    """
+
+    snapshot: str
+    split: tuple[float, float]
+    run: str
+    history: tuple[Change, ...]
+
+    @property
+    def model(self) -> str:
+        """Path or URI of the model in use."""
+        return self.history[-1].model
+
+    @property
+    def number(self) -> int:
+        """Number of the change that is in force."""
+        return self.history[-1].number
+
+    def to_dict(self) -> dict[str, Any]:
+        """The state as JSON values."""
+        return {
+            "format": FORMAT,
+            "model": self.model,
+            "number": self.number,
+            "snapshot": self.snapshot,
+            "split": {"fit_fraction": self.split[0], "calibration_fraction": self.split[1]},
+            "run": self.run,
+            "history": [asdict(change) for change in self.history],
+        }
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any], where: str) -> Champion:
+        """Read JSON values.
+
+        Raises:
+            DataFormatError: they are of no known form; `where` names their source.
+        """
+        try:
+            if record["format"] != FORMAT:
+                raise DataFormatError(
+                    f"{where}: field format is {record['format']!r}, this version knows {FORMAT}; "
+                    "update calib-core"
+                )
+            champion = cls(
+                snapshot=record["snapshot"],
+                split=(record["split"]["fit_fraction"], record["split"]["calibration_fraction"]),
+                run=record["run"],
+                history=tuple(Change(**change) for change in record["history"]),
+            )
+            if record["model"] != champion.model:
+                raise DataFormatError(f"{where}: field model isn't the last of history; restore the file")
+        except (KeyError, TypeError, IndexError) as error:
+            raise DataFormatError(
+                f"{where}: not a champion's file ({type(error).__name__}: {error}); restore it, or name "
+                "another folder"
+            ) from None
+        return champion
+
+    def changed(self, action: str, model: str, *, run: str = "", figures: dict[str, Any]) -> Champion:
+        """The state after one more change."""
+        change = Change(
+            number=self.number + 1, time=now(), action=action, model=model, run=run, figures=figures
+        )
+        return replace(self, history=(*self.history, change))
+
+
+def first_champion(model: str, split: tuple[float, float]) -> Champion:
+    """The state in which a folder begins: nothing measured, one model."""
+    return Champion(
+        snapshot="", split=split, run="", history=(Change(number=1, time=now(), action="first", model=model),)
+    )
+
+
+def read_champion(folder: str | Path) -> tuple[Champion, str] | None:
+    """The champion of a folder or bucket prefix with the file's version; None where it has none yet.
+
+    Raises:
+        DataFormatError: there is a file of another kind.
+        ConfigError: the storage can't be reached.
+    """
+    uri = join(folder, FILE)
+    found = read_versioned(uri)
+    if found is None:
+        return None
+    data, version = found
+    try:
+        record = json.loads(data)
+    except ValueError as error:
+        raise DataFormatError(f"{uri}: not valid JSON ({error}); restore the file") from None
+    return Champion.from_dict(record, uri), version
+
+
+def write_champion(folder: str | Path, champion: Champion, *, expected: str | None) -> str:
+    """Replace the champion's file where it is still at the version that was read.
+
+    Args:
+        folder: Folder or bucket prefix.
+        champion: The new state.
+        expected: The version that `read_champion` gave; None where there was none.
+
+    Returns:
+        The new version.
+
+    Raises:
+        StaleVersionError: another run wrote meanwhile; nothing was written.
+    """
+    text = json.dumps(champion.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return write_versioned(join(folder, FILE), text.encode(), expected=expected)
+
+
+def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
+    """Make an earlier model champion again; the history goes on, and what was read of the stream stays read.
+
+    Args:
+        folder: Folder or bucket prefix.
+        to: Number of the change whose model is to be used; the last one with another model if left out.
+
+    Raises:
+        ConfigError: there is no champion, or no such change.
+        StaleVersionError: a run wrote meanwhile; nothing was changed.
+    """
+    found = read_champion(folder)
+    if found is None:
+        raise ConfigError(f"{join(folder, FILE)}: no champion there; check the folder")
+    champion, version = found
+    numbers = {change.number: change for change in champion.history}
+    others = [change for change in champion.history if change.model != champion.model]
+    target = numbers.get(to) if to is not None else (others[-1] if others else None)
+    if target is None or target.model == champion.model:
+        usable = ", ".join(str(change.number) for change in others) or "none"
+        asked = "another model" if to is None else f"change {to}"
+        raise ConfigError(
+            f"{join(folder, FILE)}: can't roll back to {asked} from {champion.model}; numbers with another "
+            f"model: {usable}"
+        )
+    rolled = champion.changed("rolled_back", target.model, figures=target.figures)
+    write_champion(folder, rolled, expected=version)
+    return rolled
+
+
+def now() -> str:
+    """The time in ISO 8601, UTC, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

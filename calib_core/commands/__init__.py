@@ -1,0 +1,1 @@
+"""The command `calib`, as far as it needs no KFP."""

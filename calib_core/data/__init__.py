@@ -1,0 +1,1 @@
+"""Questions and preference pairs: reading, checking, splitting into folds."""

@@ -1,0 +1,253 @@
+"""From a row of a published question set to the parts of a question, one function per column layout.
+
+Each function here takes all rows of a source (some facts show in the whole file only) and returns the
+function that converts one row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import PurePath
+from string import ascii_uppercase
+from typing import Any, NamedTuple
+
+from calib_core.data.rows import Rows
+from calib_core.errors import DataFormatError
+
+Row = Mapping[str, Any]
+
+
+class Draft(NamedTuple):
+    """A row's parts as a question, not checked yet; `answer` is None where the source has none."""
+
+    id: Any
+    question: Any
+    choices: Any
+    answer: Any
+    subject: Any = None
+
+
+class RowError(Exception):
+    """A row does not have the shape of its layout."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def native(rows: Rows) -> Callable[[Row], Draft]:
+    """The package's own columns: question, choices as a list (in CSV a JSON one), number of the right one."""
+
+    def convert(row: Row) -> Draft:
+        choices, answer = row.get("choices"), row.get("answer")
+        if rows.first_record:  # CSV: all fields are texts
+            answer = _whole(answer)
+            try:
+                choices = json.loads(str(choices))
+            except (ValueError, RecursionError):
+                raise RowError("choices", f'{choices!r} is not a JSON list, as in ["a", "b"]') from None
+        return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject"))
+
+    return convert
+
+
+def numbered(rows: Rows) -> Callable[[Row], Draft]:
+    """Columns choice0, choice1, ... and the number of the right one."""
+    names = _run_of_columns(rows, [f"choice{i}" for i in range(len(rows.columns))])
+    subject = _mmlu_subject(rows.source)
+
+    def convert(row: Row) -> Draft:
+        answer = _whole(row.get("answer"))
+        return Draft(
+            row.get("id"), row.get("question"), _filled(row, names), answer, row.get("subject", subject)
+        )
+
+    return convert
+
+
+def lettered(rows: Rows) -> Callable[[Row], Draft]:
+    """Columns A, B, ... and the letter of the right one."""
+    names = _run_of_columns(rows, list(ascii_uppercase))
+    subject = _mmlu_subject(rows.source)
+
+    def convert(row: Row) -> Draft:
+        choices = _filled(row, names)
+        answer = _index_of(row.get("answer"), names[: len(choices)], "answer")
+        return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject", subject))
+
+    return convert
+
+
+def labelled(question: str) -> Callable[[Rows], Callable[[Row], Draft]]:
+    """Options as {"text": [...], "label": [...]} and the label of the right one."""
+
+    def convert(row: Row) -> Draft:
+        choices = row.get("choices")
+        if not isinstance(choices, dict) or not all(
+            isinstance(choices.get(k), list) for k in ("text", "label")
+        ):
+            raise RowError("choices", 'not of the form {"text": [...], "label": [...]}')
+        texts, labels = choices["text"], choices["label"]
+        if len(texts) != len(labels):
+            raise RowError(
+                "choices", f"{len(texts)} texts and {len(labels)} labels; give one label for each text"
+            )
+        answer = _index_of(row.get("answerKey"), labels, "answerKey")
+        return Draft(row.get("id"), row.get(question), texts, answer, row.get("subject"))
+
+    return lambda rows: convert
+
+
+def nested(rows: Rows) -> Callable[[Row], Draft]:
+    """Question as {"stem": ..., "choices": [{"text", "label"}, ...]} and the label of the right one."""
+
+    def convert(row: Row) -> Draft:
+        question = row.get("question")
+        options = question.get("choices") if isinstance(question, dict) else None
+        if (
+            not isinstance(question, dict)
+            or not isinstance(options, list)
+            or not all(isinstance(option, dict) for option in options)
+        ):
+            form = '{"stem": ..., "choices": [{"text": ..., "label": ...}]}'
+            raise RowError("question", f"not of the form {form}")
+        labels = [option.get("label") for option in options]
+        answer = _index_of(row.get("answerKey"), labels, "answerKey")
+        return Draft(row.get("id"), question.get("stem"), [option.get("text") for option in options], answer)
+
+    return convert
+
+
+def marked(rows: Rows) -> Callable[[Row], Draft]:
+    """Options in one text, "(A) x (B) y", and the letter of the right one."""
+
+    def convert(row: Row) -> Draft:
+        first, *pieces = re.split(r"\(([A-Z])\)", str(row.get("Choices")))
+        letters, texts = pieces[::2], [text.strip() for text in pieces[1::2]]
+        if first.strip() or letters != list(ascii_uppercase[: len(letters)]):
+            marks = ", ".join(letters) or "nothing"
+            raise RowError(
+                "Choices", f"marked with {marks}; mark the options (A), (B), ... in order, once each"
+            )
+        answer = _index_of(row.get("Answer Key"), letters, "Answer Key")
+        return Draft(row.get("ID"), row.get("Question Stem"), texts, answer)
+
+    return convert
+
+
+def sciq(rows: Rows) -> Callable[[Row], Draft]:
+    """The right answer and three wrong ones by name; a hash of the texts draws their order."""
+    names = ("correct_answer", "distractor1", "distractor2", "distractor3")
+
+    def convert(row: Row) -> Draft:
+        question = row.get("question")
+        drawn = {name: f"{question}\n{row.get(name)}".encode(errors="replace") for name in names}
+        order = sorted(names, key=lambda name: hashlib.sha256(drawn[name]).digest())
+        answer = order.index("correct_answer") if row.get("correct_answer") else None
+        return Draft(row.get("id"), question, [row.get(name) for name in order], answer)
+
+    return convert
+
+
+def medmcqa(base: int | None) -> Callable[[Rows], Callable[[Row], Draft]]:
+    """Options opa to opd and `cop`, which counts from 1 in the original files and from 0 on the hub."""
+    names = ("opa", "opb", "opc", "opd")
+
+    def converter(rows: Rows) -> Callable[[Row], Draft]:
+        start = _cop_base(rows) if base is None else base
+
+        def convert(row: Row) -> Draft:
+            cop = _cop(row)
+            if cop is not None and not start <= cop < start + 4:
+                raise RowError(
+                    "cop", f"{cop} is out of range; give {start} to {start + 3} (counted from {start})"
+                )
+            answer = None if cop is None else cop - start
+            choices = [row.get(name) for name in names]
+            return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject_name"))
+
+        return convert
+
+    return converter
+
+
+def _cop_base(rows: Rows) -> int:
+    """Where `cop` begins to count: only a 0 or a 4 in the file can tell.
+
+    Raises:
+        DataFormatError: the file holds both, or neither.
+    """
+    numbers: dict[int, int] = {}
+    for number, row in rows.rows:
+        try:
+            cop = _cop(row)
+        except RowError:
+            continue  # said with the other problems of the row
+        if cop is not None:
+            numbers.setdefault(cop, number)
+    if not numbers:
+        return 0
+    zero, four = numbers.get(0), numbers.get(4)
+    if (zero is None) == (four is None):
+        found = (
+            "holds neither 0 nor 4"
+            if zero is None
+            else f"is 0 in {rows.unit} {zero} and 4 in {rows.unit} {four}"
+        )
+        raise DataFormatError(
+            f"{rows.source}: column cop {found}, so it can't be told whether it counts from 0 "
+            "(the hub's copy) or from 1 (the original files); choose the preset medmcqa-0 or medmcqa-1"
+        )
+    return 0 if four is None else 1
+
+
+def _cop(row: Row) -> int | None:
+    """The value of `cop`; None where there is no answer (-1 in the hub's test part)."""
+    cop = _whole(row.get("cop"))
+    if cop in (None, -1):
+        return None
+    if not isinstance(cop, int) or isinstance(cop, bool):
+        raise RowError("cop", f"{cop!r} is not a whole number")
+    return cop
+
+
+def _whole(value: Any) -> Any:
+    """Numbers as text files hold them: digits as the number, nothing as None, anything else as it is."""
+    if isinstance(value, str) and not value.strip():
+        return None
+    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", value, re.ASCII):
+        return int(value)
+    return value
+
+
+def _run_of_columns(rows: Rows, names: list[str]) -> list[str]:
+    """The names, as far as there are columns of all of them."""
+    return [name for i, name in enumerate(names) if set(names[: i + 1]) <= set(rows.columns)]
+
+
+def _index_of(key: Any, labels: list[Any], field: str) -> int | None:
+    """Index of the option with this label; None where there is no key."""
+    if key is None or (isinstance(key, str) and not key.strip()):
+        return None
+    names = [str(label).strip() for label in labels]
+    place = str(key).strip()
+    if names.count(place) != 1:
+        raise RowError(field, f"{key!r} is not one of the labels {', '.join(names) or '(none)'}")
+    return names.index(place)
+
+
+def _filled(row: Row, names: list[str]) -> list[Any]:
+    """The options in these columns; empty ones at the end stand for fewer options."""
+    values = [row.get(name) for name in names]
+    while values and (values[-1] is None or values[-1] == ""):
+        values.pop()
+    return values
+
+
+def _mmlu_subject(source: str) -> str | None:
+    """MMLU's csv files bear their subject in the file's name: abstract_algebra_test.csv."""
+    found = re.fullmatch(r"(.+)_(test|val|dev)", PurePath(source).name.partition(".")[0])
+    return found and found[1]

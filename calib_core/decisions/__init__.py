@@ -1,0 +1,1 @@
+"""What follows from the figures: regime, bounds, EM targets, temperature, gate. numpy alone."""

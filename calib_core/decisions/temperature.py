@@ -1,0 +1,77 @@
+"""Temperature scaling, the baseline that every recalibration is measured against."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+
+from calib_core.errors import CalibError, ConfigError, DataFormatError, NotEnoughDataError
+from calib_core.predictions.table import Predictions
+
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e2
+
+
+def fit_temperature(predictions: Predictions) -> float:
+    """The temperature in [0.01, 100] that gives the labels the lowest NLL.
+
+    The NLL is convex in 1/t, so it has one minimum in log t too, and a bounded scalar search finds it. Where
+    the best temperature lies beyond the limits (all top options right: colder is always better), the limit is
+    returned.
+
+    Args:
+        predictions: rows that neither training nor the test has touched: the calibration fold.
+
+    Raises:
+        NotEnoughDataError: no rows.
+        DataFormatError: a row has no label.
+        CalibError: the search didn't converge.
+
+    Source: Guo et al. 2017, section 4.2.
+    """
+    if not len(predictions):
+        raise NotEnoughDataError("no rows to fit a temperature on; give labelled predictions")
+    if (predictions.labels < 0).any():
+        row = int(np.argmax(predictions.labels < 0))
+        raise DataFormatError(
+            f"predictions: row {row + 1}, field 'label': unknown; fit a temperature on labelled rows"
+        )
+    rows = np.arange(len(predictions))
+    top = predictions.logits.max(axis=1, keepdims=True).astype(np.float64)
+    logits = predictions.logits.astype(np.float64) - top
+
+    def nll(log_temperature: float) -> float:
+        scaled = logits / math.exp(log_temperature)
+        return float((np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, predictions.labels]).mean())
+
+    bounds = (math.log(MIN_TEMPERATURE), math.log(MAX_TEMPERATURE))
+    found = minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": 1e-8, "maxiter": 500})
+    if not found.success:
+        raise CalibError(
+            f"the temperature search stopped without converging ({found.message}); report this table"
+        )
+    # The search never tries the limits themselves.
+    best = min((float(found.x), *bounds), key=nll)
+    return math.exp(best)
+
+
+def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
+    """The predictions with their logits divided by `temperature`; the top options stay as they are.
+
+    Args:
+        predictions: any table.
+        temperature: above 0; 1 changes nothing, more makes less sure.
+
+    Raises:
+        ConfigError: `temperature` isn't a positive finite number.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ConfigError(f"temperature must be a positive number, received {temperature!r}")
+    scaled = predictions.logits / np.float32(temperature)
+    top = predictions.top()
+    # Rounding may make two logits equal that weren't: the top option must stay ahead.
+    merged = np.flatnonzero(scaled.argmax(axis=1) != top)
+    scaled[merged, top[merged]] = np.nextafter(scaled[merged].max(axis=1), np.float32(np.inf))
+    return replace(predictions, logits=scaled)

@@ -1,0 +1,1 @@
+"""The demonstration's questions and preference pairs, made from geographical facts."""

@@ -1,0 +1,45 @@
+"""Calibration and selective-prediction figures, with intervals. numpy in float64; never imports torch."""
+
+from calib_core.metrics.bootstrap import Interval
+from calib_core.metrics.figures import (
+    ReliabilityBin,
+    adaptive_ece,
+    brier,
+    classwise_ece,
+    conf_ece,
+    debiased_ece,
+    mce,
+    nll_nats,
+    per_subject,
+    reliability_bins,
+    smooth_ece,
+    summarize,
+)
+from calib_core.metrics.selective import (
+    OperatingPoint,
+    RiskCoverage,
+    auroc,
+    risk_coverage,
+    threshold_at_risk,
+)
+
+__all__ = [
+    "Interval",
+    "OperatingPoint",
+    "ReliabilityBin",
+    "RiskCoverage",
+    "adaptive_ece",
+    "auroc",
+    "brier",
+    "classwise_ece",
+    "conf_ece",
+    "debiased_ece",
+    "mce",
+    "nll_nats",
+    "per_subject",
+    "reliability_bins",
+    "risk_coverage",
+    "smooth_ece",
+    "summarize",
+    "threshold_at_risk",
+]

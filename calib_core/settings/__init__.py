@@ -1,0 +1,1 @@
+"""How configs are checked, and how they become flags and component parameters."""

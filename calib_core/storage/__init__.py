@@ -1,0 +1,1 @@
+"""Files, folders and buckets: read whole, written atomically."""

@@ -1,0 +1,1 @@
+"""LoRA fine-tuning (CFT, RCFT) and DPO: losses, loop, stopping, checkpoints."""

@@ -1,0 +1,366 @@
+"""One training loop for CFT and RCFT on accelerate and PEFT; it stops by the calibration fold, and resumes.
+
+Several processes do what one does: a batch is shared out among them, its loss is the mean over the whole
+batch whatever the shares and however many passes its questions take, and what is decided, or estimated from
+a fold, the first process decides for all.
+
+Source: Xiao et al. 2025, sections 4 (CFT) and 5 (RCFT, EM); the estimation fold and the stopping rule are
+this project's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import get_cosine_schedule_with_warmup
+
+from calib_core.decisions.bounds import regime_test
+from calib_core.decisions.target import BinTargets, estimate_bin_targets
+from calib_core.errors import CalibError
+from calib_core.models.loading import LoadedModel, adapter_digest
+from calib_core.models.memory import as_placed, spread, whole_tensors
+from calib_core.predictions.table import Predictions
+from calib_core.runtime import processes
+from calib_core.runtime.progress import Progress, say
+from calib_core.scoring.scores import EncodedQuestions
+from calib_core.training.batches import LengthGroupedBatches, Objective, cft_loss, passes, rcft_loss
+from calib_core.training.checkpoints import (
+    Checkpoint,
+    optimizer_tensors,
+    random_states,
+    restore_optimizer,
+    restore_random_states,
+    save_checkpoint,
+    shared_checkpoint,
+)
+from calib_core.training.lora import trainable_parameters
+from calib_core.training.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
+
+if TYPE_CHECKING:
+    from calib_core.steps.finetune import FinetuneConfig
+
+ScoreFold = Callable[[], Predictions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did: every evaluation, the one whose adapter the model now holds, and how the run ended."""
+
+    history: tuple[Evaluation, ...]
+    chosen: int
+    steps: int
+    stopped: str
+
+
+@dataclass
+class _State:
+    """Where a run stands; everything but the tensors of its checkpoint."""
+
+    batches_done: int = 0
+    steps: int = 0
+    objective: Objective = "cft"
+    history: list[Evaluation] = field(default_factory=list)
+    targets: BinTargets | None = None
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    stopped: str = ""
+    _PLAIN: ClassVar = ("batches_done", "steps", "objective", "loss_sum", "loss_count", "stopped")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **{key: getattr(self, key) for key in self._PLAIN},
+            "history": [asdict(evaluation) for evaluation in self.history],
+            "targets": self.targets.to_dict() if self.targets else None,
+        }
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> _State:
+        history = [Evaluation(**evaluation) for evaluation in value["history"]]
+        targets = BinTargets.from_dict(value["targets"]) if value["targets"] else None
+        plain = {key: value[key] for key in cls._PLAIN}
+        return cls(**plain, history=history, targets=targets)
+
+
+class Finetuning:
+    """A run of CFT or RCFT: owns the model, the optimiser, the checkpoint and the record of evaluations.
+
+    Args:
+        config: the run's parameters.
+        loaded: a model with trainable parameters (`attach_lora`).
+        fit: the fit fold, tokenised.
+        score_fit: scores the fit fold with the model as it is now.
+        score_heldout: scores the calibration fold with the model as it is now.
+        objective: the loss that the run begins with.
+        work: folder of the run's checkpoint, named by the content that went into the run; a run that finds
+            one goes on.
+    """
+
+    def __init__(
+        self,
+        config: FinetuneConfig,
+        loaded: LoadedModel,
+        fit: EncodedQuestions,
+        *,
+        score_fit: ScoreFold,
+        score_heldout: ScoreFold,
+        objective: Objective,
+        work: Path,
+    ) -> None:
+        self._config, self._loaded, self._fit = config, loaded, fit
+        self._score_fit, self._score_heldout = score_fit, score_heldout
+        self._work = work
+        self._state = _State(objective=objective)
+        self._best: dict[str, Tensor] = {}
+        self._heldout: tuple[int, Predictions] | None = None
+        processes.join()
+        self._accelerator = Accelerator(cpu=processes.on_cpus())
+        self._lengths = [len(ids) for ids in fit.input_ids]
+        self._sampler = LengthGroupedBatches(self._lengths, config.batch_size, config.seed)
+        self._per_epoch = len(self._sampler)
+        self._steps_per_epoch = math.ceil(self._per_epoch / config.gradient_accumulation)
+        self._total = self._per_epoch * config.epochs
+        self._prepare()
+
+    def run(self) -> TrainingResult:
+        """Train until the calibration fold says stop, then put the best evaluation's adapter into the model.
+
+        Raises:
+            CalibError: the loss is not finite (with the step and the questions), or the adapter has not
+                changed.
+        """
+        digest_before = adapter_digest(self._loaded.model)
+        resumed = self._resume()
+        state = self._state
+        with Progress(state.objective, total=self._total, unit="batches") as progress:
+            progress.advance(state.batches_done)
+            for position, rows in self._batches():
+                if resumed is not None:
+                    restore_random_states(resumed.random_states)
+                    resumed = None
+                if state.objective == "rcft" and self._is_due(position, self._config.e_steps_per_epoch):
+                    self._e_step()
+                loss = self._train_batch(position, rows)
+                state.batches_done = position + 1
+                progress.advance(note=f"loss {loss:.3f}")
+                if self._is_due(position + 1, self._config.evaluations_per_epoch):
+                    self._evaluate()
+                    if state.stopped:
+                        break
+        state.stopped = state.stopped or f"all {self._config.epochs} epochs were trained"
+        self._restore(self._best)
+        if adapter_digest(self._loaded.model) == digest_before:
+            raise CalibError(
+                "training left the adapter exactly as it was; use a larger learning_rate, or more "
+                "questions in the fit fold"
+            )
+        chosen = best_evaluation(state.history, aim=self._config.aim, target_ece=self._config.target_ece)
+        say(f"kept step {state.history[chosen].step} of {state.steps}: {state.stopped}")
+        return TrainingResult(
+            history=tuple(state.history), chosen=chosen, steps=state.steps, stopped=state.stopped
+        )
+
+    def _prepare(self) -> None:
+        config = self._config
+        spreading = config.placement == "fsdp"
+        if spreading:
+            spread(self._loaded.model)
+        parameters = trainable_parameters(self._loaded.model)
+        self._names = list(parameters)
+        optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
+        steps = self._steps_per_epoch * config.epochs
+        self._schedule = get_cosine_schedule_with_warmup(
+            optimizer, round(config.warmup_fraction * steps), steps
+        )
+        self._optimizer = optimizer
+        self._model = self._loaded.model if spreading else self._accelerator.prepare(self._loaded.model)
+        set_seed(config.seed, device_specific=True)  # processes must not drop out the same units
+
+    def _batches(self) -> Iterator[tuple[int, list[int]]]:
+        """Positions in the whole run and rows of the batches that are still to be trained on."""
+        if self._state.stopped:  # and was interrupted before its adapter was written
+            return
+        first = self._state.batches_done // self._per_epoch
+        for epoch in range(first, self._config.epochs):
+            self._sampler.epoch = epoch
+            for index, rows in enumerate(self._sampler):
+                position = epoch * self._per_epoch + index
+                if position >= self._state.batches_done:
+                    yield position, rows
+
+    def _is_due(self, position: int, times_per_epoch: int) -> bool:
+        """Whether one of an epoch's evenly spread `times_per_epoch` marks lies at this batch.
+
+        Marks lie between optimiser steps, never among the batches of one: a checkpoint holds no gradients.
+        """
+        marks = {
+            round(k * self._steps_per_epoch / times_per_epoch) * self._config.gradient_accumulation
+            for k in range(times_per_epoch)
+        }
+        return position % self._per_epoch in marks
+
+    def _train_batch(self, position: int, rows: list[int]) -> float:
+        """A batch forward and backward, and a step where the position ends one; the batch's mean loss."""
+        config, state = self._config, self._state
+        within_epoch = position % self._per_epoch + 1
+        steps = within_epoch % config.gradient_accumulation == 0 or within_epoch == self._per_epoch
+        self._model.train()
+        value = 0.0
+        parts = passes(rows, self._lengths, config.pass_tokens * processes.count())
+        for part in parts:
+            with self._adding_up(steps and part is parts[-1]):
+                loss = self._share_of_loss(part) * (len(part) / len(rows))
+                value += float(self._accelerator.reduce(loss.detach(), reduction="sum"))
+                if not math.isfinite(value):
+                    raise CalibError(
+                        f"the loss is {value} at step {state.steps + 1}, questions {self._named(part)}; "
+                        "use a lower learning_rate, or dtype float32, and look at these questions"
+                    )
+                # Gradients are averaged over the processes, where the shares are meant to be added up.
+                (loss * (processes.count() / config.gradient_accumulation)).backward()
+        if steps:
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
+            state.steps += 1
+            self._optimizer.step()
+            self._schedule.step()
+            self._optimizer.zero_grad()
+        state.loss_sum += value
+        state.loss_count += 1
+        return value
+
+    def _adding_up(self, steps: bool) -> contextlib.AbstractContextManager[None]:
+        """Where no step follows, gradients are added up in each process, and exchanged by a later pass."""
+        if self._config.placement == "fsdp":
+            self._model.set_requires_gradient_sync(steps)
+            return contextlib.nullcontext()
+        nothing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        return nothing if steps else self._accelerator.no_sync(self._model)
+
+    def _share_of_loss(self, rows: list[int]) -> Tensor:
+        """What this process's questions add to the mean loss over all of `rows`: scalar, float32."""
+        own = rows[processes.index() :: processes.count()]
+        weight = len(own) / len(rows)
+        own = own or rows[:1]  # every process must go forward and backward, if only with weight 0
+        if self._state.objective == "cft":
+            return weight * cft_loss(self._model, self._fit, own)
+        return weight * rcft_loss(self._model, self._fit, own, self._state.targets, self._config.lambda_ece)
+
+    def _named(self, rows: list[int]) -> str:
+        return ", ".join(repr(self._fit.questions[row].id) for row in rows)
+
+    def _e_step(self) -> None:
+        fold = self._config.estimation_fold
+        if fold == "initial" and self._state.targets is not None:
+            return
+        predictions = self._heldout_now() if fold == "holdout" else self._score_fit()
+        self._state.targets = processes.from_first(
+            lambda: estimate_bin_targets(
+                predictions.confidence(), predictions.correct(), n_bins=self._config.n_bins
+            )
+        )
+
+    def _heldout_now(self) -> Predictions:
+        if self._heldout is None or self._heldout[0] != self._state.steps:
+            self._heldout = (self._state.steps, self._score_heldout())
+        return self._heldout[1]
+
+    def _evaluate(self) -> None:
+        config, state = self._config, self._state
+        heldout = self._heldout_now()
+        evaluation = processes.from_first(
+            lambda: evaluate_heldout(
+                heldout,
+                step=state.steps,
+                epoch=state.batches_done / self._per_epoch,
+                objective=state.objective,
+                train_loss=state.loss_sum / max(state.loss_count, 1),
+                n_bins=config.n_bins,
+            )
+        )
+        state.loss_sum, state.loss_count = 0.0, 0
+        state.history.append(evaluation)
+        say(
+            f"epoch {evaluation.epoch:.2f}: held-out accuracy {evaluation.accuracy:.3f}, "
+            f"mean confidence {evaluation.mean_confidence:.3f}, ECE {evaluation.conf_ece:.3f} "
+            f"(debiased at most {evaluation.debiased_ece_high:.3f}), NLL {evaluation.nll_nats:.3f} nats"
+        )
+        if (
+            best_evaluation(state.history, aim=config.aim, target_ece=config.target_ece)
+            == len(state.history) - 1
+        ):
+            self._best = self._adapter()
+        if should_stop(state.history, aim=config.aim, patience=config.patience):
+            improved = "accuracy" if config.aim == "accuracy" else "NLL"
+            state.stopped = (
+                f"the calibration fold's {improved} has not improved for {config.patience} evaluations"
+            )
+        elif (
+            config.aim == "accuracy"
+            and state.objective == "cft"
+            and state.batches_done % self._per_epoch == 0
+        ):
+            self._leave_cft_when_memorising()
+        self._save()
+
+    def _leave_cft_when_memorising(self) -> None:
+        config = self._config
+        fit, heldout = self._score_fit(), self._heldout_now()
+        result = processes.from_first(
+            lambda: regime_test(
+                fit,
+                heldout,
+                target_ece=config.target_ece,
+                tolerance=config.tolerance,
+                critical_accuracy=config.critical_accuracy,
+                n_bins=config.n_bins,
+            )
+        )
+        if result.regime == "non_calibratable":
+            self._state.objective = "rcft"
+            say(f"going on with RCFT: {' '.join(result.reasons)}")
+
+    def _adapter(self) -> dict[str, Tensor]:
+        tensors = whole_tensors(trainable_parameters(self._loaded.model))
+        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+
+    def _restore(self, tensors: dict[str, Tensor]) -> None:
+        parameters = trainable_parameters(self._loaded.model)
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                parameters[name].copy_(as_placed(tensor, parameters[name]))
+
+    def _save(self) -> None:
+        checkpoint = Checkpoint(
+            adapter=self._adapter(),
+            best_adapter=self._best,
+            optimizer=optimizer_tensors(self._optimizer, self._names),
+            random_states=random_states(),
+            state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
+        )
+        processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
+
+    def _resume(self) -> Checkpoint | None:
+        checkpoint = shared_checkpoint(self._work)
+        if checkpoint is None:
+            return None
+        self._state = _State.from_dict(checkpoint.state)
+        self._best = checkpoint.best_adapter
+        self._restore(checkpoint.adapter)
+        restore_optimizer(self._optimizer, self._names, checkpoint.optimizer)
+        self._schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None]})
+        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        say(f"going on from step {self._state.steps}, found in {self._work}")
+        return checkpoint
+
+
+def _plain_schedule(schedule: Any) -> dict[str, Any]:
+    return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}

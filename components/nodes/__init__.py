@@ -1,0 +1,1 @@
+"""Jobs on several machines: what components start on a cluster."""

@@ -1,0 +1,1 @@
+"""The platforms' services: runs, schedules, model registries."""

@@ -1,0 +1,1 @@
+"""The command `calib`, with everything that needs KFP."""

@@ -1,0 +1,166 @@
+"""Flags that `submit` and `schedule` share: the platform, the package, and the pipeline's parameters."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import calib_pipelines
+from calib_core.errors import ConfigError
+from calib_core.settings.parameters import add_flags
+from calib_pipelines.clusters.base import Cluster
+from calib_pipelines.packages.reading import (
+    TARGETS,
+    Package,
+    Submission,
+    check_parameters,
+    load_package,
+    read_parameters,
+)
+
+PACKAGES = {
+    "kubeflow": Path(calib_pipelines.__file__).with_name("restore-calibration-kubeflow.yaml"),
+    "vertex": Path(calib_pipelines.__file__).with_name("restore-calibration-vertex.yaml"),
+}
+NAME = re.compile(r"[a-z]([-a-z0-9]{0,126}[a-z0-9])?")  # what Vertex takes as a job's id
+KUBEFLOW_ONLY = ("host", "token_file", "namespace", "experiment")
+VERTEX_ONLY = ("project", "region")
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say where, and as whom."""
+    parser.add_argument("--target", required=True, choices=TARGETS, help="platform")
+    kubeflow = parser.add_argument_group("Kubeflow", "A token is taken from $KFP_TOKEN or --token-file.")
+    kubeflow.add_argument(
+        "--host",
+        default="",
+        help="URL of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT; in a pod, its own cluster's)",
+    )
+    kubeflow.add_argument("--token-file", type=Path, help="file with a token, read anew for each request")
+    kubeflow.add_argument("--namespace", default="", help="your namespace, where Kubeflow has several users")
+    kubeflow.add_argument("--experiment", default="", help="experiment (default: the pipeline's name)")
+    vertex = parser.add_argument_group("Vertex", "Credentials are Google's application default credentials.")
+    vertex.add_argument("--project", default="", help="id of the Google Cloud project")
+    vertex.add_argument("--region", default="", help="region, such as europe-west4")
+
+
+def add_package(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], *, commands: Sequence[str]
+) -> None:
+    """Add the flags that say what is to run.
+
+    The package's own parameters become flags too, where `arguments` (those after `calib pipeline`) begin with
+    `commands`. Those whose names are taken, and lists and objects, can be given in a file only.
+    """
+    parser.add_argument("--package", type=Path, help="compiled pipeline (default: restore-calibration's)")
+    parser.add_argument("--parameters", type=Path, help="JSON file with parameters; flags go before it")
+    parser.add_argument("--pipeline-root", default="", help="where tasks write, gs://...; Vertex needs it")
+    parser.add_argument("--service-account", default="", help="account that tasks run as; Vertex needs it")
+    if list(arguments[: len(commands)]) != list(commands):
+        return
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    first.add_argument("--target", choices=TARGETS, default="kubeflow")
+    first.add_argument("--package", type=Path)
+    try:
+        chosen, _ = first.parse_known_args(arguments[len(commands) :])
+    except argparse.ArgumentError:
+        return  # the command's own parser says what is wrong
+    try:
+        package = load_package(chosen.package or PACKAGES[chosen.target])
+    except ConfigError as error:
+        if {"-h", "--help"} & set(arguments):
+            return
+        parser.error(str(error))
+    taken = {action.dest for action in parser._actions} | {"run", "text", "exit_code"}
+    flags = package.flags(taken)
+    add_flags(parser.add_argument_group(f"parameters of {package.name}"), flags)  # type: ignore[arg-type]
+    parser.set_defaults(loaded=package, flags=[flag.name for flag in flags])
+
+
+def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Submission:
+    """What the flags ask for, checked as far as it can be without a platform.
+
+    Raises:
+        ConfigError: it can't be run.
+    """
+    package: Package = given.loaded
+    parameters: dict[str, Any] = {} if given.parameters is None else read_parameters(given.parameters)
+    parameters |= {name: getattr(given, name) for name in given.flags if getattr(given, name) is not None}
+    _check_target(given, package)
+    check_parameters(package, parameters)
+    return Submission(
+        name=given.name or checked_name(default_name.format(package=package.name)),
+        package=package,
+        parameters=parameters,
+        pipeline_root=given.pipeline_root.rstrip("/"),
+        service_account=given.service_account,
+    )
+
+
+def connect(given: argparse.Namespace) -> Cluster:
+    """The platform that the flags name.
+
+    Raises:
+        ConfigError: flags are missing or belong to the other platform, or its client isn't installed.
+    """
+    own, foreign = (
+        (KUBEFLOW_ONLY, VERTEX_ONLY) if given.target == "kubeflow" else (VERTEX_ONLY, KUBEFLOW_ONLY)
+    )
+    wrong = [f"{_flag(name)} is not for {given.target}" for name in foreign if getattr(given, name)]
+    if given.target == "vertex":
+        wrong += [f"{_flag(name)} is missing" for name in VERTEX_ONLY if not getattr(given, name)]
+    if wrong:
+        raise ConfigError(f"target {given.target}: {'; '.join(wrong)}")
+    values = {name: getattr(given, name) for name in own}
+    if given.target == "kubeflow":
+        from calib_pipelines.clusters.kubeflow import KubeflowCluster  # noqa: PLC0415 - slow
+        from calib_pipelines.clusters.kubeflow_api import KubeflowSettings  # noqa: PLC0415
+
+        return KubeflowCluster(KubeflowSettings(**values))
+    try:
+        from calib_pipelines.clusters.vertex import VertexCluster, VertexSettings  # noqa: PLC0415 - optional
+    except ImportError as error:
+        raise ConfigError(
+            f"target vertex needs google-cloud-aiplatform ({error}); install it with: "
+            "pip install 'calib-core[vertex]'"
+        ) from None
+    return VertexCluster(VertexSettings(**values))
+
+
+def checked_name(text: str) -> str:
+    """A name that both platforms take for runs and schedules, for argparse."""
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: use up to 128 lower-case letters, digits and hyphens, a letter first, no hyphen last"
+        )
+    return text
+
+
+def _check_target(given: argparse.Namespace, package: Package) -> None:
+    """Refuse what the platform can't run, all of it together."""
+    if given.target != "vertex":
+        return
+    wrong = []
+    if package.kubernetes:
+        wrong.append(
+            f"{package.path} has Kubernetes settings; compile it with: calib pipeline compile --target vertex"
+        )
+    if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/.*)?", given.pipeline_root):
+        wrong.append(
+            f"--pipeline-root {given.pipeline_root!r}: Vertex needs a bucket or a folder in it, such as "
+            "gs://my-bucket/calib"
+        )
+    if "@" not in given.service_account:
+        wrong.append(
+            f"--service-account {given.service_account!r}: give the e-mail address of the account that tasks "
+            "run as, such as calib@my-project.iam.gserviceaccount.com"
+        )
+    if wrong:
+        raise ConfigError(f"target vertex: {'; '.join(wrong)}")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,169 @@
+"""The command `calib`: the library's commands, the demo, and the pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from calib_core.commands.champion import add_champion_commands
+from calib_core.commands.library import Subparsers, add_commands, command, execute
+from calib_core.errors import ConfigError
+from calib_core.report.text import summary_text
+from calib_core.runtime.processes import launched
+from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.steps.finetune import FinetuneConfig
+from calib_core.storage.uris import fetch
+from calib_core.version import __version__
+from calib_pipelines.clusters.registries import RegisterConfig, register
+
+DEFAULT_PIPELINE = "restore-calibration"
+SCENARIOS = ("fresh", "memorised", "calibrated")
+KINDS = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `calib` and return its exit code."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="calib",
+        description="Measure and restore the calibration of aligned language models.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"calib {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_demo(commands)
+    try:
+        _add_pipeline(commands, given)
+    except ModuleNotFoundError as error:
+        if error.name != "kfp":
+            raise
+        sys.stderr.write(
+            "error: `calib pipeline` needs KFP; install it with: pip install 'calib-core[pipelines]'\n"
+        )
+        return ConfigError.exit_code
+    add_commands(commands)
+    for method in ("cft", "rcft"):
+        _add_nodes(commands.choices[method], method)
+    add_champion_commands(commands)
+    _add_register(commands)
+    return execute(parser, given)
+
+
+def _add_register(commands: Subparsers) -> None:
+    parser = command(
+        commands, "register", "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
+    )
+    parser.add_argument("--summary", required=True, help="folder with the run's summary.json")
+    parser.add_argument("--model", required=True, help="URI of the model")
+    parser.add_argument("--number", required=True, type=int, help="number of the model's version")
+    add_flags(parser, parameters_of(RegisterConfig))
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        config = config_from(RegisterConfig, vars(given))
+        return {
+            "entry": register(config, summary=fetch(given.summary), model=given.model, number=given.number)
+        }
+
+    parser.set_defaults(run=run)
+
+
+def _add_demo(commands: Subparsers) -> None:
+    parser = command(
+        commands, "demo", "run the whole pipeline on a real model and questions that come with packages"
+    )
+    parser.add_argument("--scenario", choices=SCENARIOS, default="fresh", help="input model (default: fresh)")
+    parser.add_argument("--out", type=Path, help="results (default: calib-demo/SCENARIO)")
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        from calib_pipelines.run.demo import run_demo  # noqa: PLC0415 - needs KFP
+
+        return run_demo(given.scenario, given.out or Path("calib-demo") / given.scenario)
+
+    parser.set_defaults(run=run, text=summary_text)
+
+
+def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
+    """Let a fine-tuning command start a job on a cluster, as its component does."""
+    here = parser.get_default("run")
+
+    def run(given: argparse.Namespace) -> Mapping[str, Any]:
+        if given.nodes == 1 or launched():
+            result: Mapping[str, Any] = here(given)
+            return result
+        from calib_components.nodes.jobs import Place, finetune  # noqa: PLC0415 - needs KFP
+
+        places = {
+            name: Place(path=str(value), uri=str(value))
+            for name, value in (("model", given.model), ("data", given.data), ("adapter", given.out))
+        }
+        finetune(method, config_from(FinetuneConfig, vars(given)), **places)
+        return {"adapter": str(given.out), "nodes": given.nodes}
+
+    parser.set_defaults(run=run)
+
+
+def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
+    """Add `calib pipeline`; its own subcommands, which import KFP, only where they are asked for."""
+    text = "run a pipeline here, compile it, or submit and schedule it elsewhere"
+    parser = commands.add_parser("pipeline", help=text, description=text[0].upper() + text[1:] + ".")
+    if given[:1] != ["pipeline"]:
+        return
+    from calib_pipelines.commands.schedule import add_schedule  # noqa: PLC0415
+    from calib_pipelines.commands.submit import add_submit  # noqa: PLC0415
+    from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
+    from calib_pipelines.packages.reading import CONFIGS  # noqa: PLC0415
+    from calib_pipelines.targets.compiling import add_compile  # noqa: PLC0415
+
+    subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    run = command(subcommands, "run", "run a compiled pipeline on this machine")
+    run.add_argument(
+        "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
+    )
+    asked = PIPELINES.get(_asked_pipeline(given), PIPELINES[DEFAULT_PIPELINE])
+    parameters = _parameters(asked.component_spec.inputs)
+    add_flags(run, parameters)
+    run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
+    run.add_argument(
+        "--pipeline",
+        choices=tuple(CONFIGS),
+        default=DEFAULT_PIPELINE,
+        help=f"which one; other flags are its parameters (default: {DEFAULT_PIPELINE})",
+    )
+    add_compile(subcommands)
+    add_submit(subcommands, given[1:])
+    add_schedule(subcommands, given[1:])
+
+
+def _asked_pipeline(given: Sequence[str]) -> str:
+    """The pipeline that `--pipeline` names, read first: the other flags depend on it."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--pipeline", default=DEFAULT_PIPELINE)
+    return str(early.parse_known_args(given)[0].pipeline)
+
+
+def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """A pipeline's parameters, as flags need them."""
+    return tuple(
+        Parameter(
+            name=name,
+            type=KINDS[given.type],
+            default=given.default if given.optional else MISSING,
+            description=" ".join((given.description or "").split()),
+        )
+        for name, given in inputs.items()
+    )
+
+
+def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[str, Any]:
+    from calib_pipelines.run.local import run_local  # noqa: PLC0415 - needs KFP
+
+    values = {parameter.name: getattr(given, parameter.name) for parameter in parameters}
+    return run_local(values, given.out, pipeline=given.pipeline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

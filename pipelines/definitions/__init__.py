@@ -1,0 +1,1 @@
+"""The pipelines, on no platform in particular."""

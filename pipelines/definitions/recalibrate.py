@@ -1,0 +1,205 @@
+"""Pipeline `recalibrate`: measure the champion on new questions, and train a challenger only where needed."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Model
+
+from calib_components import fresh_data, promote, publish_champion, register_model
+from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.repair import repair
+
+
+class Outputs(NamedTuple):
+    """What a run of the pipeline leaves."""
+
+    summary: Artifact
+    report: HTML
+    promoted: bool
+    champion_model: str
+
+
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
+    stream: str,
+    champion: str,
+    model: str = "",
+    trained_on: str = "",
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
+    fit_fraction: float = 0.4,
+    calibration_fraction: float = 0.3,
+    max_fit: int = 0,
+    max_calibration: int = 0,
+    max_test: int = 0,
+    base_model: str = "",
+    dtype: str = "auto",
+    prompt_form: str = "plain",
+    shots: int = 0,
+    aim: str = "calibration",
+    target_ece: float = 0.08,
+    tolerance: float = 0.05,
+    epochs: int = 5,
+    learning_rate: float = 5e-4,
+    batch_size: int = 8,
+    pass_tokens: int = 2048,
+    evaluations_per_epoch: int = 2,
+    lambda_ece: float = 1.0,
+    e_steps_per_epoch: int = 4,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
+    placement: str = "whole",
+    processes: int = 1,
+    nodes: int = 1,
+    cluster: str = "",
+    accuracy_margin: float = 0.01,
+    seed: int = 0,
+    model_registry: str = "",
+    model_name: str = "calibrated",
+    serving_image: str = "",
+) -> Outputs:
+    """Measure the champion on new questions; train, compare and promote a challenger only where it is needed.
+
+    Args:
+        stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
+        champion: Folder or bucket prefix of champion.json.
+        model: First champion, where the champion's folder has none yet; not looked at later.
+        trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
+            never count as new.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        fit_fraction: Share of the questions for the fit fold; the same in every run.
+        calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
+        max_fit: Most questions of the fit fold; 0 for no limit.
+        max_calibration: Most questions of the calibration fold; 0 for no limit.
+        max_test: Most questions of the test fold; 0 for no limit.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        shots: How many worked examples, taken from the fit fold, stand before each question.
+        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+            accuracy rises).
+        target_ece: Expected calibration error at or below which a model counts as calibrated.
+        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
+        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
+        learning_rate: Peak learning rate of AdamW.
+        batch_size: Questions whose mean loss gives one gradient, over all processes.
+        pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
+            in several, which changes its memory and not its gradient.
+        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
+        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        e_steps_per_epoch: How often RCFT estimates its target confidences again.
+        lora_r: Rank of the LoRA update (an input adapter keeps its own).
+        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        lora_dropout: Dropout on the LoRA input.
+        placement: How the base model lies in memory while it is fine-tuned: `whole` (a copy in each process),
+            `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Processes on each machine that fine-tune, one for each of its GPUs.
+        nodes: Machines that fine-tune; more than one are started as a job on the cluster that `cluster`
+            describes.
+        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
+        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
+            promoted.
+        seed: Seed of everything random: LoRA weights, order, dropout, bootstrap.
+        model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`, for
+            an entry of every promoted model; none if left out.
+        model_name: Name of the model in the registry.
+        serving_image: Image that serves the model; Vertex AI's registry asks for one.
+
+    Returns:
+        summary: Folder with summary.json and report.html.
+        report: The report with the trend, one self-contained page.
+        promoted: Whether a challenger took the champion's place.
+        champion_model: Path or URI of the model in use from now on.
+    """
+    found = place(fresh_data)(
+        stream=stream,
+        champion=champion,
+        model=model,
+        trained_on=trained_on,
+        preset=preset,
+        on_bad_row=on_bad_row,
+        fit_fraction=fit_fraction,
+        calibration_fraction=calibration_fraction,
+        max_fit=max_fit,
+        max_calibration=max_calibration,
+        max_test=max_test,
+    )
+    data, start_uri = found.outputs["data"], found.outputs["champion_model"]
+    measuring = {
+        "base_model": base_model,
+        "dtype": dtype,
+        "prompt_form": prompt_form,
+        "shots": shots,
+        "target_ece": target_ece,
+        "tolerance": tolerance,
+        "seed": seed,
+    }
+    training = {
+        **measuring,
+        "aim": aim,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "pass_tokens": pass_tokens,
+        "evaluations_per_epoch": evaluations_per_epoch,
+        "lambda_ece": lambda_ece,
+        "e_steps_per_epoch": e_steps_per_epoch,
+        "placement": placement,
+        "processes": processes,
+        "nodes": nodes,
+        "cluster": cluster,
+        "lora_r": lora_r,
+        "lora_alpha": lora_alpha,
+        "lora_dropout": lora_dropout,
+    }
+    start = dsl.importer(artifact_uri=start_uri, artifact_class=Model, reimport=False)
+    start.set_display_name("champion-model")
+    repaired = repair(place, start.output, start_uri, data, measuring=measuring, training=training)
+    gate = place(promote)(
+        before=repaired.before,
+        after=repaired.after,
+        model_before=start_uri,
+        model_after=repaired.model,
+        branch=repaired.branch,
+        champion=champion,
+        accuracy_margin=accuracy_margin,
+        seed=seed,
+    )
+    gate.set_caching_options(False)  # the trend grows
+    winner = dsl.importer(artifact_uri=gate.outputs["winner"], artifact_class=Model, reimport=False)
+    winner.set_display_name("winner")
+    published = place(publish_champion)(
+        snapshot=found.outputs["snapshot"],
+        summary=gate.outputs["summary"],
+        model=winner.output,
+        champion=champion,
+        run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
+    )
+    # In this order: kfp.local can't resolve a task's named output in a condition at the top.
+    with (
+        dsl.If(model_registry != "", "registry-given"),
+        dsl.If(gate.outputs["promoted"] == True, "promoted"),  # noqa: E712 - this builds the condition
+    ):
+        place(register_model)(
+            summary=gate.outputs["summary"],
+            model=published.outputs["champion_model"],
+            number=published.outputs["number"],
+            model_registry=model_registry,
+            model_name=model_name,
+            serving_image=serving_image,
+        )
+    return Outputs(
+        summary=gate.outputs["summary"],
+        report=gate.outputs["report"],
+        promoted=gate.outputs["promoted"],
+        champion_model=published.outputs["champion_model"],
+    )
+
+
+NAME = "recalibrate"
+
+recalibrate = build(define, Placement(), name=NAME)
+"""The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

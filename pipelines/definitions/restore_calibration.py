@@ -1,0 +1,197 @@
+"""Pipeline `restore-calibration`: measure, repair by the branch that the bounds choose, measure again."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Artifact, Model
+
+from calib_components import data_prep, dpo_align, promote
+from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.repair import keep, repair
+
+
+class Outputs(NamedTuple):
+    """What a run of the pipeline leaves."""
+
+    summary: Artifact
+    report: HTML
+    promoted: bool
+    winner: str
+
+
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
+    model: str,
+    questions: str = "",
+    fit: str = "",
+    calibration: str = "",
+    test: str = "",
+    out_of_domain: str = "",
+    preferences: str = "",
+    data_snapshot: str = "",
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
+    max_fit: int = 0,
+    max_calibration: int = 0,
+    max_test: int = 0,
+    align: bool = False,
+    dpo_epochs: int = 1,
+    dpo_learning_rate: float = 5e-5,
+    base_model: str = "",
+    dtype: str = "auto",
+    prompt_form: str = "plain",
+    shots: int = 0,
+    aim: str = "calibration",
+    target_ece: float = 0.08,
+    tolerance: float = 0.05,
+    epochs: int = 5,
+    learning_rate: float = 5e-4,
+    batch_size: int = 8,
+    pass_tokens: int = 2048,
+    evaluations_per_epoch: int = 2,
+    lambda_ece: float = 1.0,
+    e_steps_per_epoch: int = 4,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
+    placement: str = "whole",
+    processes: int = 1,
+    nodes: int = 1,
+    cluster: str = "",
+    accuracy_margin: float = 0.01,
+    seed: int = 0,
+) -> Outputs:
+    """Measure a model's calibration, restore it by the branch that its bounds choose, and gate the result.
+
+    Args:
+        model: Model folder, adapter folder, hub id or URI of the model to measure and repair.
+        questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
+        fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
+            and `test`.
+        calibration: File, gs:// URI or hub id of questions that steer training and are never trained on.
+        test: File, gs:// URI or hub id of questions for the gate and the report.
+        out_of_domain: File, gs:// URI or hub id of questions from another field, for the report only.
+        preferences: File, gs:// URI or hub id of preference pairs.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
+            name KFP reads them anew, and takes nothing from its cache.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        max_fit: Most questions of the fit fold; 0 for no limit.
+        max_calibration: Most questions of the calibration fold; 0 for no limit.
+        max_test: Most questions of the test fold; 0 for no limit.
+        align: Align the model by DPO on the preference pairs first; leave it off for a model that is
+            aligned already.
+        dpo_epochs: Passes over the preference pairs.
+        dpo_learning_rate: Peak learning rate of AdamW in DPO.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        shots: How many worked examples, taken from the fit fold, stand before each question.
+        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+            accuracy rises).
+        target_ece: Expected calibration error at or below which a model counts as calibrated.
+        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
+        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
+        learning_rate: Peak learning rate of AdamW.
+        batch_size: Questions whose mean loss gives one gradient, over all processes.
+        pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
+            in several, which changes its memory and not its gradient.
+        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
+        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        e_steps_per_epoch: How often RCFT estimates its target confidences again.
+        lora_r: Rank of the LoRA update (an input adapter keeps its own).
+        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        lora_dropout: Dropout on the LoRA input.
+        placement: How the base model lies in memory while it is fine-tuned: `whole` (a copy in each process),
+            `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Processes on each machine that fine-tune, one for each of its GPUs.
+        nodes: Machines that fine-tune; more than one are started as a job on the cluster that `cluster`
+            describes.
+        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
+        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
+            promoted.
+        seed: Seed of everything random: LoRA weights, order, dropout, bootstrap.
+
+    Returns:
+        summary: Folder with summary.json and report.html.
+        report: The report, one self-contained page.
+        promoted: Whether the output model passed the gate.
+        winner: URI of the model to use: the output model where it was promoted, else the input model.
+    """
+    prepared = place(data_prep)(
+        questions=questions,
+        fit=fit,
+        calibration=calibration,
+        test=test,
+        out_of_domain=out_of_domain,
+        preferences=preferences,
+        data_snapshot=data_snapshot,
+        preset=preset,
+        on_bad_row=on_bad_row,
+        max_fit=max_fit,
+        max_calibration=max_calibration,
+        max_test=max_test,
+    )
+    data = prepared.outputs["data"]
+    loading = {"base_model": base_model, "dtype": dtype}
+    prompt = {"prompt_form": prompt_form, "shots": shots}
+    limits = {"target_ece": target_ece, "tolerance": tolerance}
+    lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
+    measuring = {**loading, **prompt, **limits, "seed": seed}
+    training = {
+        **measuring,
+        **lora,
+        "aim": aim,
+        "epochs": epochs,
+        "learning_rate": learning_rate,
+        "batch_size": batch_size,
+        "pass_tokens": pass_tokens,
+        "evaluations_per_epoch": evaluations_per_epoch,
+        "lambda_ece": lambda_ece,
+        "e_steps_per_epoch": e_steps_per_epoch,
+        "placement": placement,
+        "processes": processes,
+        "nodes": nodes,
+        "cluster": cluster,
+    }
+
+    with dsl.If(align == True, "align"):  # noqa: E712 - this builds the condition, it doesn't compare
+        given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
+        aligned = place(dpo_align)(
+            model=given.output,
+            data=data,
+            epochs=dpo_epochs,
+            learning_rate=dpo_learning_rate,
+            seed=seed,
+            **loading,
+            **prompt,
+            **lora,
+        )
+    with dsl.Else("is-aligned"):
+        as_given = place(keep)(model=model)
+    input_uri = dsl.OneOf(aligned.outputs["uri"], as_given.outputs["model"])
+    start = dsl.importer(artifact_uri=input_uri, artifact_class=Model, reimport=False)
+    start.set_display_name("input-model")
+    repaired = repair(place, start.output, input_uri, data, measuring=measuring, training=training)
+    gate = place(promote)(
+        before=repaired.before,
+        after=repaired.after,
+        model_before=input_uri,
+        model_after=repaired.model,
+        branch=repaired.branch,
+        accuracy_margin=accuracy_margin,
+        seed=seed,
+    )
+    return Outputs(
+        summary=gate.outputs["summary"],
+        report=gate.outputs["report"],
+        promoted=gate.outputs["promoted"],
+        winner=gate.outputs["winner"],
+    )
+
+
+NAME = "restore-calibration"
+
+restore_calibration = build(define, Placement(), name=NAME)
+"""The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

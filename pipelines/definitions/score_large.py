@@ -1,0 +1,84 @@
+"""Pipeline `score-large`: a large set of questions scored in shards, side by side, and measured."""
+
+from typing import NamedTuple
+
+from kfp import dsl
+from kfp.dsl import HTML, Dataset, Model
+
+from calib_components import measure, merge_predictions, score_shard, shard_questions
+from calib_pipelines.definitions.placement import Placement, build
+
+RETRIES = 3
+"""How often a shard is tried again by itself, before the run fails."""
+
+
+class Outputs(NamedTuple):
+    """What a run of the pipeline leaves."""
+
+    predictions: Dataset
+    report: HTML
+
+
+def define(  # noqa: D417 - outsiders don't see `place`
+    place: Placement,
+    model: str,
+    questions: str,
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
+    shots: int = 0,
+    questions_per_shard: int = 10_000,
+    prompt_form: str = "plain",
+    dtype: str = "auto",
+    base_model: str = "",
+    batch_tokens: int = 4096,
+) -> Outputs:
+    """Score a large set of questions in shards, merge them into one predictions table, and measure it.
+
+    Args:
+        model: Model folder, adapter folder, hub id or URI of the model.
+        questions: File, gs:// URI or hub id of the questions to score.
+        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
+        shots: How many worked examples, taken from the beginning of the questions, stand before each of the
+            others.
+        questions_per_shard: About how many questions one task scores.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+            moved.
+        batch_tokens: Padded tokens in one forward pass.
+
+    Returns:
+        predictions: Predictions table of all questions (Parquet).
+        report: The report, one self-contained page.
+    """
+    cut = place(shard_questions)(
+        questions=questions,
+        preset=preset,
+        on_bad_row=on_bad_row,
+        shots=shots,
+        questions_per_shard=questions_per_shard,
+    )
+    given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
+    given.set_display_name("input-model")
+    with dsl.ParallelFor(cut.outputs["Output"], name="shards") as shard:
+        part = place(score_shard)(
+            model=given.output,
+            data=cut.outputs["data"],
+            shard=shard,
+            prompt_form=prompt_form,
+            dtype=dtype,
+            base_model=base_model,
+            batch_tokens=batch_tokens,
+        )
+        part.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+    merged = place(merge_predictions)(
+        data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"])
+    )
+    measured = place(measure)(predictions=merged.outputs["predictions"])
+    return Outputs(predictions=merged.outputs["predictions"], report=measured.outputs["report"])
+
+
+NAME = "score-large"
+
+score_large = build(define, Placement(), name=NAME)

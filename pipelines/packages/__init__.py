@@ -1,0 +1,1 @@
+"""Compiled packages: what they take, and whether a backend can run them."""

@@ -1,0 +1,104 @@
+"""`calib pipeline compile`: one definition, a package for Kubeflow or for Vertex, hardware as settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kfp.dsl.base_component import BaseComponent
+
+from calib_core.commands.library import Subparsers, command
+from calib_core.errors import ConfigError
+from calib_core.runtime.progress import say
+from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_pipelines.compile import DEFINITIONS, write
+from calib_pipelines.definitions import restore_calibration
+from calib_pipelines.definitions.placement import Cluster, Settings, build
+from calib_pipelines.targets.kubeflow import Kubeflow, KubeflowSettings
+from calib_pipelines.targets.vertex import Vertex, VertexSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A platform: its settings, and what places tasks by them."""
+
+    settings: type[Settings]
+    place: Callable[[Any], Cluster]
+
+
+TARGETS = {
+    "kubeflow": Target(settings=KubeflowSettings, place=Kubeflow),
+    "vertex": Target(settings=VertexSettings, place=Vertex),
+}
+
+
+def package(target: str, settings: Settings, *, pipeline: str = restore_calibration.NAME) -> BaseComponent:
+    """A pipeline for a platform.
+
+    Args:
+        target: `kubeflow` or `vertex`.
+        settings: that platform's.
+        pipeline: name of the pipeline, a key of `DEFINITIONS`.
+
+    Raises:
+        ConfigError: the platform's package isn't installed.
+    """
+    place = TARGETS[target].place(settings)
+    return build(DEFINITIONS[pipeline], place, name=pipeline)
+
+
+def add_compile(commands: Subparsers) -> None:
+    """Add `compile` with the flags of every platform."""
+    parser = command(commands, "compile", "compile a pipeline to a package for Kubeflow or Vertex")
+    parser.add_argument(
+        "--pipeline",
+        choices=tuple(DEFINITIONS),
+        default=restore_calibration.NAME,
+        help=f"which one (default: {restore_calibration.NAME})",
+    )
+    parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
+    parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
+    add_flags(parser, parameters_of(Settings))
+    for name, target in TARGETS.items():
+        add_flags(parser.add_argument_group(f"only with --target {name}"), own_parameters(target.settings))  # type: ignore[arg-type]
+    parser.set_defaults(run=_compile)
+
+
+def own_parameters(settings: type[Settings]) -> tuple[Parameter, ...]:
+    """Parameters that a platform has beyond those of all."""
+    shared = {parameter.name for parameter in parameters_of(Settings)}
+    return tuple(parameter for parameter in parameters_of(settings) if parameter.name not in shared)
+
+
+def settings_from(target: str, values: Mapping[str, Any]) -> Settings:
+    """A platform's settings from the values of all flags.
+
+    Raises:
+        ConfigError: a value is not usable, or a flag of another platform was given.
+    """
+    for other in TARGETS.keys() - {target}:
+        strange = [
+            "--" + parameter.name.replace("_", "-")
+            for parameter in own_parameters(TARGETS[other].settings)
+            if values[parameter.name] != parameter.default
+        ]
+        if strange:
+            raise ConfigError(
+                f"--target is {target}, but {', '.join(strange)} is for {other}; leave it out, or give "
+                f"--target {other}"
+            )
+    return config_from(TARGETS[target].settings, values)
+
+
+def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
+    output: Path = given.output or Path(f"{given.pipeline}-{given.target}.yaml")
+    if output.suffix not in (".yaml", ".json"):
+        raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
+    settings = settings_from(given.target, vars(given))
+    write(package(given.target, settings, pipeline=given.pipeline), output)
+    if advice := settings.advice():
+        say(f"mind: {advice}")
+    return {"package": str(output)}
