@@ -29,7 +29,7 @@ from calib_core.data.questions import Question
 from calib_core.demo.geography import make_questions
 from calib_core.models.loading import LoadedModel, embedded_model, load_model
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
-from calib_core.scoring.scores import score
+from calib_core.scoring.questions import score
 
 PEER_BATCH = 16
 

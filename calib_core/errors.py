@@ -40,6 +40,10 @@ class StaleVersionError(CalibError):
     """A file was changed by someone else between reading and writing it, so nothing was written."""
 
 
+NAMED = 20
+"""How many rows or questions an error names; all are counted."""
+
+
 def short(value: object, limit: int = 80) -> str:
     """A value's repr, cut to fit a message."""
     text = repr(value)

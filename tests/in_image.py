@@ -22,8 +22,8 @@ from kubeflow.trainer import ContainerBackendConfig, TrainerClient
 from kubeflow.trainer.backends.container.types import TrainingRuntimeSource
 
 from calib_components.image import IMAGE
-from calib_components.nodes import jobs as nodes
 from calib_components.nodes import kubeflow as nodes_kubeflow
+from calib_components.nodes import nodes
 from calib_core.errors import CalibError
 from calib_core.storage.files import read_json
 from calib_core.version import __version__

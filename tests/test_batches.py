@@ -16,7 +16,7 @@ from calib_core.decisions.target import BinTargets, em_target
 from calib_core.errors import ConfigError
 from calib_core.models.loading import load_model
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
-from calib_core.scoring.scores import encode_questions
+from calib_core.scoring.questions import encode_questions
 from calib_core.training.batches import LengthGroupedBatches, cft_loss, passes, rcft_loss
 
 QUESTIONS = make_questions(6, seed=4, options=(2, 3, 4, 7))

@@ -22,10 +22,10 @@ from kubernetes_api import JOBS, NAMESPACE, Cluster, serving, write_kubeconfig
 
 import calib_core
 from calib_components.image import IMAGE
-from calib_components.nodes import jobs as nodes
 from calib_components.nodes import kubeflow as nodes_kubeflow
+from calib_components.nodes import nodes
 from calib_components.nodes import replica as vertex_node
-from calib_components.nodes.jobs import KubeflowSettings, Place, finetune, read_settings
+from calib_components.nodes.nodes import KubeflowSettings, Place, finetune, read_settings
 from calib_core.commands.library import add_commands
 from calib_core.errors import CalibError, ConfigError
 from calib_core.settings.parameters import config_from

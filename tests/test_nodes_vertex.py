@@ -21,7 +21,7 @@ from google.protobuf.empty_pb2 import Empty
 
 from calib_components.image import IMAGE
 from calib_components.nodes import vertex as nodes_vertex
-from calib_components.nodes.jobs import Place, finetune
+from calib_components.nodes.nodes import Place, finetune
 from calib_core.errors import CalibError, ConfigError
 from calib_core.steps.finetune import FinetuneConfig
 

@@ -15,7 +15,6 @@ from calib_core.data.questions import Question
 from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.models.loading import adapter_digest, load_model
 from calib_core.scoring import forward
-from calib_core.scoring import scores as scoring
 from calib_core.scoring.forward import (
     answer_logits,
     evaluating,
@@ -24,17 +23,16 @@ from calib_core.scoring.forward import (
     shared_prefix,
     token_batches,
 )
-from calib_core.scoring.prompts import PromptEncoder, PromptForm
-from calib_core.scoring.scores import (
+from calib_core.scoring.pairs import (
     PreferenceLogprobs,
     encode_preference,
     encode_preferences,
-    encode_questions,
-    score,
-    score_encoded,
     sequence_logprobs,
     win_rate,
 )
+from calib_core.scoring.prompts import PromptEncoder, PromptForm
+from calib_core.scoring.questions import encode_questions, score, score_encoded
+from calib_core.version import __version__
 
 QUESTIONS = make_questions(12, seed=3, options=(2, 3, 4, 7, 26))
 
@@ -76,7 +74,7 @@ def test_predictions_hold_what_the_questions_say(loaded, encoder) -> None:
         "prompt": encoder.describe(),
         "shots": 0,
         "dtype": "float32",
-        "library_version": scoring.__version__,
+        "library_version": __version__,
     }
 
 
@@ -130,7 +128,9 @@ def test_protocol_has_the_adapter_as_it_is_now(loaded, encoder) -> None:
 def test_every_question_longer_than_the_context_is_named_before_anything_is_computed(
     loaded, encoder, monkeypatch
 ) -> None:
-    monkeypatch.setattr(scoring, "answer_logits", lambda *_, **__: pytest.fail("a forward ran"))
+    monkeypatch.setattr(
+        "calib_core.scoring.questions.answer_logits", lambda *_, **__: pytest.fail("a forward ran")
+    )
     long = [
         Question(id=name, question="word " * CONTEXT_TOKENS, choices=("a", "b"), answer=0)
         for name in ("x", "y")
@@ -177,7 +177,7 @@ def test_shared_beginning_changes_no_score(family, tiny_model, monkeypatch) -> N
     assert len({ids[: prefix.n_tokens] for ids in encoded.input_ids}) == 1
     assert len({ids[: prefix.n_tokens + 1] for ids in encoded.input_ids}) > 1
     shared = score_encoded(loaded, encoded, batch_tokens=600)
-    monkeypatch.setattr(scoring, "shared_prefix", lambda *_: None)
+    monkeypatch.setattr("calib_core.scoring.questions.shared_prefix", lambda *_: None)
     apart = score_encoded(loaded, encoded, batch_tokens=600)
     np.testing.assert_allclose(shared.logits, apart.logits, rtol=0, atol=1e-5)
     np.testing.assert_allclose(shared.letter_mass, apart.letter_mass, rtol=0, atol=1e-6)

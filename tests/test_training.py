@@ -19,7 +19,7 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.models.loading import LoadedModel, adapter_digest, load_model
 from calib_core.predictions.table import Predictions
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
-from calib_core.scoring.scores import encode_questions, score_encoded
+from calib_core.scoring.questions import encode_questions, score_encoded
 from calib_core.steps.finetune import FinetuneConfig
 from calib_core.storage.files import read_json
 from calib_core.training import loop as training

@@ -84,8 +84,9 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
         CalibError: the model, the data or a parameter can't be used, or nothing was learned.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415
+    from calib_core.scoring.pairs import sequence_logprobs, win_rate  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring.scores import score, sequence_logprobs, win_rate  # noqa: PLC0415
+    from calib_core.scoring.questions import score  # noqa: PLC0415
     from calib_core.training.dpo import align_with_dpo  # noqa: PLC0415 (torch, which commands without models do without)
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
 

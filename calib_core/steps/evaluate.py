@@ -85,8 +85,9 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.scoring.pairs import sequence_logprobs, win_rate  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring.scores import encode_questions, score_encoded, sequence_logprobs, win_rate  # noqa: PLC0415
+    from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "evaluation.json", inputs=(model, data))

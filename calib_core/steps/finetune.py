@@ -172,7 +172,7 @@ def _finetune(
 
     from calib_core.models.loading import load_model  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring.scores import encode_questions, score_encoded  # noqa: PLC0415
+    from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
     from calib_core.training.checkpoints import drop_checkpoint  # noqa: PLC0415
     from calib_core.training.loop import Finetuning  # noqa: PLC0415
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415

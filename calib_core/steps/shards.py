@@ -1,7 +1,7 @@
 """Score a large set of questions in shards: cut it up, score each part anywhere, put the table together.
 
 The table is the one that scoring everything in one process gives, bit for bit (on hardware of one kind, with
-one number of threads): see `calib_core.scoring.scores.score_encoded`.
+one number of threads): see `calib_core.scoring.questions.score_encoded`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def score_shard(
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring.scores import encode_questions, score_encoded  # noqa: PLC0415
+    from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
 
     started_s = time.monotonic()
     questions, examples, n_shards = _read_shards(data)

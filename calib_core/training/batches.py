@@ -17,7 +17,7 @@ from torch.utils.data import Sampler
 from calib_core.decisions.target import BinTargets, em_target
 from calib_core.errors import ConfigError
 from calib_core.scoring.forward import answer_logits, logits_at, padded
-from calib_core.scoring.scores import EncodedQuestions
+from calib_core.scoring.questions import EncodedQuestions
 from calib_core.training import losses
 
 Objective = Literal["cft", "rcft"]

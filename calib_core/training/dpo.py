@@ -27,7 +27,7 @@ from calib_core.data.preferences import Preference
 from calib_core.errors import CalibError
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.runtime.progress import Progress
-from calib_core.scoring.scores import EncodedPreference, encode_preferences, encoded_logprobs
+from calib_core.scoring.pairs import EncodedPreference, encode_preferences, encoded_logprobs
 
 if TYPE_CHECKING:
     from calib_core.steps.align import AlignConfig

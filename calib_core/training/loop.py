@@ -31,7 +31,7 @@ from calib_core.models.memory import as_placed, spread, whole_tensors
 from calib_core.predictions.table import Predictions
 from calib_core.runtime import processes
 from calib_core.runtime.progress import Progress, say
-from calib_core.scoring.scores import EncodedQuestions
+from calib_core.scoring.questions import EncodedQuestions
 from calib_core.training.batches import LengthGroupedBatches, Objective, cft_loss, passes, rcft_loss
 from calib_core.training.checkpoints import (
     Checkpoint,

@@ -94,7 +94,7 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         branch: `cft`, the name of the branch that this component is.
     """
     arguments = locals()
-    from calib_components.nodes.jobs import Place, finetune
+    from calib_components.nodes.nodes import Place, finetune
     from calib_core.settings.parameters import config_from
     from calib_core.steps.finetune import FinetuneConfig
     from calib_core.steps.task import reported_errors

@@ -94,7 +94,7 @@ def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
         if given.nodes == 1 or launched():
             result: Mapping[str, Any] = here(given)
             return result
-        from calib_components.nodes.jobs import Place, finetune  # noqa: PLC0415 - needs KFP
+        from calib_components.nodes.nodes import Place, finetune  # noqa: PLC0415 - needs KFP
 
         places = {
             name: Place(path=str(value), uri=str(value))

@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from calib_core.data.preferences import Preference
 from calib_core.models.loading import load_model
+from calib_core.scoring.pairs import sequence_logprobs
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
-from calib_core.scoring.scores import score, sequence_logprobs
+from calib_core.scoring.questions import score
 
 TOLERANCE = 1e-5
 
