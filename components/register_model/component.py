@@ -33,11 +33,11 @@ def register_model(
     arguments = locals()
     from pathlib import Path
 
-    from calib_core.settings.parameters import config_from
     from calib_core.steps.task import reported_errors
     from calib_pipelines.clusters import registries
 
     with reported_errors():
-        config = config_from(registries.RegisterConfig, arguments)
-        entry = registries.register(config, summary=Path(summary.path), model=model, number=number)
+        entry = registries.register_promoted(
+            arguments, summary=Path(summary.path), model=model, number=number
+        )
     return (entry,)
