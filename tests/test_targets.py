@@ -37,7 +37,7 @@ WITHOUT = {
     "record-end",
 }
 FINE_TUNING = {"cft-finetune", "em-ece-finetune"}
-SHARED_MEMORY = {"shared-memory": "/dev/shm"}
+SHARED_MEMORY = {"shared-memory": "/dev/shm"}  # noqa: S108
 
 
 def compiled(component: Any, folder: Path) -> list[dict[str, Any]]:
@@ -208,7 +208,8 @@ def test_every_pipeline_compiles_for_every_platform_without_settings(target, nam
         for config in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
         for mount in config["emptyDirMounts"]
     ]
-    assert set(mounts) == ({"/dev/shm"} if target == "kubeflow" and name != "score-large" else set())
+    shared = set(SHARED_MEMORY.values()) if target == "kubeflow" and name != "score-large" else set()
+    assert set(mounts) == shared
 
 
 def is_container(documents: list[dict[str, Any]], task: dict[str, Any]) -> bool:

@@ -62,9 +62,10 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
         folder: gets the copy, named by pipeline, run and time; none where it is empty.
 
     Returns:
-        What was written. `state` is `SUCCEEDED`, `FAILED`, `CANCELLED`, or `UNKNOWN` where the platform doesn't
-        know; `platform_state` is its own word. Secrets are left out: values that are named like one, in JSON
-        texts too, user names, passwords and queries in URLs, and tokens of known forms, in the message too.
+        What was written. `state` is `SUCCEEDED`, `FAILED`, `CANCELLED`, or `UNKNOWN` where the platform
+        doesn't know; `platform_state` is its own word. Secrets are left out: values that are named like one,
+        in JSON texts too, user names, passwords and queries in URLs, and tokens of known forms, in the
+        message too.
     """
     ended = datetime.now(UTC).replace(microsecond=0)
     state = STATES.get(end.state, end.state)
@@ -115,6 +116,6 @@ def _shown(value: Any) -> Any:
 
 
 def _hidden(name: str, value: Any) -> Any:
-    """A named value: `***` where the name is a secret's and the value is more than a number (`pass_tokens`)."""
+    """A named value: `***` where the name is a secret's, and it is more than a number (`pass_tokens`)."""
     secret = value and not isinstance(value, int | float) and _SECRET_NAMES.search(name)
     return HIDDEN if secret else _shown(value)

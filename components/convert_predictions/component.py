@@ -16,7 +16,8 @@ def convert_predictions(  # noqa: D417 - outputs stand under Returns
     """Turn lm-eval's sample files, or what Vertex AI's batch prediction wrote, into a predictions table.
 
     Args:
-        source: The file, or a folder with the files of one run: a bucket's URI, or a path on a mounted volume.
+        source: The file, or the folder with the files of one run: a bucket's URI, or a path on a mounted
+            volume.
         questions: File, gs:// URI or hub id of the questions, where the predictions leave out answers or
             options.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.

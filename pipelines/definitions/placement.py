@@ -223,8 +223,8 @@ class Placement:
 
         Args:
             component: what is to run.
-            given: the pipeline's parameters; the task gets those that bear the names of the component's inputs,
-                where it isn't given another value.
+            given: the pipeline's parameters; the task gets those that bear the names of its inputs, where it
+                isn't given another value.
         """
         kind = KINDS.get(component.name, Kind())
         named = {

@@ -64,8 +64,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
     Args:
         stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
         champion: Folder or bucket prefix of champion.json.
-        model: First champion, where the champion's folder has none yet; not looked at later. A hub id (`name` or
-            `name@revision`), a bucket's URI, or a path on a mounted volume.
+        model: First champion, where the champion's folder has none yet; not looked at later. A hub id (`name`
+            or `name@revision`), a bucket's URI, or a path on a mounted volume.
         trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
             never count as new.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.

@@ -65,8 +65,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
     """Measure a model's calibration, restore it by the branch that its bounds choose, and gate the result.
 
     Args:
-        model: Model or adapter to measure and repair: a hub id (`name` or `name@revision`), a bucket's URI, or a
-            path on a mounted volume.
+        model: Model or adapter to measure and repair: a hub id (`name` or `name@revision`), a bucket's URI,
+            or a path on a mounted volume.
         questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
         fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
             and `test`.

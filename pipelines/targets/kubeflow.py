@@ -74,8 +74,8 @@ class KubeflowSettings(Settings):
         secrets: Environment variables from secrets of the cluster, as VARIABLE=secret/key,...; names only,
             the values are looked up when a task starts.
         pvc: Volume claims to mount in every task, as claim:/path,claim:/path.
-        cache: Folder on a mounted claim where tasks with a model keep what they download and the checkpoints of
-            training, from which a task that is tried again goes on; in the pod where left out, and lost with it.
+        cache: Folder on a mounted claim where tasks with a model keep what they download, and the checkpoints
+            that training goes on from when it is tried again; in the pod, and lost with it, where left out.
     """
 
     cpu: str = ""
@@ -164,8 +164,8 @@ class Kubeflow(Cluster):
     def backoff_limit_s(self) -> int:
         """The time for all attempts together.
 
-        KFP's backend hands it to Argo as `maxDuration`, which counts from the start of the first attempt: nothing
-        is tried again after it, and an attempt that still runs then is stopped.
+        KFP's backend hands it to Argo as `maxDuration`, which counts from the start of the first attempt:
+        nothing is tried again after it, and an attempt that still runs then is stopped.
         """
         settings = self.settings
         pauses_s = FIRST_PAUSE_S * (PAUSE_FACTOR**settings.retries - 1)
