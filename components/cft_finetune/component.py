@@ -104,7 +104,7 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         finetune(
             "cft",
             config_from(FinetuneConfig, arguments),
-            model=model,
+            model=Place(path=model, uri=model),
             data=Place(path=data.path, uri=data.uri),
             adapter=Place(path=adapter.path, uri=adapter.uri),
         )

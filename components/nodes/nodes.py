@@ -23,13 +23,13 @@ METHODS = {"cft": cft, "rcft": rcft}
 PLATFORMS: dict[str, type] = {"kubeflow": KubeflowSettings, "vertex": VertexSettings}
 
 
-def finetune(method: str, config: FinetuneConfig, *, model: str, data: Place, adapter: Place) -> None:
+def finetune(method: str, config: FinetuneConfig, *, model: Place, data: Place, adapter: Place) -> None:
     """Fine-tune a model and leave the adapter at its place.
 
     Args:
         method: `cft` or `rcft`.
         config: parameters of the run; with `nodes` above 1 a job on a cluster does it.
-        model: path, bucket URI or hub id of the model to train.
+        model: the model to train.
         data: data folder of `data_prep`.
         adapter: adapter folder to write.
 
@@ -37,10 +37,10 @@ def finetune(method: str, config: FinetuneConfig, *, model: str, data: Place, ad
         CalibError: as `calib_core.steps.finetune` says, or the job could not be made, or failed.
     """
     if config.nodes == 1:
-        METHODS[method](config, model, Path(data.path), Path(adapter.path))
+        METHODS[method](config, model.path, Path(data.path), Path(adapter.path))
         return
     settings = read_settings(config.cluster)
-    places = {"model": Place(path=model, uri=model), "data": data, "adapter": adapter}
+    places = {"model": model, "data": data, "adapter": adapter}
     try:
         if isinstance(settings, KubeflowSettings):
             from calib_components.nodes.kubeflow import train_job  # noqa: PLC0415 - only where asked for

@@ -99,9 +99,11 @@ def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
             return result
         from calib_components.nodes.nodes import Place, finetune  # noqa: PLC0415 - needs KFP
 
-        data, adapter = (Place(path=str(value), uri=str(value)) for value in (given.data, given.out))
-        config = config_from(FinetuneConfig, vars(given))
-        finetune(method, config, model=given.model, data=data, adapter=adapter)
+        places = {
+            name: Place(path=str(value), uri=str(value))
+            for name, value in (("model", given.model), ("data", given.data), ("adapter", given.out))
+        }
+        finetune(method, config_from(FinetuneConfig, vars(given)), **places)
         return {"adapter": str(given.out), "nodes": given.nodes}
 
     parser.set_defaults(run=run)
