@@ -65,16 +65,6 @@ def _loops(asked: Asked) -> Iterator[Finding]:
                     yield Finding(place=task.place, what="is a loop in a branch that is merged later")
 
 
-def _omitted(asked: Asked) -> Iterator[Finding]:
-    for _, branch in branches(asked):
-        for dag in _within(branch):
-            for task in dag.tasks.values():
-                for key in sorted(dag.before(task)):
-                    if dag.tasks[key].conditional:
-                        yield Finding(place=task.place, what=f"runs only if {key} does")
-                        break
-
-
 def _artifacts(asked: Asked) -> Iterator[Finding]:
     for dag in asked.graph.dags():
         for place, _ in _merged(dag):
@@ -95,7 +85,7 @@ def _doubled(asked: Asked) -> Iterator[Finding]:
 
 def _lists(asked: Asked) -> Iterator[Finding]:
     for task in asked.graph.tasks():
-        if task.inner is None:
+        if task.inner is None or "artifactIterator" in task.spec:
             continue
         defined = task.component.get("inputDefinitions", {}).get("artifacts", {})
         for name in task.artifacts:
@@ -143,13 +133,6 @@ RULES = (
         source=lines("v2/metadata/client.go:755-794", at=KFP_OLD),
         find=_loops,
         versions=before("2.17"),
-    ),
-    Rule(
-        id="branch-omitted",
-        text="a task that waits for one that was left out leaves no trace, so its branch never ends",
-        remedy="put the task inside the condition, or merge by dsl.OneOf before it",
-        source=lines(f"{_DAG}:713-726", *_STATES),
-        find=_omitted,
     ),
     Rule(
         id="merged-artifact",

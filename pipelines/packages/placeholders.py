@@ -51,9 +51,10 @@ def _constants(asked: Asked) -> Iterator[tuple[Task, str, Any]]:
 
 def _unknown(asked: Asked) -> Iterator[Finding]:
     texts = [(place, text) for _, place, value in _constants(asked) for text in _texts(value)]
-    for key, component in asked.graph.components.items():
+    faces = {f"components.{key}": component for key, component in asked.graph.components.items()}
+    for key, component in {ROOT: asked.graph.pipeline.get("root", {}), **faces}.items():
         for name, spec in component.get("inputDefinitions", {}).get("parameters", {}).items():
-            place = f"components.{key}.inputDefinitions.parameters.{name}.defaultValue"
+            place = f"{key}.inputDefinitions.parameters.{name}.defaultValue"
             texts += [(place, text) for text in _texts(spec.get("defaultValue")) if _OWN.search(text)]
     for place, text in texts:
         for name in _OWN.findall(text):
@@ -73,7 +74,7 @@ def _embedded(asked: Asked) -> Iterator[Finding]:
         for text in _texts(executor.get("container", {}).get("args", [])):
             if inside := _OWN.search(text):
                 yield Finding(
-                    place=f"deploymentSpec.executors.{label}.container.args", what=f"has {found[0]}"
+                    place=f"deploymentSpec.executors.{label}.container.args", what=f"has {inside[0]}"
                 )
 
 
