@@ -126,7 +126,7 @@ def importer_twin(broken: bool) -> Any:
     @dsl.pipeline(name="p")
     def pipeline(uri: str):
         imported(uri).set_display_name("make" if broken else "not-used")
-        make(text=uri)
+        make(text=make(text=uri).output)
 
     return pipeline
 
