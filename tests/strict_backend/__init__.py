@@ -6,8 +6,7 @@ argoproj/argo-workflows v4.0.5. The text of its errors is the backend's.
 
 What differs from the real thing:
 
-* Tasks run one after the other, in an order that a seed chooses among those that are ready; so no two
-  launchers end at once.
+* Tasks run side by side in simulated time; how long pods take to start comes from a seed.
 * Programs are functions here. There are no pods, images, limits of size, volumes or secrets, and nothing is
   copied from or to buckets.
 * A driver or an importer that fails is not tried again, as a stock 2.17 would.
@@ -18,7 +17,7 @@ What differs from the real thing:
   Kubernetes' platform operations are left out; a package that has them is refused by an assertion.
 """
 
-from strict_backend.driver import Backend, Result
+from strict_backend.backend import Backend, Result
 from strict_backend.launcher import FAILURE, LOST, Call, PodLostError, TaskFailedError
 
 __all__ = ["FAILURE", "LOST", "Backend", "Call", "PodLostError", "Result", "TaskFailedError"]

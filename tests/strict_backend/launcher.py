@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strict_backend.resolve import KINDS, as_text
 from strict_backend.store import Artifact, BackendError, Execution
+
+if TYPE_CHECKING:
+    from strict_backend.backend import Backend, Result
 
 Spec = Mapping[str, Any]
 FAILURE, LOST = "failure", "lost"
@@ -38,7 +42,7 @@ class Call:
     task: str
     attempt: int
     executor_input: dict[str, Any]
-    took_s: float = 1.0
+    took_s: float = 60.0
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -56,6 +60,69 @@ class Call:
 
 Program = Callable[[Call], Mapping[str, Any] | None]
 """What a component does: takes a call, returns its output parameters by name."""
+
+
+@dataclasses.dataclass
+class Launcher:
+    """The pods of one task."""
+
+    backend: Backend
+    result: Result
+    task: Spec
+    component: Spec
+    container: Spec
+    execution: Execution
+    artifacts: Mapping[str, list[Artifact]]
+    path: str
+
+    async def succeeds(self, root: str, policy: Spec | None) -> bool:
+        """Attempts as Argo makes them (argo-workflows workflow/controller/operator.go:978-1150)."""
+        clock = asyncio.get_running_loop().time
+        started_s, deadline_s, attempt = clock(), float("inf"), 0
+        while outcome := await self.once(
+            f"{root}/{self.execution.task_name}", attempt := attempt + 1, deadline_s
+        ):
+            if policy is None or attempt > policy["maxRetryCount"] or outcome not in self.backend.retried:
+                return False
+            deadline_s = started_s + seconds(policy.get("backoffMaxDuration", "0s"))
+            factor = int(policy.get("backoffFactor", 0)) or 1
+            wait_s = seconds(policy.get("backoffDuration", "0s")) * factor ** (attempt - 1)
+            if clock() + wait_s >= deadline_s:
+                return False
+            await asyncio.sleep(wait_s)
+        return True
+
+    async def once(self, root: str, attempt: int, deadline_s: float) -> str:
+        """One pod (component/launcher_v2.go:182-320); how it ended, empty for well."""
+        store, made = self.backend.store, self.execution
+        made.state = "RUNNING"
+        call = Call(made.task_name, attempt, provisioned(self.component, made, self.artifacts, root))
+        outcome, returned = "", {}
+        try:
+            call.executor_input = compiled(
+                call.executor_input, self.component, self.container, self.backend.version
+            )
+            self.result.calls.append(call)
+            name = re.sub(r"^comp-|-\d+$", "", self.task["componentRef"]["name"])
+            returned = dict(self.backend.programs[name](call) or {})
+            check_outputs(self.component, returned)
+        except PodLostError:
+            outcome = LOST
+        except (TaskFailedError, BackendError) as error:
+            outcome = FAILURE
+            self.result.errors[self.path] = str(error)
+        left_s = deadline_s - asyncio.get_running_loop().time()
+        await asyncio.sleep(min(call.took_s, left_s))
+        if outcome == LOST or call.took_s > left_s:
+            return outcome or FAILURE  # nobody is left who could publish anything
+        made.state = "FAILED" if outcome else "COMPLETE"
+        made.outputs = {} if outcome else returned
+        for output, found in call.executor_input["outputs"]["artifacts"].items():
+            one = found["artifacts"][0]
+            stored = store.record(one["type"]["schemaTitle"], one["uri"], one.get("metadata", {}))
+            made.output_artifacts.append((output, stored.id))
+        store.update_state(store.executions[made.parent])
+        return outcome
 
 
 def provisioned(
