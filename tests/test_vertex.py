@@ -254,7 +254,7 @@ def test_package_with_kubernetes_settings_is_refused(capsys, tmp_path):
     pytest.importorskip("kfp.kubernetes")
     path = write_kubernetes_package(tmp_path / "kubernetes.yaml")
     code, _, told = call(capsys, "submit", *PLACE, *WHAT, "--package", str(path))
-    assert (code, "Kubernetes settings" in told, "--target vertex" in told) == (2, True, True)
+    assert (code, "kubernetes-settings: " in told, "--target vertex" in told) == (2, True, True)
 
 
 def test_missing_library_says_what_to_install(capsys, monkeypatch):

@@ -12,6 +12,7 @@ import calib_pipelines
 from calib_core.errors import ConfigError
 from calib_core.settings.parameters import add_flags
 from calib_pipelines.clusters.base import Cluster
+from calib_pipelines.packages.checking import add_backend_version, check_package, tell
 from calib_pipelines.packages.reading import (
     TARGETS,
     Package,
@@ -59,6 +60,7 @@ def add_package(
     parser.add_argument("--parameters", type=Path, help="JSON file with parameters; flags go before it")
     parser.add_argument("--pipeline-root", default="", help="where tasks write, gs://...; Vertex needs it")
     parser.add_argument("--service-account", default="", help="account that tasks run as; Vertex needs it")
+    add_backend_version(parser)
     if list(arguments[: len(commands)]) != list(commands):
         return
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -89,7 +91,7 @@ def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Sub
     package: Package = given.loaded
     parameters: dict[str, Any] = {} if given.parameters is None else read_parameters(given.parameters)
     parameters |= {name: getattr(given, name) for name in given.flags if getattr(given, name) is not None}
-    _check_target(given, package)
+    _check_target(given)
     check_parameters(package, parameters)
     return Submission(
         name=given.name or checked_name(default_name.format(package=package.name)),
@@ -98,6 +100,21 @@ def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Sub
         pipeline_root=given.pipeline_root.rstrip("/"),
         service_account=given.service_account,
     )
+
+
+def connect_for(given: argparse.Namespace, submission: Submission) -> Cluster:
+    """The platform that the flags name, which must be able to run what is submitted.
+
+    Raises:
+        ConfigError: it isn't, or as for `connect`.
+    """
+    cluster, version = None, given.backend_version
+    if given.target == "kubeflow" and not version:
+        cluster = connect(given)
+        version = cluster.version
+    path, values = submission.package.path, submission.parameters
+    tell(check_package(path, given.target, version=version, values=values))
+    return cluster or connect(given)
 
 
 def connect(given: argparse.Namespace) -> Cluster:
@@ -139,15 +156,11 @@ def checked_name(text: str) -> str:
     return text
 
 
-def _check_target(given: argparse.Namespace, package: Package) -> None:
+def _check_target(given: argparse.Namespace) -> None:
     """Refuse what the platform can't run, all of it together."""
     if given.target != "vertex":
         return
     wrong = []
-    if package.kubernetes:
-        wrong.append(
-            f"{package.path} has Kubernetes settings; compile it with: calib pipeline compile --target vertex"
-        )
     if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/.*)?", given.pipeline_root):
         wrong.append(
             f"--pipeline-root {given.pipeline_root!r}: Vertex needs a bucket or a folder in it, such as "

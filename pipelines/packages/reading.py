@@ -46,14 +46,12 @@ class Package:
         path: The file.
         name: The pipeline's name.
         inputs: Its parameters by name, as KFP reads them (type, default, optional, description).
-        kubernetes: Whether it has settings that only Kubernetes understands.
         sha256: Hash of the file's bytes.
     """
 
     path: Path
     name: str
     inputs: Mapping[str, Any]
-    kubernetes: bool
     sha256: str
 
     def flags(self, taken: Iterable[str]) -> tuple[Parameter, ...]:
@@ -136,7 +134,6 @@ def load_package(path: Path) -> Package:
         path=path,
         name=spec.pipeline_info.name,
         inputs=inputs or {},
-        kubernetes=bool(pipeline.platform_spec.platforms),
         sha256=sha256_file(path),
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from calib_core.settings.parameters import Parameter, add_flags, config_from, pa
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
 from calib_pipelines.definitions.placement import Cluster, Settings, build
+from calib_pipelines.packages.checking import add_backend_version, check_package, tell
 from calib_pipelines.targets.kubeflow import Kubeflow, KubeflowSettings
 from calib_pipelines.targets.vertex import Vertex, VertexSettings
 
@@ -61,6 +64,7 @@ def add_compile(commands: Subparsers) -> None:
     )
     parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
     parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
+    add_backend_version(parser)
     add_flags(parser, parameters_of(Settings))
     for name, target in TARGETS.items():
         add_flags(parser.add_argument_group(f"only with --target {name}"), own_parameters(target.settings))  # type: ignore[arg-type]
@@ -98,7 +102,12 @@ def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
     if output.suffix not in (".yaml", ".json"):
         raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
     settings = settings_from(given.target, vars(given))
-    write(package(given.target, settings, pipeline=given.pipeline), output)
+    with tempfile.TemporaryDirectory(prefix="calib-") as folder:
+        made = Path(folder) / output.name
+        write(package(given.target, settings, pipeline=given.pipeline), made)
+        tell(check_package(made, given.target, version=given.backend_version))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, output)
     if advice := settings.advice():
         say(f"mind: {advice}")
     return {"package": str(output)}
