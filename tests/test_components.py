@@ -128,14 +128,15 @@ def test_compiled_yaml_loads_and_needs_no_pip(name):
 
 
 def test_variant_differs_in_what_was_replaced_and_runs_by_its_own_name():
-    made = {
-        name: (ROOT / name / "component.yaml").read_text() for name in ("cft_finetune", "em_ece_finetune")
-    }
-    assert calib_components.em_ece_finetune.python_func.__name__ == "em_ece_finetune"
-    assert "def em_ece_finetune(" in made["em_ece_finetune"]
-    assert "cft_finetune" not in made["em_ece_finetune"]
-    assert '"cft"' not in made["em_ece_finetune"]
-    assert made["em_ece_finetune"].count('"rcft"') == made["cft_finetune"].count('"cft"') == 2
+    sources = {}
+    for name in ("cft_finetune", "em_ece_finetune"):
+        container = getattr(calib_components, name).component_spec.implementation.container
+        assert container.args[-1] == name
+        sources[name] = container.command[-1]
+        assert f"def {name}(" in sources[name]
+    assert "cft_finetune" not in sources["em_ece_finetune"]
+    assert '"cft"' not in sources["em_ece_finetune"]
+    assert sources["em_ece_finetune"].count('"rcft"') == sources["cft_finetune"].count('"cft"') == 2
     with pytest.raises(ValueError, match="cft_finetune has no 'nowhere' in its source, which other replaces"):
         variant(calib_components.cft_finetune, "other", {"nowhere": "there"})
 
