@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 import yaml
 from rule_packages import PAIRS
 
 from calib_core.errors import ConfigError
+from calib_pipelines import docs
 from calib_pipelines.packages.checking import RULES, broken, check_package, checked_versions
 from calib_pipelines.packages.rules import BACKENDS
 from calib_pipelines.packages.spec import Graph
@@ -47,6 +49,14 @@ def test_every_rule_says_where_it_was_read_and_what_to_do():
         assert rule.text
         assert rule.remedy
         assert set(rule.versions) <= set(BACKENDS)
+
+
+def test_the_page_of_the_rules_is_fresh():
+    path = Path(__file__).parents[1] / "docs" / "backend-rules.md"
+    text = path.read_text()
+    assert text == docs.with_tables(text, docs.pages()[path]), "stale: run `make docs`"
+    told = (path.parent / "kubeflow.md").read_text().partition("## When something goes wrong")[2]
+    assert set(re.findall(r"rules? `([\w-]+)`", told)) <= set(KUBEFLOW)
 
 
 def test_a_refusal_names_rule_place_remedy_and_source(tmp_path):
