@@ -221,8 +221,8 @@ def doubled_artifact(broken: bool) -> Any:
 
     @dsl.pipeline(name="p")
     def pipeline():
-        made = write().outputs["data"]
-        (inner if broken else read)(one=made, other=made)
+        made, other = write(text="a").outputs["data"], write(text="b").outputs["data"]
+        inner(one=made, other=made if broken else other)
 
     return pipeline
 
@@ -385,7 +385,8 @@ def platform_field(broken: bool) -> Any:
 
 
 def workspace() -> Any:
-    return dsl.WorkspaceConfig(size="1Gi", kubernetes=dsl.KubernetesWorkspaceConfig(pvcSpecPatch={}))
+    patch = {"accessModes": ["ReadWriteMany"]}
+    return dsl.WorkspaceConfig(size="1Gi", kubernetes=dsl.KubernetesWorkspaceConfig(pvcSpecPatch=patch))
 
 
 @pair("kubernetes-field")
