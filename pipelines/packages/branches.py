@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from calib_pipelines.packages.rules import KFP_OLD, Asked, Finding, Rule, before, lines
+from calib_pipelines.packages.rules import KFP_OLD, KFP_OLDER, Asked, Finding, Rule, before, lines
 from calib_pipelines.packages.spec import NO_LAUNCHER, Dag, Node, Task
 
 _STATES = ("v2/metadata/client.go:800-878", "v2/component/launcher_v2.go:220-230")
@@ -64,6 +64,15 @@ def _loops(asked: Asked) -> Iterator[Finding]:
             for task in dag.tasks.values():
                 if "parameterIterator" in task.spec:
                     yield Finding(place=task.place, what="is a loop in a branch that is merged later")
+
+
+def _loop_names(asked: Asked) -> Iterator[Finding]:
+    for dag in asked.graph.dags():
+        for task in dag.tasks.values():
+            shown = task.spec.get("taskInfo", {}).get("name")
+            used = any(task.key in other.sources for other in dag.tasks.values())
+            if "parameterIterator" in task.spec and shown != task.key and used:
+                yield Finding(place=task.place, what=f"has the name {shown!r} of its own")
 
 
 def _artifacts(asked: Asked) -> Iterator[Finding]:
@@ -161,6 +170,14 @@ RULES = (
         source=lines("v2/metadata/client.go:755-794", at=KFP_OLD),
         find=_loops,
         versions=before("2.17"),
+    ),
+    Rule(
+        id="loop-name",
+        text="a loop is stored under its display name and looked for under its key",
+        remedy="leave name off dsl.ParallelFor where dsl.Collected gathers its outputs, or run on KFP 2.16",
+        source=lines(f"{_DAG}:411-419", "v2/driver/dag.go:95-103", at=KFP_OLDER),
+        find=_loop_names,
+        versions=before("2.16"),
     ),
     Rule(
         id="merged-artifact",
