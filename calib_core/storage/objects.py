@@ -19,7 +19,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 from calib_core.runtime.progress import say
 from calib_core.storage.bucket import OWN, Bucket, GoneError, StoredObject, in_parallel, is_sliced
 from calib_core.storage.checksums import crc32c_file
@@ -277,9 +277,13 @@ def _publish_folder(bucket: Bucket, local: Path, location: Location) -> None:
         said = {"size_bytes": file.stat().st_size, "crc32c": crc32c_file(file)}
         if stored is not None and stored.size_bytes == said["size_bytes"]:
             stored = _with_checksum(bucket, stored, old.get(path, {}))
-        if stored is None or (stored.size_bytes, stored.crc32c) != tuple(said.values()):
-            expected = stored.version if stored else ""
-            stored = bucket.upload(f"{prefix}{path}", file, expected=expected)
+        while stored is None or (stored.size_bytes, stored.crc32c) != tuple(said.values()):
+            try:
+                stored = bucket.upload(f"{prefix}{path}", file, expected=stored.version if stored else "")
+            except StaleVersionError:  # another who publishes here: the last to say so in the manifest wins
+                stored, mine = bucket.stat(f"{prefix}{path}"), bucket.stat(at)
+                if mine is None or mine.version != version:
+                    raise
         return {"path": path, **said, "version": stored.version}
 
     large = {path for path, file in files.items() if is_sliced(file.stat().st_size)}

@@ -134,14 +134,14 @@ class S3Bucket:
             return ConfigError(f"{uri}: there is no bucket {self.root}; check its name, or create it")
         if code in _REFUSED or error.operation_name.startswith("AssumeRole"):
             return ConfigError(
-                f"{uri}: the S3 credentials of {account} were refused ({reason}); they may have expired: renew "
-                "them"
+                f"{uri}: the S3 credentials of {account} were refused ({reason}); they may have expired: "
+                "renew them"
             )
         if status_of(error) in (401, 403):
             return ConfigError(
-                f"{uri}: no permission ({reason}); let the account of {account} s3:ListBucket on {self.root}, "
-                "and s3:GetObject, and to write s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload, on "
-                "what is in it"
+                f"{uri}: no permission ({reason}); let the account of {account} s3:ListBucket on "
+                f"{self.root}, and s3:GetObject, and to write s3:PutObject, s3:DeleteObject and "
+                "s3:AbortMultipartUpload, on what is in it"
             )
         if is_transient(error):
             return self._unreachable(uri, error)
@@ -149,8 +149,8 @@ class S3Bucket:
 
     def _unreachable(self, uri: str, error: Exception) -> ConfigError:
         return ConfigError(
-            f"{uri}: {self._server()} can't be reached, or does not answer ({_reason(error)}); check the network "
-            "and the endpoint, and try again"
+            f"{uri}: {self._server()} can't be reached, or does not answer ({_reason(error)}); check the "
+            "network and the endpoint, and try again"
         )
 
     def _server(self) -> str:

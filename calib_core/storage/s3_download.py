@@ -129,6 +129,7 @@ def _is_whole(requests: Requests, obj: StoredObject, path: Path, answer: dict[st
     """Whether a file is an object's content; None where that can't be told.
 
     Args:
+        requests: Of the object's bucket.
         obj: The object.
         path: The file.
         answer: What the server said with the content; empty before it was asked.

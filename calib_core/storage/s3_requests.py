@@ -23,7 +23,7 @@ WRITER, CRC32C = "calib-writer", "calib-crc32c"
 
 BINARY = "application/octet-stream"
 _AGAIN = {"BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted"}
-_AGAIN |= {"RequestTimeout", "SlowDown", "Throttling", "ThrottlingException"}
+_AGAIN |= {"RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch", "Throttling", "ThrottlingException"}
 _BROKEN = (
     boto.HTTPClientError,
     boto.ConnectionError,

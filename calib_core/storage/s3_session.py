@@ -7,7 +7,8 @@ SeaweedFS with the secret `mlpipeline-minio-artifact`, and `s3://` is what the A
 web identity, the machine's role). `AWS_ENDPOINT_URL_S3` or `AWS_ENDPOINT_URL` in the environment comes first,
 and is the way to name a server outside of a cluster.
 
-Source: kubeflow/pipelines 2.17.0, backend/src/v2: config/{env,s3,minio}.go, objectstore/{config,object_store}.go.
+Source: kubeflow/pipelines 2.17.0, backend/src/v2/config (env.go, s3.go, minio.go) and objectstore (config.go,
+object_store.go).
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import base64
 import os
 import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from urllib3.exceptions import HTTPError
 
 from calib_core.errors import ConfigError
 from calib_core.storage.locations import Location
@@ -35,6 +39,7 @@ DEFAULT_ENDPOINTS = ("seaweedfs.kubeflow:9000", "minio-service.kubeflow:9000")
 POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """What Kubernetes mounts in every pod that has a service account: namespace, token and certificate."""
 
+TIMEOUT_S = 30
 _AWS = re.compile(r"(https?://)?s3\.amazonaws\.com")
 
 
@@ -176,7 +181,7 @@ class _Cluster:
     def __init__(self, location: Location) -> None:
         from kubernetes import client, config  # noqa: PLC0415 (takes a second, and only pods need it)
 
-        self._location, self._errors = location, client.exceptions.ApiException
+        self._location, self._refusal = location, client.exceptions.ApiException
         self.namespace = (POD / "namespace").read_text(encoding="utf-8").strip()
         settings = client.Configuration()
         config.load_incluster_config(client_configuration=settings)
@@ -190,36 +195,36 @@ class _Cluster:
         """
         import yaml  # noqa: PLC0415 (comes with the extra s3)
 
+        found = self._read(self._api.read_namespaced_config_map, "ConfigMap", CONFIG_MAP, required=required)
         try:
-            data = self._api.read_namespaced_config_map(CONFIG_MAP, self.namespace).data or {}
-        except self._errors as error:
-            if error.status == 404 or (error.status in (401, 403) and not required):
-                return {}
-            raise self._refused(f"ConfigMap {CONFIG_MAP}", error.reason) from None
-        try:
-            return _lowered(yaml.safe_load(data.get("providers") or "{}"))
+            return _lowered(yaml.safe_load(found.get("providers") or "{}"))
         except yaml.YAMLError:
             raise _bad(self._location, "`providers` is not YAML") from None
 
     def keys(self, name: str, access_name: str, secret_name: str) -> tuple[str, str]:
         """Access key and secret key of a secret."""
-        try:
-            data = self._api.read_namespaced_secret(name, self.namespace).data or {}
-        except self._errors as error:
-            raise self._refused(f"secret {name}", error.reason) from None
-        missing = [key for key in (access_name, secret_name) if not data.get(key)]
-        if missing:
+        data = self._read(self._api.read_namespaced_secret, "secret", name, required=True)
+        if missing := [key for key in (access_name, secret_name) if not data.get(key)]:
             raise ConfigError(
                 f"{self._location.uri}: secret {name} of namespace {self.namespace} has no {missing[0]}; "
-                f"{CONFIG_MAP} or the installation's default names it, so correct one of them"
+                f"ConfigMap {CONFIG_MAP}, or the installation's default, names it: correct one of them"
             )
         access_key, secret_key = (base64.b64decode(data[key]).decode() for key in (access_name, secret_name))
         return access_key, secret_key
 
-    def _refused(self, what: str, reason: str) -> ConfigError:
-        return ConfigError(
-            f"{self._location.uri}: {what} of namespace {self.namespace} can't be read ({reason}), as KFP's "
-            "launcher reads it; let the pod's service account `get` it, or give the task "
+    def _read(self, request: Callable[..., Any], kind: str, name: str, *, required: bool) -> dict[str, str]:
+        """The data of an object of this namespace; empty where it isn't there, or isn't `required`."""
+        try:
+            return dict(request(name, self.namespace, _request_timeout=TIMEOUT_S).data or {})
+        except self._refusal as error:
+            if (kind == "ConfigMap" and error.status == 404) or (error.status in (401, 403) and not required):
+                return {}
+            reason = f"{error.status} {error.reason}"
+        except HTTPError as error:
+            reason = str(error)[:200]
+        raise ConfigError(
+            f"{self._location.uri}: {kind} {name} of namespace {self.namespace} can't be read ({reason}), as "
+            "KFP's launcher reads it; let the pod's service account `get` it, or give the task "
             "AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         )
 
