@@ -14,10 +14,12 @@ object_store.go).
 from __future__ import annotations
 
 import base64
+import functools
 import os
 import re
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,7 @@ DEFAULT_ENDPOINTS = ("seaweedfs.kubeflow:9000", "minio-service.kubeflow:9000")
 POD = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 """What Kubernetes mounts in every pod that has a service account: namespace, token and certificate."""
 
-TIMEOUT_S = 30
+TIMEOUT_S, PERIOD_S = 30, 300
 _AWS = re.compile(r"(https?://)?s3\.amazonaws\.com")
 
 
@@ -80,9 +82,9 @@ def session_for(location: Location) -> Session:
                 "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to reach it from here (through a port-forward)"
             )
         return Session()
-    cluster = _Cluster(location)
-    providers = cluster.providers(required=location.scheme == "minio")
-    if settings := provider_settings(providers.get(location.scheme), location):
+    server = tuple(os.environ.get(f"KUBERNETES_SERVICE_{part}", "") for part in ("HOST", "PORT"))
+    cluster = _cluster(server, int(time.monotonic() // PERIOD_S))
+    if settings := provider_settings(cluster.providers(location).get(location.scheme), location):
         return _from_settings(settings, location, cluster)
     if location.scheme == "s3":
         return Session()
@@ -162,7 +164,7 @@ def _from_settings(settings: dict[str, Any], location: Location, cluster: _Clust
     endpoint = "" if _AWS.match(settings["endpoint"].lower()) else settings["endpoint"]
     secret, keys = settings.get("secretRef"), ("", "")
     if secret:
-        keys = cluster.keys(secret["secretName"], secret["accessKeyKey"], secret["secretKeyKey"])
+        keys = cluster.keys(secret, location)
     return Session(
         endpoint=_url(endpoint, tls=not settings["disableSSL"]) if endpoint else "",
         region=settings["region"],
@@ -176,57 +178,71 @@ def _from_settings(settings: dict[str, Any], location: Location, cluster: _Clust
 
 
 class _Cluster:
-    """What this pod's service account can read of its namespace."""
+    """What this pod's service account can read of its namespace; each thing is asked for once."""
 
-    def __init__(self, location: Location) -> None:
+    def __init__(self) -> None:
         from kubernetes import client, config  # noqa: PLC0415 (takes a second, and only pods need it)
 
-        self._location, self._refusal = location, client.exceptions.ApiException
+        self._refusal = client.exceptions.ApiException
         self.namespace = (POD / "namespace").read_text(encoding="utf-8").strip()
         settings = client.Configuration()
         config.load_incluster_config(client_configuration=settings)
         self._api = client.CoreV1Api(client.ApiClient(settings))
+        self._known: dict[tuple[str, str], dict[str, str]] = {}
 
-    def providers(self, *, required: bool) -> dict[str, Any]:
+    def providers(self, location: Location) -> dict[str, Any]:
         """The ConfigMap's providers by scheme; empty where there is no ConfigMap.
 
-        Args:
-            required: whether an account that may not read it is an error; else that counts as none.
+        An account that may not read it has its own role for `s3://`, but can't know what `minio://` is.
         """
         import yaml  # noqa: PLC0415 (comes with the extra s3)
 
-        found = self._read(self._api.read_namespaced_config_map, "ConfigMap", CONFIG_MAP, required=required)
+        found = self._read("ConfigMap", CONFIG_MAP, location, required=location.scheme == "minio")
         try:
             return _lowered(yaml.safe_load(found.get("providers") or "{}"))
         except yaml.YAMLError:
-            raise _bad(self._location, "`providers` is not YAML") from None
+            raise _bad(location, "`providers` is not YAML") from None
 
-    def keys(self, name: str, access_name: str, secret_name: str) -> tuple[str, str]:
-        """Access key and secret key of a secret."""
-        data = self._read(self._api.read_namespaced_secret, "secret", name, required=True)
-        if missing := [key for key in (access_name, secret_name) if not data.get(key)]:
+    def keys(self, reference: Mapping[str, str], location: Location) -> tuple[str, str]:
+        """Access key and secret key that a reference to a secret names."""
+        name, *wanted = (reference[part] for part in DEFAULT_SECRET)
+        data = self._read("secret", name, location, required=True)
+        if missing := [key for key in wanted if not data.get(key)]:
             raise ConfigError(
-                f"{self._location.uri}: secret {name} of namespace {self.namespace} has no {missing[0]}; "
+                f"{location.uri}: secret {name} of namespace {self.namespace} has no {missing[0]}; "
                 f"ConfigMap {CONFIG_MAP}, or the installation's default, names it: correct one of them"
             )
-        access_key, secret_key = (base64.b64decode(data[key]).decode() for key in (access_name, secret_name))
+        access_key, secret_key = (base64.b64decode(data[key]).decode() for key in wanted)
         return access_key, secret_key
 
-    def _read(self, request: Callable[..., Any], kind: str, name: str, *, required: bool) -> dict[str, str]:
-        """The data of an object of this namespace; empty where it isn't there, or isn't `required`."""
+    def _read(self, kind: str, name: str, location: Location, *, required: bool) -> dict[str, str]:
+        """The data of an object of this namespace; empty for a ConfigMap that may be missing."""
+        if (kind, name) in self._known:
+            return self._known[kind, name]
+        secret, found = kind == "secret", None
+        request = self._api.read_namespaced_secret if secret else self._api.read_namespaced_config_map
         try:
-            return dict(request(name, self.namespace, _request_timeout=TIMEOUT_S).data or {})
+            found = dict(request(name, self.namespace, _request_timeout=TIMEOUT_S).data or {})
         except self._refusal as error:
-            if (kind == "ConfigMap" and error.status == 404) or (error.status in (401, 403) and not required):
-                return {}
             reason = f"{error.status} {error.reason}"
+            if not secret and (error.status == 404 or (error.status in (401, 403) and not required)):
+                found = {}
         except HTTPError as error:
-            reason = str(error)[:200]
-        raise ConfigError(
-            f"{self._location.uri}: {kind} {name} of namespace {self.namespace} can't be read ({reason}), as "
-            "KFP's launcher reads it; let the pod's service account `get` it, or give the task "
-            "AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
+            reason = str(getattr(error, "reason", error))[:200]
+        if found is None:
+            raise ConfigError(
+                f"{location.uri}: {kind} {name} of namespace {self.namespace} can't be read ({reason}), as "
+                "KFP's launcher reads it; let the pod's service account `get` it, or give the task "
+                "AWS_ENDPOINT_URL_S3, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        self._known[kind, name] = found
+        return found
+
+
+@functools.lru_cache(maxsize=1)
+def _cluster(server: tuple[str, ...], period: int) -> _Cluster:
+    """The cluster that this pod runs in; asked anew in each period, so that new keys are found."""
+    return _Cluster()
 
 
 def _lowered(mapping: Any) -> dict[str, Any]:
