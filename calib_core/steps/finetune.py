@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +40,13 @@ class FinetuneConfig:
         lora_dropout: Dropout on the LoRA input.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         patience: Evaluations without improvement after which training stops.
-        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the beginning
+            where `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or too
+            little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
             once, before training).
@@ -75,7 +82,10 @@ class FinetuneConfig:
     lora_dropout: float = 0.05
     evaluations_per_epoch: int = 2
     patience: int = 2
+    option_orders: str = "cyclic"
     lambda_ece: float = 1.0
+    label_smoothing: float = 0.0
+    adapt_weights: bool = True
     e_steps_per_epoch: int = 4
     estimation_fold: str = "holdout"
     prompt_form: str = "plain"
@@ -96,6 +106,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
         check.one_of("aim", ("calibration", "accuracy"))
+        check.one_of("option_orders", ("cyclic", "given"))
         check.one_of("estimation_fold", ("holdout", "fit", "initial"))
         check.one_of("prompt_form", ("plain", "chat"))
         check.one_of("dtype", ("auto", "float32", "bfloat16"))
@@ -108,7 +119,7 @@ class FinetuneConfig:
             check.value(name, lambda n: n >= 1, "1 or more")
         for name in ("learning_rate", "max_grad_norm"):
             check.value(name, lambda x: x > 0, "more than 0")
-        for name in ("lora_dropout", "warmup_fraction", "tolerance"):
+        for name in ("lora_dropout", "warmup_fraction", "label_smoothing", "tolerance"):
             check.value(name, lambda share: 0 <= share < 1, "0 or more and below 1")
         check.value("lambda_ece", lambda weight: weight >= 0, "0 or more")
         for name in ("shots", "seed"):
@@ -144,7 +155,8 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
 
     Returns:
         What `calibration.json` says of the run: every evaluation of the calibration fold, which one was kept
-        and why training stopped, parameters, fingerprints of the data, seconds.
+        and why training stopped, the temperature that scoring divides its logits by, parameters,
+        fingerprints of the data, seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, the loss is not finite, or nothing was
@@ -176,6 +188,7 @@ def _finetune(
     from calib_core.training.checkpoints import drop_checkpoint  # noqa: PLC0415
     from calib_core.training.loop import Finetuning  # noqa: PLC0415
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
+    from calib_core.training.orders import CyclicOrders  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, data))
@@ -194,10 +207,9 @@ def _finetune(
     attach_lora(loaded, config)
     form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
-    fit, heldout = (
-        encode_questions(prepared.folds[name], encoder, context_tokens=loaded.context_tokens)
-        for name in ("fit", "calibration")
-    )
+    encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
+    fit, heldout = (encode(prepared.folds[name]) for name in ("fit", "calibration"))
+    orders = CyclicOrders(fit, encode, context_tokens=loaded.context_tokens, seed=config.seed)
     # A run that goes on may have more processes or fewer.
     training = {name: value for name, value in asdict(config).items() if name not in RUN_WHERE}
     content = [__version__, method, training, origin, prepared.fingerprints()]
@@ -205,7 +217,7 @@ def _finetune(
     run = Finetuning(
         config,
         loaded,
-        fit,
+        orders if config.option_orders == "cyclic" else lambda _: fit,
         score_fit=lambda: score_encoded(
             loaded, fit, batch_tokens=config.batch_tokens, description="scoring fit"
         ),
@@ -233,6 +245,7 @@ def _finetune(
             {**asdict(evaluation), "chosen": index == result.chosen}
             for index, evaluation in enumerate(result.history)
         ],
+        "temperature": result.temperature,
         "steps": result.steps,
         "stopped": result.stopped,
         "seconds": time.monotonic() - started_s,
