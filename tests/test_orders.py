@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_questions
 
 from calib_core.data.questions import Question
+from calib_core.predictions.table import Predictions
+from calib_core.scoring.orders import average_over_orders, turned
 from calib_core.scoring.questions import EncodedQuestions
-from calib_core.training.orders import SPARE_TOKENS, CyclicOrders, rotated
+from calib_core.training.orders import SPARE_TOKENS, CyclicOrders
 
 CONTEXT = 100
 
@@ -40,10 +44,10 @@ def answers(question: Question) -> str:
 def test_a_rotation_keeps_the_answer_and_the_cycle(n, answer, shift) -> None:
     choices = tuple(f"option {i}" for i in range(n))
     question = Question(id="a", question="?", choices=choices, answer=answer % n)
-    turned = rotated(question, shift)
-    assert answers(turned) == answers(question)
-    assert rotated(turned, n - shift % n) == question
-    assert replace(turned, choices=choices, answer=question.answer) == question
+    other = turned(question, shift)
+    assert answers(other) == answers(question)
+    assert turned(other, n - shift % n) == question
+    assert replace(other, choices=choices, answer=question.answer) == question
 
 
 def test_k_epochs_show_every_order_once_and_the_answer_under_every_letter() -> None:
@@ -91,3 +95,64 @@ def test_a_question_that_fills_the_context_keeps_its_order() -> None:
     full = orders(questions, tokens=CONTEXT - SPARE_TOKENS + 1)
     assert all(full(epoch).questions == tuple(questions) for epoch in range(4))
     assert orders(questions, tokens=CONTEXT - SPARE_TOKENS)(1).questions != tuple(questions)
+
+
+LEAN = np.array([1.0, 0.5, 0.0, -0.5, -1.0])
+
+
+def leaning(strength: float):
+    """Scores a question by its options' own merit, plus a leaning towards the first letters."""
+
+    def score(given: EncodedQuestions) -> Predictions:
+        questions = given.questions
+        width = max(len(q.choices) for q in questions)
+        logits = np.full((len(questions), width), -np.inf, dtype=np.float32)
+        for row, question in enumerate(questions):
+            merit = [zlib.crc32(choice.encode()) % 1000 / 400 for choice in question.choices]
+            logits[row, : len(merit)] = np.array(merit) + strength * LEAN[: len(merit)]
+        return Predictions(
+            ids=tuple(q.id for q in questions),
+            labels=np.array([q.answer for q in questions]),
+            logits=logits,
+            n_options=np.array([len(q.choices) for q in questions]),
+            letter_mass=np.array([0.1 * (1 + len(q.choices[0]) % 3) for q in questions], dtype=np.float32),
+            subjects=(None,) * len(questions),
+            protocol={"model": "m"},
+        )
+
+    return score
+
+
+def test_averages_equal_a_loop_over_the_orders_one_by_one() -> None:
+    questions = make_questions(25, seed=5, options=(2, 3, 4, 5))
+    questions[3] = replace(questions[3], choices=(*questions[3].choices[:-1], "none of the above"))
+    averaged, flips = average_over_orders(encoded(questions), encoded, leaning(1.0))
+    changed = 0
+    for row, question in enumerate(questions):
+        k = 1 if row == 3 else len(question.choices)
+        found: dict[str, list[float]] = {choice: [] for choice in question.choices}
+        tops, masses = set(), []
+        for shift in range(k):
+            other = turned(question, shift)
+            table = leaning(1.0)(encoded([other]))
+            for choice, p in zip(other.choices, table.probs()[0], strict=True):
+                found[choice].append(p)
+            tops.add(other.choices[table.top()[0]])
+            masses.append(table.letter_mass[0])
+        changed += len(tops) > 1
+        expected = [np.mean(found[choice]) for choice in question.choices]
+        np.testing.assert_allclose(averaged.probs()[row, : len(expected)], expected, rtol=1e-6)
+        assert averaged.letter_mass[row] == pytest.approx(np.mean(masses), rel=1e-6)
+    assert flips == pytest.approx(changed / 25)
+    assert 0 < flips < 1
+    assert averaged.protocol == {"model": "m", "option_orders": "cyclic"}
+    assert averaged.labels.tolist() == [q.answer for q in questions]
+
+
+def test_without_a_leaning_nothing_flips() -> None:
+    questions = make_questions(25, seed=5, options=(2, 3, 4, 5))
+    averaged, flips = average_over_orders(encoded(questions), encoded, leaning(0.0))
+    assert flips == 0
+    np.testing.assert_allclose(
+        averaged.probs(), leaning(0.0)(encoded(questions)).probs(), rtol=1e-6, atol=1e-7
+    )

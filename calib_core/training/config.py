@@ -30,10 +30,10 @@ class FinetuneConfig:
         option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
             epoch, so that the answer comes under every letter) or `given`.
         lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
-        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the beginning
-            where `adapt_weights` is on.
-        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or too
-            little confidence.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
+            beginning where `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
+            too little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
             once, before training).

@@ -7,39 +7,16 @@ cost before.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from calib_core.data.questions import MAX_OPTIONS, Question
+from calib_core.scoring.orders import may_turn, turned
 from calib_core.scoring.questions import EncodedQuestions
 
 SPARE_TOKENS = 32
 """Another order may be a few tokens longer: a question this close to the context keeps the one given."""
-
-
-REFERS_TO_PLACE = re.compile(
-    r"\b[A-Z]\b\W+(and|or)\W+\(?[A-Z]\b"  # both A and C
-    r"|\b(options?|answers?|choices?)\W+\(?[A-Z]\b"  # option B
-    r"|\b(the|these)\W+(above|below|previous|preceding|other|others|first|last)\b",  # none of the above
-    re.IGNORECASE,
-)
-"""Options of which one speaks of another by its letter or its place mean something else in another order."""
-
-
-def rotated(question: Question, shift: int) -> Question:
-    """The question with its options moved `shift` places to the front, cyclically, and its answer with them.
-
-    Example:
-        >>> rotated(Question(id="a", question="?", choices=("x", "y", "z"), answer=0), 1)
-        Question(id='a', question='?', choices=('y', 'z', 'x'), answer=2, subject=None)
-    """
-    n = len(question.choices)
-    shift %= n
-    choices = question.choices[shift:] + question.choices[:shift]
-    return replace(question, choices=choices, answer=(question.answer - shift) % n)
 
 
 class CyclicOrders:
@@ -69,10 +46,10 @@ class CyclicOrders:
         rows = zip(self._given.questions, self._given.input_ids, self._starts, strict=True)
         return self._encode(
             [
-                rotated(question, int(start) + epoch) if self._may_turn(question, len(ids)) else question
+                turned(question, int(start) + epoch) if self._may_turn(question, len(ids)) else question
                 for question, ids, start in rows
             ]
         )
 
     def _may_turn(self, question: Question, tokens: int) -> bool:
-        return tokens <= self._longest and not any(map(REFERS_TO_PLACE.search, question.choices))
+        return tokens <= self._longest and may_turn(question)
