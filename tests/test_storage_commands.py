@@ -1,4 +1,4 @@
-"""Commands, steps and models with URIs of buckets: fetched before, published after, refused before the work."""
+"""Commands, steps and models with URIs of buckets: fetched before, published after, refused first."""
 
 from __future__ import annotations
 
