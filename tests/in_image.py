@@ -21,7 +21,7 @@ from docker.errors import ContainerError
 from kfp import local
 
 from calib_components.image import IMAGE
-from calib_components.nodes import nodes
+from calib_components.nodes.job import job_of
 from calib_components.nodes.trainjob import COMMAND
 from calib_core.errors import CalibError
 from calib_core.storage.files import read_json
@@ -140,7 +140,7 @@ def test_two_nodes_train_together_in_containers(client, image, tiny_llama, tmp_p
 
     work = tmp_path / "work"
     places = {name: f"/workspace/{name}" for name in ("model", "data", "adapter")}
-    job = nodes.job_of("cft", replace(FINETUNE, nodes=2), places, places)
+    job = job_of("cft", replace(FINETUNE, nodes=2), places, places)
     shutil.copytree(tiny_llama, work / "model")
     shutil.copytree(prepared(tmp_path, pairs=False), work / "data")
     for path in work.rglob("*"):  # safetensors writes files that only their owner can read

@@ -27,13 +27,14 @@ from calib_components.nodes import kubeflow as nodes_kubeflow
 from calib_components.nodes import nodes
 from calib_components.nodes import replica as vertex_node
 from calib_components.nodes.cluster import dropped_fields
-from calib_components.nodes.nodes import Job, KubeflowSettings, Place, finetune, read_settings
+from calib_components.nodes.job import Job
+from calib_components.nodes.nodes import KubeflowSettings, Place, finetune, read_settings
 from calib_components.nodes.trainjob import SHARED_MEMORY, WORK_FOLDERS, Pod, train_job_body
 from calib_core.commands.library import add_commands
 from calib_core.errors import CalibError, ConfigError
 from calib_core.settings.parameters import config_from
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.storage.uris import StoredFile
+from calib_core.training.config import FinetuneConfig
 
 pytestmark = pytest.mark.slow  # a server for each test
 

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from calib_components.nodes.cluster import Cluster, GoneError, ThereAlreadyError, connect
-from calib_components.nodes.nodes import KubeflowSettings, Place, ended_by_signal, job_of
+from calib_components.nodes.job import KubeflowSettings, Place, ended_by_signal, job_of
 from calib_components.nodes.trainjob import train_job_body
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.storage.files import whole_folder
 from calib_core.storage.uris import is_remote, list_files
+from calib_core.training.config import FinetuneConfig
 
 POLL_S = 10.0
 LOST_POLLS = 30
@@ -49,7 +49,7 @@ def train_job(
     can be refused is refused before anything is copied.
 
     Raises:
-        CalibError: as `calib_components.nodes.nodes.finetune` says.
+        CalibError: as `calib_components.nodes.job.finetune` says.
     """
     uris = {"model": model.uri, "data": data.uri, "adapter": adapter.uri}
     work = Path(settings.mount) / job_of(method, config, uris, uris).name

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calib_components.nodes.nodes import Job, KubeflowSettings
+from calib_components.nodes.job import Job, KubeflowSettings
 from calib_core.errors import ConfigError
 
 GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
