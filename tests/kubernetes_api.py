@@ -55,7 +55,10 @@ POD: dict[str, Any] = {
                 "env": [
                     {"name": "KFP_POD_UID", "valueFrom": {"fieldRef": {"fieldPath": "metadata.uid"}}},
                     {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
-                    {"name": "PLAIN", "value": "1"},
+                    {"name": "AWS_ENDPOINT_URL_S3", "value": "http://minio:9000"},
+                    {"name": "AWS_ROLE_ARN", "value": "arn:aws:iam::1:role/task"},
+                    {"name": "ARGO_CONTAINER_NAME", "value": "main"},
+                    {"name": "KFP_RETRY_INDEX", "value": "0"},
                 ],
             },
         ],

@@ -122,10 +122,11 @@ def test_nodes_run_as_the_task_does(cluster) -> None:
     for pod in cluster.nodes():
         assert pod["spec"]["serviceAccountName"] == "default-editor"
         assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]
-        by_reference = [variable for variable in node(pod)["env"] if "valueFrom" in variable]
-        assert by_reference == [
-            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}}
-        ]
+        given = [variable for variable in node(pod)["env"] if not variable["name"].startswith("PET_")]
+        assert given == [
+            {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
+            {"name": "AWS_ENDPOINT_URL_S3", "value": "http://minio:9000"},
+        ]  # and nothing of KFP's, Argo's or AWS's own
 
 
 def test_another_account_can_be_named(cluster) -> None:
@@ -263,7 +264,7 @@ def test_a_job_is_what_the_published_schema_asks_for(version) -> None:
         uid="u",
         namespace="team",
         account="b",
-        secrets=({"name": "T", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},),
+        environment=({"name": "T", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},),
         pull_secrets=({"name": "registry"},),
     )
     body = train_job_body(job, settings, RUNTIME, maker=maker)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,6 +26,9 @@ REQUEST_S = (10, 60)
 """Seconds to reach the API, and to wait for its answer."""
 
 NAMESPACE_FILE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+PLATFORMS = re.compile(r"KFP_|ARGO_|KUBERNETES_|PET_|AWS_(ROLE_ARN|WEB_IDENTITY|CONTAINER_|STS_REGIONAL)")
+"""Variables that KFP, Argo, Kubernetes, Trainer and AWS give to a pod, each pod its own."""
+
 ROLE = "deploy/kubernetes/calib-train.yaml has the role"
 OLD_TRAINER = (
     "this cluster's Kubeflow Trainer is older than 2.2, which is needed here: it leaves {dropped} out of a "
@@ -239,12 +243,16 @@ def _this_pod(api: kubernetes.ApiClient, namespace: str) -> Pod:
         uid=plain["metadata"]["uid"],
         namespace=namespace,
         account=plain["spec"].get("serviceAccountName", ""),
-        secrets=tuple(
-            variable
-            for variable in container.get("env", [])
-            if {"secretKeyRef", "configMapKeyRef"} & variable.get("valueFrom", {}).keys()
-        ),
+        environment=tuple(filter(_is_given, container.get("env", []))),
         pull_secrets=tuple(plain["spec"].get("imagePullSecrets", [])),
+    )
+
+
+def _is_given(variable: Mapping[str, Any]) -> bool:
+    """Whether a pod's variable is its maker's, and no platform's: those are other ones in another pod."""
+    source = variable.get("valueFrom", {}).keys() or {"value"}
+    return not PLATFORMS.match(variable["name"]) and bool(
+        source & {"value", "secretKeyRef", "configMapKeyRef"}
     )
 
 

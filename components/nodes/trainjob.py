@@ -48,7 +48,8 @@ class Pod:
         uid: of the pod.
         namespace: of the pod.
         account: service account that it runs as.
-        secrets: entries of its environment that refer to secrets and config maps; never their content.
+        environment: variables that it was given: values, and references to secrets and config maps; never
+            the content of a secret.
         pull_secrets: secrets that its image is pulled with.
     """
 
@@ -56,7 +57,7 @@ class Pod:
     uid: str
     namespace: str
     account: str
-    secrets: tuple[dict[str, Any], ...] = ()
+    environment: tuple[dict[str, Any], ...] = ()
     pull_secrets: tuple[dict[str, Any], ...] = ()
 
 
@@ -70,7 +71,7 @@ def train_job_body(
         settings: of the job.
         runtime: the (cluster) training runtime, as the cluster has it.
         maker: the pod that makes the job, where it is in the job's namespace: the nodes run as its account
-            and with its secrets, and the job goes when that pod does.
+            and in its environment, and the job goes when that pod does.
         storage: ephemeral storage of each node ("64Gi"), where `settings` names none.
 
     Raises:
@@ -92,7 +93,7 @@ def train_job_body(
                 "command": list(COMMAND),
                 # Kubernetes puts variables in place of $(NAME); two signs are one that means nothing.
                 "args": [argument.replace("$", "$$") for argument in job.arguments],
-                "env": list(maker.secrets) if maker else [],
+                "env": list(maker.environment) if maker else [],
                 "numNodes": job.nodes,
                 "numProcPerNode": job.processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
