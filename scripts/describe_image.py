@@ -31,8 +31,10 @@ from packaging.utils import canonicalize_name
 
 OWN = "calib-core"
 ENVIRONMENT = "opt/calib"
-PYTHON_FILES = f"{ENVIRONMENT}/pyvenv.cfg {ENVIRONMENT}/lib/python3.*/site-packages/*.dist-info"
-DEBIAN_FILES = "var/lib/dpkg/status etc/os-release"
+COPY = (
+    f"cd / && find {ENVIRONMENT}/lib -name '*.dist-info' -print0 | tar -cf - --null -T - "
+    f"{ENVIRONMENT}/pyvenv.cfg var/lib/dpkg/status usr/lib/os-release"
+)
 PIN = re.compile(r"(?P<name>[\w.-]+)==\S+ --hash=sha256:(?P<sha256>[0-9a-f]{64})")
 TERMS = re.compile(r"(?i)(licen[cs]e|notice|copying|authors)[^/]*$")
 LICENSES = LicenseFactory()
@@ -54,9 +56,8 @@ def main() -> None:
 
 def copy_metadata(image: str, root: Path) -> None:
     """Copy the files that describe an image's packages to a folder."""
-    command = f"cd / && tar -cf - {PYTHON_FILES} {DEBIAN_FILES}"
     made = subprocess.run(
-        ["docker", "run", "--rm", "--network=none", image, "sh", "-ec", command],
+        ["docker", "run", "--rm", "--network=none", image, "sh", "-ec", COPY],
         capture_output=True,
         check=True,
     )
@@ -135,7 +136,7 @@ def python_component(distribution: metadata.Distribution, hashes: dict[str, str]
 def debian_components(root: Path) -> Iterator[Component]:
     """The base's Debian packages."""
     system = dict(
-        line.split("=", 1) for line in (root / "etc/os-release").read_text().splitlines() if "=" in line
+        line.split("=", 1) for line in (root / "usr/lib/os-release").read_text().splitlines() if "=" in line
     )
     distro = f"{system['ID']}-{system.get('VERSION_ID', '')}".replace('"', "").rstrip("-")
     for paragraph in (root / "var/lib/dpkg/status").read_text().split("\n\n"):
@@ -147,7 +148,7 @@ def debian_components(root: Path) -> Iterator[Component]:
                 name=name,
                 version=version,
                 type=ComponentType.LIBRARY,
-                purl=PackageURL("deb", "debian", name, version, qualifiers=where),
+                purl=PackageURL("deb", system["ID"], name, version, qualifiers=where),
                 bom_ref=f"deb:{name}:{fields['Architecture']}={version}",
             )
 

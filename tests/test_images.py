@@ -102,8 +102,8 @@ def described(tmp_path):
         folder = Path(metadata.distribution(name)._path)
         (packages / folder.name).symlink_to(folder)
     (tmp_path / "opt/calib/pyvenv.cfg").write_text("home = /usr/local/bin\nversion = 3.11.9\n")
-    (tmp_path / "etc").mkdir()
-    (tmp_path / "etc/os-release").write_text('ID=debian\nVERSION_ID="12"\n')
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/os-release").write_text('ID=debian\nVERSION_ID="12"\n')
     (tmp_path / "var/lib/dpkg").mkdir(parents=True)
     (tmp_path / "var/lib/dpkg/status").write_text(
         "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.36-9\n\n"
