@@ -73,7 +73,7 @@ class Cluster:
     Attributes:
         trainer: version of Kubeflow Trainer.
         accounts: who may ask, by token.
-        runtimes: training runtimes by their path.
+        objects: training runtimes, config maps and secrets by their path.
         jobs: the TrainJobs that there are, by name.
         pods: pods other than the jobs', by name.
         created: every job that was made, as it was kept.
@@ -91,7 +91,7 @@ class Cluster:
     def __init__(self, trainer: str = "2.3") -> None:
         self.trainer = trainer
         self.accounts = {"not-a-secret": account(NAMESPACE, ACCOUNT)}
-        self.runtimes: dict[str, Any] = {f"{TRAINER}/clustertrainingruntimes/torch-distributed": RUNTIME}
+        self.objects: dict[str, Any] = {f"{TRAINER}/clustertrainingruntimes/torch-distributed": RUNTIME}
         self.jobs: dict[str, dict[str, Any]] = {}
         self.pods: dict[str, dict[str, Any]] = {POD["metadata"]["name"]: POD}
         self.looks: dict[str, int] = {}
@@ -148,8 +148,8 @@ class Cluster:
         version = ("major", "minor", "gitVersion", "gitCommit", "gitTreeState", "buildDate", "goVersion")
         if path == "/version/":
             return 200, dict.fromkeys((*version, "compiler", "platform"), "1")
-        if path in self.runtimes:
-            return 200, self.runtimes[path]
+        if path in self.objects:
+            return 200, self.objects[path]
         if path.startswith(TRAINER) and not self.trainer:
             return 404, {"message": "the server could not find the requested resource"}
         return 404, {"message": f'"{path.rpartition("/")[2]}" not found'}
@@ -157,7 +157,7 @@ class Cluster:
     def _runtime(self, ref: dict[str, Any]) -> Any:
         plural = ref["kind"].lower() + "s"
         namespace = f"/namespaces/{NAMESPACE}" if plural == "trainingruntimes" else ""
-        return self.runtimes[f"{TRAINER}{namespace}/{plural}/{ref['name']}"]
+        return self.objects[f"{TRAINER}{namespace}/{plural}/{ref['name']}"]
 
     def _create(self, body: Any, *, dry_run: bool) -> tuple[int, Any]:
         name = body["metadata"]["name"]
@@ -260,6 +260,7 @@ class Served:
         monkeypatch.setattr(f"{module}.SERVICE_TOKEN_FILENAME", str(self.folder / "token"))
         monkeypatch.setattr(f"{module}.SERVICE_CERT_FILENAME", str(self.certificate))
         monkeypatch.setattr("calib_components.nodes.cluster.NAMESPACE_FILE", self.folder / "namespace")
+        monkeypatch.setattr("calib_core.storage.s3_session.POD", self.folder)
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-ROLES = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes" / "calib-train.yaml"
+DEPLOY = Path(__file__).resolve().parents[1] / "deploy" / "kubernetes"
+ROLES = (DEPLOY / "calib-train.yaml",)
 VERBS = {"POST": "create", "PATCH": "patch", "DELETE": "delete"}
 
 
@@ -47,7 +48,7 @@ class Account:
         )
 
 
-def account(namespace: str, name: str, manifests: Iterable[Path] = (ROLES,)) -> Account:
+def account(namespace: str, name: str, manifests: Iterable[Path] = ROLES) -> Account:
     """A service account with what the roles in manifests give it."""
     documents = [made for path in manifests for made in yaml.safe_load_all(path.read_text()) if made]
     roles = {

@@ -192,7 +192,7 @@ def test_what_a_runtime_says_itself_stays(cluster) -> None:
     spec["containers"][0]["securityContext"] = {"readOnlyRootFilesystem": False}
     path = f"{TRAINER}/namespaces/{NAMESPACE}/trainingruntimes/mine"
     runtime["metadata"]["name"] = "mine"
-    cluster.runtimes[path] = runtime
+    cluster.objects[path] = runtime
     train(on_kubeflow(runtime="mine"))
     pod = cluster.nodes()[0]
     assert mounts(pod)["/scratch"]["persistentVolumeClaim"] == {"claimName": "cache"}
@@ -315,7 +315,7 @@ def test_an_old_trainer_is_refused_before_anything_is_copied(cluster, tmp_path) 
 
 def test_a_cluster_without_trainer_is_told(cluster) -> None:
     cluster.trainer = ""
-    cluster.runtimes = {}
+    cluster.objects = {}
     with pytest.raises(
         ConfigError, match=r"no training runtime 'torch-distributed', or no Kubeflow Trainer 2"
     ):
@@ -331,7 +331,7 @@ def test_an_unknown_runtime_is_refused(cluster) -> None:
 def test_a_runtime_for_another_framework_is_refused(cluster) -> None:
     other = json.loads(json.dumps(RUNTIME))
     other["spec"]["mlPolicy"] = {"numNodes": 1, "mpi": {}}
-    cluster.runtimes[f"{TRAINER}/clustertrainingruntimes/torch-distributed"] = other
+    cluster.objects[f"{TRAINER}/clustertrainingruntimes/torch-distributed"] = other
     with pytest.raises(ConfigError, match=r"is not for torch"):
         train()
     other["spec"]["mlPolicy"] = {"torch": {}}
