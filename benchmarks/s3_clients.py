@@ -30,7 +30,21 @@ from typing import Any
 
 SMALL_BYTES = 20_000
 WORKERS = 8
-KEYS = ["plain", "a//b", "/lead", "a/../b", "./a", "..", "q?x=1", "h#1", "p%2Fq", "p%", "sp ace+", "é", "e\u0301"]
+KEYS = [
+    "plain",
+    "a//b",
+    "/lead",
+    "a/../b",
+    "./a",
+    "..",
+    "q?x=1",
+    "h#1",
+    "p%2Fq",
+    "p%",
+    "sp ace+",
+    "é",
+    "e\u0301",
+]
 
 
 class Boto3:
@@ -154,7 +168,10 @@ class Obstore:
 class S3fs:
     """s3fs, fsspec's file system over aiobotocore."""
 
-    package, adds = "s3fs", ("s3fs", "fsspec", "aiobotocore", "botocore", "aiohttp", "aioitertools", "jmespath")
+    package, adds = (
+        "s3fs",
+        ("s3fs", "fsspec", "aiobotocore", "botocore", "aiohttp", "aioitertools", "jmespath"),
+    )
 
     def __init__(self, endpoint: str, bucket: str) -> None:
         import s3fs
@@ -169,14 +186,10 @@ class S3fs:
         self.fs.get_file(f"{self.bucket}/{key}", str(path), max_concurrency=WORKERS)
 
     def upload_many(self, pairs: list[tuple[Path, str]]) -> None:
-        self.fs.put(
-            [str(p) for p, _ in pairs], [f"{self.bucket}/{k}" for _, k in pairs], batch_size=WORKERS
-        )
+        self.fs.put([str(p) for p, _ in pairs], [f"{self.bucket}/{k}" for _, k in pairs], batch_size=WORKERS)
 
     def download_many(self, pairs: list[tuple[str, Path]]) -> None:
-        self.fs.get(
-            [f"{self.bucket}/{k}" for k, _ in pairs], [str(p) for _, p in pairs], batch_size=WORKERS
-        )
+        self.fs.get([f"{self.bucket}/{k}" for k, _ in pairs], [str(p) for _, p in pairs], batch_size=WORKERS)
 
     def put(self, key: str, data: bytes) -> None:
         self.fs.pipe_file(f"{self.bucket}/{key}", data)
@@ -237,7 +250,11 @@ def works(function: Callable[[], object]) -> bool | str:
     try:
         function()
     except Exception as error:
-        return f"{type(error).__name__}: {str(error).splitlines()[0][:120]}" if str(error) else type(error).__name__
+        return (
+            f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+            if str(error)
+            else type(error).__name__
+        )
     return True
 
 
@@ -248,7 +265,11 @@ def refused(function: Callable[[], object]) -> bool:
 
 def conditions(client: Any, prefix: str) -> dict[str, Any]:
     """Whether writes depend on what is there, and whether an upload can be gone on with by another process."""
-    found: dict[str, Any] = {"if_none_match": False, "if_match": False, "resumes_uploads": hasattr(client, "resume")}
+    found: dict[str, Any] = {
+        "if_none_match": False,
+        "if_match": False,
+        "resumes_uploads": hasattr(client, "resume"),
+    }
     if hasattr(client, "create"):
         etag = client.create(f"{prefix}-c", b"1")
         found["if_none_match"] = refused(lambda: client.create(f"{prefix}-c", b"2"))
@@ -326,7 +347,9 @@ def installed_mb(packages: tuple[str, ...]) -> float:
 def is_typed(package: str) -> bool:
     """Whether type checkers know the package: by a marker of its own, or by stubs beside it."""
     spec = importlib.util.find_spec(package)
-    own = any((Path(folder) / "py.typed").is_file() for folder in (spec.submodule_search_locations or []) if spec)
+    own = any(
+        (Path(folder) / "py.typed").is_file() for folder in (spec.submodule_search_locations or []) if spec
+    )
     return own or importlib.util.find_spec(f"types_{package}") is not None
 
 
