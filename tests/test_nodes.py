@@ -51,7 +51,12 @@ def served(tmp_path, monkeypatch):
     """A cluster on loopback, where it is served, and a bucket whose model can be listed."""
     monkeypatch.setattr(nodes_kubeflow, "POLL_S", 0.02)
     monkeypatch.setattr(nodes_kubeflow, "LOST_POLLS", 3)
-    model = StoredFile(uri="gs://bucket/model/model.safetensors", size_bytes=MODEL_GIB * 2**30, version="1")
+    model = StoredFile(
+        uri="gs://bucket/model/model.safetensors",
+        path="model.safetensors",
+        size_bytes=MODEL_GIB * 2**30,
+        version="1",
+    )
     monkeypatch.setattr(nodes_kubeflow, "list_files", lambda uri: [model] * uri.endswith("model"))
     made = Cluster()
     with serving(made, tmp_path) as there:
@@ -218,7 +223,7 @@ def test_without_a_bucket_everything_goes_over_the_volume(cluster, tmp_path) -> 
     def create_and_train(body, *, dry_run):
         if not dry_run:
             arguments = body["spec"]["trainer"]["args"]
-            given = dict(flag.removeprefix("--").split("=", 1) for flag in arguments[1:])
+            given = dict(flag.removeprefix("--").partition("=")[::2] for flag in arguments[1:])
             assert (Path(given["data"]) / "data.json").read_text() == "{}"
             assert given["model"] == "owner/name"
             out = Path(given["out"])
@@ -230,8 +235,8 @@ def test_without_a_bucket_everything_goes_over_the_volume(cluster, tmp_path) -> 
     train(
         on_kubeflow(volume="claim", mount=str(volume)),
         model=Place(path="owner/name", uri="owner/name"),
-        data=Place(path=str(local / "data"), uri="minio://b/data"),
-        adapter=Place(path=str(local / "adapter"), uri="minio://b/adapter"),
+        data=Place(path=str(local / "data"), uri=str(local / "data")),
+        adapter=Place(path=str(local / "adapter"), uri=str(local / "adapter")),
     )
     assert (local / "adapter" / "adapter_config.json").read_text() == "made"
     assert list(volume.iterdir()) == []
@@ -239,12 +244,20 @@ def test_without_a_bucket_everything_goes_over_the_volume(cluster, tmp_path) -> 
 
 def test_what_the_nodes_cant_reach_is_refused_before_a_job_is_made(cluster, tmp_path) -> None:
     (tmp_path / "data").mkdir()
-    data = Place(path=str(tmp_path / "data"), uri="minio://b/data")
-    with pytest.raises(ConfigError, match=r"data is minio://b/data, which other machines can't.*volume"):
+    data = Place(path=str(tmp_path / "data"), uri=str(tmp_path / "data"))
+    with pytest.raises(ConfigError, match=r"data is /.*/data, which other machines can't.*volume"):
         train(data=data)
-    with pytest.raises(ConfigError, match=r"adapter is minio://b/adapter, which other machines can't reach"):
-        train(adapter=Place(path="/kfp/adapter", uri="minio://b/adapter"))
+    with pytest.raises(ConfigError, match=r"adapter is /out/adapter, which other machines can't reach"):
+        train(adapter=Place(path="/out/adapter", uri="/out/adapter"))
     assert cluster.requests == []
+
+
+@pytest.mark.parametrize("scheme", ["gs", "s3", "minio"])
+def test_buckets_are_read_and_written_by_the_nodes_themselves(cluster, scheme) -> None:
+    train(**{name: Place(path=f"/{scheme}/b/{name}", uri=f"{scheme}://b/{name}") for name in PLACES})
+    arguments = node(cluster.nodes()[0])["args"]
+    assert {f"--model={scheme}://b/model", f"--data={scheme}://b/data"} <= set(arguments)
+    assert f"--out={scheme}://b/adapter" in arguments
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -306,7 +319,7 @@ def test_an_old_trainer_is_refused_before_anything_is_copied(cluster, tmp_path) 
     with pytest.raises(ConfigError, match=r"older than 2\.2.*leaves .*spec\.runtimePatches out.*upgraded"):
         train(
             on_kubeflow(volume="claim", mount=str(volume)),
-            data=Place(path=str(data), uri="minio://b/data"),
+            data=Place(path=str(data), uri=str(data)),
         )
     assert cluster.jobs == {}
     assert cluster.created == []

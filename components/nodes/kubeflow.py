@@ -234,7 +234,8 @@ def _need_volume(name: str, place: Place, settings: KubeflowSettings) -> None:
         state = f"{settings.mount} is no folder here" if settings.volume else "cluster names no volume"
         raise ConfigError(
             f"{name} is {place.uri}, which other machines can't reach, and {state}; use a pipeline root in a "
-            "bucket (gs://), or mount a volume claim in this task too and name it in cluster: volume, mount"
+            "bucket (gs://, s3://, minio://), or mount a volume claim in this task too and name it in "
+            "cluster: volume, mount"
         )
 
 
