@@ -25,7 +25,8 @@ from calib_components.image import IMAGE
 from calib_components.nodes import kubeflow as nodes_kubeflow
 from calib_components.nodes import nodes
 from calib_components.nodes import replica as vertex_node
-from calib_components.nodes.nodes import KubeflowSettings, Place, finetune, read_settings
+from calib_components.nodes.job import JobConfig, KubeflowSettings, Place
+from calib_components.nodes.nodes import finetune, read_settings
 from calib_core.commands.library import add_commands
 from calib_core.errors import CalibError, ConfigError
 from calib_core.settings.parameters import config_from
@@ -33,7 +34,7 @@ from calib_core.training.config import FinetuneConfig
 
 pytestmark = pytest.mark.slow  # jobs are polled, a second each
 
-CONFIG = FinetuneConfig(nodes=2, processes=2, epochs=3, cluster='{"platform": "kubeflow"}')
+CONFIG = JobConfig(nodes=2, processes=2, epochs=3, cluster='{"platform": "kubeflow"}')
 PLACES = {
     name: Place(path=f"/kfp/{name}", uri=f"gs://bucket/{name}") for name in ("model", "data", "adapter")
 }
@@ -56,7 +57,7 @@ def cluster(tmp_path, monkeypatch):
         yield made
 
 
-def train(config: FinetuneConfig = CONFIG, **places: Place) -> None:
+def train(config: JobConfig = CONFIG, **places: Place) -> None:
     finetune("cft", config, **{**PLACES, **places})
 
 
@@ -83,7 +84,7 @@ def test_the_nodes_are_told_the_same_run(cluster) -> None:
     given = commands.choices[arguments[0]].parse_args(arguments[1:])
     assert (given.model, arguments[0]) == ("gs://bucket/model", "cft")
     assert {"--data=gs://bucket/data", "--out=gs://bucket/adapter"} <= set(arguments)
-    assert config_from(FinetuneConfig, vars(given)) == replace(CONFIG, cluster="")
+    assert config_from(FinetuneConfig, vars(given)) == CONFIG.training()
 
 
 def test_settings_reach_the_job(cluster, tmp_path) -> None:
@@ -309,7 +310,7 @@ def local_job(client: TrainerClient, *arguments: str) -> None:
 def test_the_same_call_trains_in_local_processes(local, tiny_llama, tmp_path, monkeypatch) -> None:
     from test_steps import FINETUNE, prepared
 
-    from calib_core.settings.parameters import flags_of
+    from calib_core.settings.flags import flags_of
     from calib_core.storage.files import read_json
 
     monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
@@ -352,9 +353,9 @@ def test_cluster_is_checked(cluster_json, message) -> None:
 def test_one_node_needs_no_cluster(monkeypatch) -> None:
     seen = []
     monkeypatch.setitem(nodes.METHODS, "rcft", lambda *given: seen.append(given))
-    config = FinetuneConfig()
+    config = JobConfig()
     finetune("rcft", config, **PLACES)
-    assert seen == [(config, "/kfp/model", Path("/kfp/data"), Path("/kfp/adapter"))]
+    assert seen == [(config.training(), "/kfp/model", Path("/kfp/data"), Path("/kfp/adapter"))]
 
 
 SPEC = {

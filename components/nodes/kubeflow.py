@@ -36,11 +36,10 @@ from kubernetes import client as kubernetes
 from kubernetes import config as kubernetes_config
 from urllib3.exceptions import HTTPError
 
-from calib_components.nodes.job import Job, KubeflowSettings, Place, ended_by_signal, job_of
+from calib_components.nodes.job import Job, JobConfig, KubeflowSettings, Place, ended_by_signal, job_of
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.storage.files import whole_folder
-from calib_core.training.config import FinetuneConfig
 
 POLL_S = 10.0
 LOST_POLLS = 30
@@ -64,7 +63,7 @@ def run_calib() -> None:
 
 def train_job(
     method: str,
-    config: FinetuneConfig,
+    config: JobConfig,
     settings: KubeflowSettings,
     *,
     model: Place,

@@ -10,7 +10,7 @@ from typing import Any
 
 import calib_pipelines
 from calib_core.errors import ConfigError
-from calib_core.settings.parameters import add_flags
+from calib_core.settings.flags import add_flags
 from calib_pipelines.clusters.base import Cluster
 from calib_pipelines.packages.reading import (
     TARGETS,
@@ -74,7 +74,7 @@ def add_package(
         if {"-h", "--help"} & set(arguments):
             return
         parser.error(str(error))
-    taken = {action.dest for action in parser._actions} | {"run", "text", "exit_code"}
+    taken = {action.dest for action in parser._actions} | {"exit_code", "parser", "run", "text"}
     flags = package.flags(taken)
     add_flags(parser.add_argument_group(f"parameters of {package.name}"), flags)  # type: ignore[arg-type]
     parser.set_defaults(loaded=package, flags=[flag.name for flag in flags])

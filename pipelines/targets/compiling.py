@@ -13,7 +13,8 @@ from kfp.dsl.base_component import BaseComponent
 from calib_core.commands.library import Subparsers, command
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
-from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.settings.flags import add_flags, option_of
+from calib_core.settings.parameters import Parameter, config_from, parameters_of
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
 from calib_pipelines.definitions.placement import Cluster, Settings, build
@@ -62,8 +63,8 @@ def add_compile(commands: Subparsers) -> None:
     parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
     parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
     add_flags(parser, parameters_of(Settings))
-    for name, target in TARGETS.items():
-        add_flags(parser.add_argument_group(f"only with --target {name}"), own_parameters(target.settings))  # type: ignore[arg-type]
+    for target in TARGETS.values():
+        add_flags(parser, own_parameters(target.settings))
     parser.set_defaults(run=_compile)
 
 
@@ -81,7 +82,7 @@ def settings_from(target: str, values: Mapping[str, Any]) -> Settings:
     """
     for other in TARGETS.keys() - {target}:
         strange = [
-            "--" + parameter.name.replace("_", "-")
+            option_of(parameter.name)
             for parameter in own_parameters(TARGETS[other].settings)
             if values[parameter.name] != parameter.default
         ]
