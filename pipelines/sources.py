@@ -12,7 +12,7 @@ import ast
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, replace
+from dataclasses import MISSING
 from pathlib import Path
 
 import calib_components
@@ -30,6 +30,7 @@ from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.publish import PublishConfig
 from calib_core.steps.shards import ScoreConfig, ShardConfig
 from calib_core.training.config import AlignConfig
+from calib_pipelines.definitions.offered import OFFERED, declared
 
 WIDTH = 110
 
@@ -51,16 +52,6 @@ COMPONENTS: Mapping[str, type | None] = {
     "shard_questions": ShardConfig,
 }
 """The config of each component; None where it has no parameters."""
-
-OFFERED: Mapping[str, Mapping[str, tuple[type, ...]]] = {
-    "restore_calibration": {
-        "": (PrepareConfig, EvaluateConfig, JobConfig, PromoteConfig),
-        "dpo_": (AlignConfig,),
-    },
-    "recalibrate": {"": (FreshConfig, EvaluateConfig, JobConfig, PromoteConfig, RegisterConfig)},
-    "score_large": {"": (ShardConfig, ScoreConfig)},
-}
-"""The configs whose parameters a pipeline may offer, by the prefix that it gives to their names."""
 
 
 def with_parameters(source: str, parameters: Mapping[str, Parameter], *, add: bool) -> str:
@@ -149,24 +140,10 @@ def sources() -> dict[Path, str]:
             parameters = {one.name: one for one in parameters_of(config_class)}
             found[path] = with_parameters(text, parameters, add=True)
     definitions = Path(calib_pipelines.__file__).parent / "definitions"
-    for name, by_prefix in OFFERED.items():
-        path = definitions / f"{name}.py"
-        offered = {
-            prefix + one.name: _prefixed(one, prefix)
-            for prefix, classes in by_prefix.items()
-            for config_class in classes
-            for one in parameters_of(config_class)
-        }
-        found[path] = with_parameters(path.read_text(encoding="utf-8"), offered, add=False)
+    for name in OFFERED:
+        path = definitions / f"{name.replace('-', '_')}.py"
+        found[path] = with_parameters(path.read_text(encoding="utf-8"), declared(name), add=False)
     return found
-
-
-def _prefixed(one: Parameter, prefix: str) -> Parameter:
-    """A parameter under the name that a pipeline gives to it."""
-    if not prefix:
-        return one
-    text = f"In {prefix.rstrip('_').upper()}: {one.description[0].lower()}{one.description[1:]}"
-    return replace(one, name=prefix + one.name, description=text)
 
 
 def main() -> None:

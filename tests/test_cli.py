@@ -74,9 +74,9 @@ def test_command_has_the_components_parameters(command, component):
     }
     started_elsewhere = {"nodes", "cluster"} & set(inputs)  # which needs KFP: added by `calib` itself
     assert set(actions) == set(inputs) - started_elsewhere
-    for name, given in inputs.items() - {*started_elsewhere}:
-        assert actions[name].required == (not given.optional), name
-        assert actions[name].default == given.default, name
+    for name, action in actions.items():
+        assert action.required == (not inputs[name].optional), name
+        assert action.default == inputs[name].default, name
 
 
 @pytest.mark.parametrize(

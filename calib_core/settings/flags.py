@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from calib_core.settings.parameters import Parameter, parameters_of
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         found, rest = super().parse_known_args(args, namespace)
         unknown = [word.partition("=")[0] for word in rest if word.startswith("--") and word != "--"]
         if unknown and not self._subparsers:
-            told = [f"{word}{_suggestion(word, self._option_string_actions)}" for word in unknown]
+            told = [f"{word}{suggestion(word, self._option_string_actions)}" for word in unknown]
             self.error(f"no such option: {', '.join(told)}")
         return found, rest
 
@@ -37,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         """Print the usage and the message, with a suggestion where a choice was mistyped, and exit with 2."""
         if chosen := _CHOSEN.search(message):
             choices = [word.strip().strip("'\"") for word in chosen[2].split(",")]
-            message += _suggestion(chosen[1], choices)
+            message += suggestion(chosen[1], choices)
         super().error(message)
 
     def as_typed(self, message: str) -> str:
@@ -64,36 +64,48 @@ def option_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_flags(parser: argparse.ArgumentParser, parameters: Iterable[Parameter]) -> None:
-    """Give `parser` one option per parameter, under the headings of the groups that they belong to."""
+def add_flags(
+    parser: argparse.ArgumentParser, parameters: Iterable[Parameter], *, given_only: bool = False
+) -> None:
+    """Give `parser` one option per parameter, under the headings of the groups that they belong to.
+
+    Args:
+        parser: gets the options.
+        parameters: what they are made from.
+        given_only: whether only those that are typed appear among the parsed arguments, and none is required;
+            the defaults are someone else's, and stand in the help.
+    """
     headings: dict[str, Any] = {"": parser}
     for one in parameters:
         if one.group not in headings:
             headings[one.group] = parser.add_argument_group(one.group)
-        _add_flag(headings[one.group], one)
+        _add_flag(headings[one.group], one, given_only=given_only)
 
 
-def _add_flag(parser: Any, one: Parameter) -> None:
+def _add_flag(parser: Any, one: Parameter, *, given_only: bool) -> None:
     shown = {str: "TEXT", int: "N", float: "X"}
     text = one.description.replace("%", "%%")
+    required = one.default is dataclasses.MISSING
     few = 0 < len(one.choices) <= SHOWN_CHOICES
     if one.choices and not few:
         text += f" One of {', '.join(filter(None, one.choices))}."
-    if one.default not in (None, "", dataclasses.MISSING):
+    if required:
+        text += " (required)"
+    elif one.default not in (None, ""):
         text += f" (default: {_plain(one.default)})"
+    default = argparse.SUPPRESS if given_only else None if required else one.default
     if one.type is bool:
         parser.add_argument(
-            option_of(one.name), action=argparse.BooleanOptionalAction, default=one.default, help=text
+            option_of(one.name), action=argparse.BooleanOptionalAction, default=default, help=text
         )
         return
-    required = one.default is dataclasses.MISSING
     parser.add_argument(
         option_of(one.name),
         type=one.type,
         choices=one.choices or None,
-        required=required,
-        default=None if required else one.default,
-        metavar=None if few else shown[one.type],
+        required=required and not given_only,
+        default=default,
+        metavar=f"{{{','.join(filter(None, one.choices))}}}" if few else shown[one.type],
         help=text,
     )
 
@@ -115,6 +127,7 @@ def _plain(default: Any) -> str:
     return f"{default:g}" if isinstance(default, float) and default == round(default) else str(default)
 
 
-def _suggestion(word: str, known: Sequence[str] | Iterable[str]) -> str:
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean ...?`, where one of the known words is close; else nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from calib_core.version import __version__
 
 DEFAULT_PIPELINE = "restore-calibration"
 SCENARIOS = ("fresh", "memorised", "calibrated")
-KINDS = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,7 +123,8 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     from calib_pipelines.commands.schedule import add_schedule  # noqa: PLC0415
     from calib_pipelines.commands.submit import add_submit  # noqa: PLC0415
     from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
-    from calib_pipelines.packages.reading import CONFIGS  # noqa: PLC0415
+    from calib_pipelines.packages.reading import parameter_flags  # noqa: PLC0415
+    from calib_pipelines.run.local import RUNNABLE  # noqa: PLC0415
     from calib_pipelines.targets.compiling import add_compile  # noqa: PLC0415
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -134,12 +133,12 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
         "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
     )
     asked = PIPELINES.get(_asked_pipeline(given), PIPELINES[DEFAULT_PIPELINE])
-    parameters = _parameters(asked.component_spec.inputs)
+    parameters = parameter_flags(asked.name, asked.component_spec.inputs)
     add_flags(run, parameters)
     run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
     run.add_argument(
         "--pipeline",
-        choices=tuple(CONFIGS),
+        choices=RUNNABLE,
         default=DEFAULT_PIPELINE,
         help=f"which one; other flags are its parameters (default: {DEFAULT_PIPELINE})",
     )
@@ -153,19 +152,6 @@ def _asked_pipeline(given: Sequence[str]) -> str:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--pipeline", default=DEFAULT_PIPELINE)
     return str(early.parse_known_args(given)[0].pipeline)
-
-
-def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """A pipeline's parameters, as flags need them."""
-    return tuple(
-        Parameter(
-            name=name,
-            type=KINDS[given.type],
-            default=given.default if given.optional else MISSING,
-            description=" ".join((given.description or "").split()),
-        )
-        for name, given in inputs.items()
-    )
 
 
 def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[str, Any]:
