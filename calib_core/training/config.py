@@ -42,7 +42,26 @@ class FinetuneConfig(Optimizer, Lora, Prompt, Loading, Scoring, Regime, Bins, Se
         2, "How often the calibration fold is scored to choose where to stop.", at_least=1
     )
     patience: int = parameter(2, "Evaluations without improvement after which training stops.", at_least=1)
-    lambda_ece: float = parameter(1.0, "Weight of the EM-ECE loss in RCFT.", at_least=0)
+    option_orders: Literal["cyclic", "given"] = parameter(
+        "cyclic",
+        "Order of a question's options while training: `cyclic` (moved on by one place every epoch, so that "
+        "the answer comes under every letter) or `given`.",
+    )
+    lambda_ece: float = parameter(
+        1.0, "Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.", at_least=0
+    )
+    label_smoothing: float = parameter(
+        0.0,
+        "Share of the answer's probability that CFT spreads over the options; the initial one if "
+        "`adapt_weights` is on.",
+        at_least=0,
+        below=1,
+    )
+    adapt_weights: bool = parameter(
+        True,
+        "Raise and lower these two while training, as the calibration fold shows too much or too little "
+        "confidence.",
+    )
     e_steps_per_epoch: int = parameter(
         4, "How often RCFT estimates its target confidences again.", at_least=1
     )

@@ -24,7 +24,10 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     gradient_accumulation: int = 1,
     evaluations_per_epoch: int = 2,
     patience: int = 2,
+    option_orders: str = "cyclic",
     lambda_ece: float = 1.0,
+    label_smoothing: float = 0.0,
+    adapt_weights: bool = True,
     e_steps_per_epoch: int = 4,
     estimation_fold: str = "holdout",
     placement: str = "whole",
@@ -35,6 +38,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     lora_r: int = 128,
     lora_alpha: int = 64,
     lora_dropout: float = 0.05,
+    average_orders: bool = False,
     shots: int = 0,
     prompt_form: str = "plain",
     dtype: str = "auto",
@@ -67,7 +71,13 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         gradient_accumulation: Batches whose gradients are added up into one optimiser step.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         patience: Evaluations without improvement after which training stops.
-        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one
+            if `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or too
+            little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
             once, before training).
@@ -80,6 +90,8 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout on the LoRA input.
+        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
+            preference for some letters and costs as many times as much.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.

@@ -14,6 +14,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     data: Input[Dataset],
     evaluation: Output[Dataset],
     metrics: Output[Metrics],
+    average_orders: bool = False,
     shots: int = 0,
     prompt_form: str = "plain",
     dtype: str = "auto",
@@ -33,6 +34,8 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Data folder of `data_prep`.
+        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
+            preference for some letters and costs as many times as much.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.

@@ -16,7 +16,6 @@ from calib_core.storage.files import read_json, sha256_file, sha256_json
 from calib_core.training.config import check_processes
 from calib_pipelines.definitions.offered import OFFERED, declared
 
-TARGETS = ("kubeflow", "vertex")
 FLAG_TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
 _WANTED = {
@@ -40,14 +39,12 @@ class Package:
         path: The file.
         name: The pipeline's name.
         inputs: Its parameters by name, as KFP reads them (type, default, optional, description).
-        kubernetes: Whether it has settings that only Kubernetes understands.
         sha256: Hash of the file's bytes.
     """
 
     path: Path
     name: str
     inputs: Mapping[str, Any]
-    kubernetes: bool
     sha256: str
 
 
@@ -133,7 +130,6 @@ def load_package(path: Path) -> Package:
         path=path,
         name=spec.pipeline_info.name,
         inputs=inputs or {},
-        kubernetes=bool(pipeline.platform_spec.platforms),
         sha256=sha256_file(path),
     )
 
