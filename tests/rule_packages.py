@@ -196,6 +196,17 @@ def branch_loop(broken: bool) -> Any:
     return pipeline
 
 
+@pair("loop-name")
+def loop_name(broken: bool) -> Any:
+    @dsl.pipeline(name="p")
+    def pipeline():
+        with dsl.ParallelFor(["x", "y"], name="turns" if broken else None) as item:
+            part = write(text=item)
+        gather(parts=dsl.Collected(part.outputs["data"]))
+
+    return pipeline
+
+
 @pair("merged-artifact")
 def merged_artifact(broken: bool) -> Any:
     @dsl.pipeline(name="p")

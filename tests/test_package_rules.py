@@ -98,6 +98,7 @@ def test_what_need_not_fail_is_told_and_not_refused(tmp_path):
     [
         ("merged-artifact", ("2.14", "2.15", "2.16")),
         ("branch-loop", ("2.14", "2.15", "2.16")),
+        ("loop-name", ("2.14", "2.15")),
         ("placeholder-absent", ("2.17",)),
         ("pipeline-field", ("2.14",)),
         ("platform-field", ("2.14",)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-from calib_pipelines.packages.rules import KFP_OLD, Asked, Finding, Rule, before, lines
+from calib_pipelines.packages.rules import KFP_2_15, KFP_OLD, Asked, Finding, Rule, before, lines
 from calib_pipelines.packages.spec import NO_LAUNCHER, Dag, Node, Task
 
 _STATES = ("v2/metadata/client.go:800-878", "v2/component/launcher_v2.go:220-230")
@@ -64,6 +64,15 @@ def _loops(asked: Asked) -> Iterator[Finding]:
             for task in dag.tasks.values():
                 if "parameterIterator" in task.spec:
                     yield Finding(place=task.place, what="is a loop in a branch that is merged later")
+
+
+def _renamed_loops(asked: Asked) -> Iterator[Finding]:
+    for task in asked.graph.tasks():
+        name = task.spec.get("taskInfo", {}).get("name", "")
+        if "parameterIterator" in task.spec and name != task.key and task.is_used:
+            yield Finding(
+                place=task.place, what=f"is a loop with the name {name!r} whose outputs are collected"
+            )
 
 
 def _artifacts(asked: Asked) -> Iterator[Finding]:
@@ -163,6 +172,16 @@ RULES = (
         versions=before("2.17"),
     ),
     Rule(
+        id="loop-name",
+        text="a loop is stored under the name that dsl.ParallelFor gives it and looked for under its own",
+        remedy="leave name off dsl.ParallelFor, or run on KFP 2.16 or newer",
+        source=lines(
+            "v2/compiler/argocompiler/dag.go:417-425, 531-535", "v2/driver/dag.go:94-103", at=KFP_2_15
+        ),
+        find=_renamed_loops,
+        versions=before("2.16"),
+    ),
+    Rule(
         id="merged-artifact",
         text="an artifact of one of several branches is always looked for in the last of them",
         remedy="merge the artifacts' URIs as strings, or run on KFP 2.17",
@@ -172,8 +191,8 @@ RULES = (
     ),
     Rule(
         id="doubled-artifact",
-        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks give "
-        "one artifact, from the cache",
+        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks "
+        "give one artifact, from the cache",
         remedy="give it once, or its URI as a string; give equal tasks different inputs, or keep one from "
         "caching",
         source=lines("v2/metadata/client.go:740-752", "v2/driver/container.go:217-240")
