@@ -27,6 +27,10 @@ class DataFormatError(CalibError):
     exit_code = 2
 
 
+class EvidenceError(DataFormatError):
+    """What is to be promoted is not what was measured, or not measured fairly; the message says where."""
+
+
 class TokenizationError(CalibError):
     """The tokenizer cannot express the prompt or the option letters as scoring needs them."""
 

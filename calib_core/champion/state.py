@@ -33,6 +33,7 @@ class Change:
         model: Path or URI of the model that became champion.
         run: The run that did it, "" for a command.
         figures: Its figures on the test questions of that run, empty where it was not measured.
+        digest: SHA-256 over the files of the model that was measured; "" for one that a user named.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Change:
     model: str
     run: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +112,18 @@ class Champion:
             ) from None
         return champion
 
-    def changed(self, action: str, model: str, *, run: str = "", figures: dict[str, Any]) -> Champion:
+    def changed(
+        self, action: str, model: str, *, run: str = "", figures: dict[str, Any], digest: str = ""
+    ) -> Champion:
         """The state after one more change."""
         change = Change(
-            number=self.number + 1, time=now(), action=action, model=model, run=run, figures=figures
+            number=self.number + 1,
+            time=now(),
+            action=action,
+            model=model,
+            run=run,
+            figures=figures,
+            digest=digest,
         )
         return replace(self, history=(*self.history, change))
 
