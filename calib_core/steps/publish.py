@@ -160,7 +160,7 @@ def _in_force(champion: str, key: str) -> Champion | None:
     return found[0] if any(row["run"] == key for row in read_figures(champion)) else None
 
 
-def _publish_run(  # noqa: PLR0913, PLR0917 - as `publish`
+def _publish_run(
     config: PublishConfig, champion: str, run: _Run, snapshot: Path, summary: Path, model: str | Path
 ) -> Champion:
     """Publish a run that isn't in force yet."""
