@@ -126,7 +126,7 @@ def check_model(evaluation: Evaluation, name: str, place: str | Path) -> Path:
 
 
 def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
-    """Hold the input model to its evaluation, where it lies on this machine or is an adapter.
+    """Hold the input model to its evaluation, where it can be read from here.
 
     A base model in a bucket or on a hub is known by its name only: it isn't fetched for this.
 
@@ -143,8 +143,11 @@ def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
         return
     try:
         folder = fetch(place)
-        if not folder.is_dir():
-            return
+    except CalibError:
+        return
+    if not folder.is_dir():
+        return
+    try:
         if (folder / CONFIG).is_file():
             same = files_digest(folder) == measured.get("adapter_files")
         else:

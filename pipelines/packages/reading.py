@@ -22,7 +22,6 @@ CONFIGS: Mapping[str, tuple[type, ...]] = {
     "recalibrate": (FreshConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
 }
 """Pipelines that can be run on this machine, and the configs that their parameters must fit."""
-TARGETS = ("kubeflow", "vertex")
 FLAG_TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
 _WANTED = {
@@ -46,39 +45,13 @@ class Package:
         path: The file.
         name: The pipeline's name.
         inputs: Its parameters by name, as KFP reads them (type, default, optional, description).
-        kubernetes: Whether it has settings that only Kubernetes understands.
         sha256: Hash of the file's bytes.
     """
 
     path: Path
     name: str
     inputs: Mapping[str, Any]
-    kubernetes: bool
     sha256: str
-
-    def flags(self, taken: Iterable[str]) -> tuple[Parameter, ...]:
-        """Parameters that can be flags: those of a simple type whose name isn't `taken`.
-
-        None stands for "not given", so that the package's own defaults hold.
-        """
-        taken = set(taken)
-        found = []
-        for name, given in self.inputs.items():
-            if name in taken or given.type not in FLAG_TYPES:
-                continue
-            note = "required"
-            if given.optional:
-                note = "" if given.default in (None, "") else f"default: {given.default}"
-            text = " ".join((given.description or name).split())
-            found.append(
-                Parameter(
-                    name=name,
-                    type=FLAG_TYPES[given.type],
-                    default=None,
-                    description=f"{text} ({note})" if note else text,
-                )
-            )
-        return tuple(found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +84,31 @@ class Submission:
         return sha256_json(content)[:32]
 
 
+def parameter_flags(inputs: Mapping[str, Any], taken: Iterable[str]) -> tuple[Parameter, ...]:
+    """Parameters of a pipeline that can be flags: those of a simple type whose name isn't `taken`.
+
+    None stands for "not given", so that the pipeline's own defaults hold.
+    """
+    taken = set(taken)
+    found = []
+    for name, given in inputs.items():
+        if name in taken or given.type not in FLAG_TYPES:
+            continue
+        note = "required"
+        if given.optional:
+            note = "" if given.default in (None, "") else f"default: {given.default}"
+        text = " ".join((given.description or name).split())
+        found.append(
+            Parameter(
+                name=name,
+                type=FLAG_TYPES[given.type],
+                default=None,
+                description=f"{text} ({note})" if note else text,
+            )
+        )
+    return tuple(found)
+
+
 def load_package(path: Path) -> Package:
     """Read a compiled pipeline.
 
@@ -136,7 +134,6 @@ def load_package(path: Path) -> Package:
         path=path,
         name=spec.pipeline_info.name,
         inputs=inputs or {},
-        kubernetes=bool(pipeline.platform_spec.platforms),
         sha256=sha256_file(path),
     )
 
