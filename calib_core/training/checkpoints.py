@@ -135,26 +135,34 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def random_states() -> dict[str, Tensor]:
-    """States of torch's generators, CPU and the current accelerator, of every process of the run."""
+def own_random_states() -> dict[str, Tensor]:
+    """States of this process's generators, CPU and the current accelerator, by device."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_own_random_states(states: dict[str, Tensor]) -> None:
+    """Put this process's generators back; an accelerator's is left out on a machine without one."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def random_states() -> dict[str, Tensor]:
+    """`own_random_states` of every process of the run, named `<process>/<device>`."""
     return {
-        f"{process}/{name}": state
-        for process, own in enumerate(processes.gather(states))
-        for name, state in own.items()
+        f"{process}/{device}": state
+        for process, own in enumerate(processes.gather(own_random_states()))
+        for device, state in own.items()
     }
 
 
 def restore_random_states(states: dict[str, Tensor]) -> None:
-    """Put this process's generator states back.
-
-    An accelerator's is left out on a machine without one; a process that the run did not have when the states
-    were taken goes on with its own.
-    """
-    process = processes.index()
-    if f"{process}/cpu" in states:
-        torch.set_rng_state(states[f"{process}/cpu"])
-    if f"{process}/cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"{process}/cuda"])
+    """Put this process's generators back; one that the run did not have goes on with its own."""
+    own = f"{processes.index()}/"
+    restore_own_random_states(
+        {name.removeprefix(own): state for name, state in states.items() if name.startswith(own)}
+    )
