@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from dataclasses import MISSING
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -170,9 +172,27 @@ def test_readme_without_markers_is_refused():
         docs.with_tables("# evaluate\n", docs.tables(calib_components.evaluate))
 
 
+VERSION = re.compile(r"(==|>=|<=)?\d+\.\d+\.\d+")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-def test_metadata_names_the_component(name):
+def test_metadata_follows_the_rules_of_kubeflows_components(name):
+    """kubeflow/pipelines-components, scripts/validate_metadata: these fields in this order, and no others."""
     metadata = yaml.safe_load((ROOT / name / "metadata.yaml").read_text())
+    assert list(metadata) == ["name", "stability", "dependencies", "tags", "lastVerified"]
     assert metadata["name"] == name
-    assert metadata["stability"] in {"alpha", "beta", "stable"}
-    assert {"description", "dependencies", "tags", "lastVerified"} <= metadata.keys()
+    assert metadata["stability"] in {"experimental", "alpha", "beta", "stable"}
+    assert isinstance(metadata["lastVerified"], datetime)  # a date alone is refused
+    assert all(isinstance(tag, str) for tag in metadata["tags"])
+    assert list(metadata["dependencies"]) == ["kubeflow"]
+    needed = {made["name"]: made["version"] for made in metadata["dependencies"]["kubeflow"]}
+    assert all(VERSION.fullmatch(version) for version in needed.values())
+    nodes = "nodes" in getattr(calib_components, name).component_spec.inputs
+    assert needed.keys() == ({"Pipelines", "Trainer"} if nodes else {"Pipelines"})
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_owners_are_an_alias_that_is_there(name):
+    aliases = yaml.safe_load((ROOT.parent / "OWNERS_ALIASES").read_text())["aliases"]
+    owners = yaml.safe_load((ROOT / name / "OWNERS").read_text())
+    assert set(owners["approvers"]) | set(owners["reviewers"]) <= aliases.keys()

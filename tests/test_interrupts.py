@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted, heeded between two parts of the work, and training goes on as if nothing came."""
+"""SIGTERM and Ctrl-C: noted, heeded between two parts of the work; training goes on as if nothing came."""
 
 from __future__ import annotations
 

@@ -56,9 +56,11 @@ class KubeflowSettings:
         namespace: of the job; this pod's own if left out.
         volume: claim that the nodes mount, where model, data and adapter are not in a bucket.
         mount: path of that volume, on the nodes and here.
+        service_account: that the nodes run as; this pod's own if left out.
         gpu: whether each process has a GPU; without, each has a CPU.
-        cpu: CPUs of each node, as Kubernetes writes them ("8"); the runtime's own if left out.
-        memory: of each node ("64Gi"); the runtime's own if left out.
+        cpu: CPUs of each node, as Kubernetes writes them ("8").
+        memory: of each node ("64Gi").
+        storage: ephemeral storage of each node ("64Gi"); by the model's size if left out.
         timeout_s: seconds after which the job is given up.
     """
 
@@ -67,9 +69,11 @@ class KubeflowSettings:
     namespace: str = ""
     volume: str = ""
     mount: str = "/mnt/calib"
+    service_account: str = ""
     gpu: bool = True
     cpu: str = ""
     memory: str = ""
+    storage: str = ""
     timeout_s: int = 86_400
 
     def __post_init__(self) -> None:

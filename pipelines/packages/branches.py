@@ -189,8 +189,8 @@ RULES = (
     ),
     Rule(
         id="doubled-artifact",
-        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks give "
-        "one artifact, from the cache",
+        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks "
+        "give one artifact, from the cache",
         remedy="give it once, or its URI as a string; give equal tasks different inputs, or keep one from "
         "caching",
         source=lines("v2/metadata/client.go:740-752", "v2/driver/container.go:217-240")
