@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.steps.task import ERROR_FILE_VARIABLE
 from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.uris import is_remote, join, published
 from calib_pipelines.packages.reading import check_steps
 
@@ -83,7 +83,7 @@ def run_local(
         (out / name).unlink(missing_ok=True)
     started_s = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="calib-") as scratch,
+        scratch_folder() as scratch,
         (out / "run.log").open("w", encoding="utf-8") as log,
     ):
         error_file = out / "run" / "error.json"  # in there it is one file to this process and to a container
