@@ -14,7 +14,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ from calib_core.training.checkpoints import (
 )
 from calib_core.training.config import FinetuneConfig
 from calib_core.training.lora import trainable_parameters
-from calib_core.training.state import RunState
-from calib_core.training.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
+from calib_core.training.state import RunState, TrainingResult
+from calib_core.training.stopping import best_evaluation, evaluate_heldout, should_stop
 
 SAVE_EVERY_S = 300.0
 """A checkpoint is written at every evaluation, and where these are rare after so much time: a node that is
@@ -58,21 +58,6 @@ taken away may say nothing before."""
 ScoreFold = Callable[[], Predictions]
 FitFold = Callable[[int], EncodedQuestions]
 """The fit fold as an epoch, counted from 0, trains on it: the same rows, their options in any order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run did: every evaluation, the one whose adapter the model now holds, and how the run ended."""
-
-    history: tuple[Evaluation, ...]
-    chosen: int
-    steps: int
-    stopped: str
-
-    @property
-    def temperature(self) -> float:
-        """What the kept model's logits are to be divided by; 1 where no other number lowers its NLL."""
-        return self.history[self.chosen].temperature
 
 
 class Finetuning:
@@ -85,8 +70,8 @@ class Finetuning:
         score_fit: scores the fit fold with the model as it is now.
         score_heldout: scores the calibration fold with the model as it is now.
         objective: the loss that the run begins with.
-        work: folder of the run's checkpoint, named by the content that went into the run; a run that finds
-            one goes on.
+        work: folder, or URI in a bucket, of the run's checkpoints, named by the content that went into the
+            run; a run that finds one goes on.
     """
 
     def __init__(
@@ -98,7 +83,7 @@ class Finetuning:
         score_fit: ScoreFold,
         score_heldout: ScoreFold,
         objective: Objective,
-        work: Path,
+        work: str | Path,
     ) -> None:
         self._config, self._loaded, self._fit_of = config, loaded, fit
         self._score_fit, self._score_heldout = score_fit, score_heldout
@@ -132,11 +117,12 @@ class Finetuning:
                 self._train()
             except Stopped as stop:
                 self._return_to_rest()
-                self._save()
+                problem = self._save()
+                kept = "its checkpoint is kept, and the same run goes on from it"
+                if problem:
+                    kept = f"the same run goes on from the checkpoint before, for this one failed: {problem}"
                 raise Stopped(
-                    stop.number,
-                    f"{stop} at step {self._state.steps} of training; its checkpoint is kept, and the same "
-                    "run goes on from it",
+                    stop.number, f"{stop} at step {self._state.steps} of training; {kept}"
                 ) from None
         state.stopped = state.stopped or f"all {self._config.epochs} epochs were trained"
         self._restore(self._best)
@@ -380,7 +366,8 @@ class Finetuning:
             for name, tensor in tensors.items():
                 parameters[name].copy_(as_placed(tensor, parameters[name]))
 
-    def _save(self) -> None:
+    def _save(self) -> str:
+        """Write a checkpoint, and tell why it could not be written, or ""; the run goes on all the same."""
         self._saved_s = time.monotonic()
         checkpoint = Checkpoint(
             adapter=self._adapter(),
@@ -389,7 +376,12 @@ class Finetuning:
             random_states=random_states(),
             state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
         )
-        processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
+        try:
+            processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
+        except (CalibError, OSError) as error:
+            say(f"the checkpoint of step {self._state.steps} could not be written: {error}")
+            return str(error)
+        return ""
 
     def _resume(self) -> None:
         checkpoint = shared_checkpoint(self._work)

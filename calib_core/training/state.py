@@ -1,4 +1,4 @@
-"""Where a run of training stands: what its checkpoint says beside the tensors."""
+"""Where a run of training stands, as its checkpoint says it beside the tensors, and how it ended."""
 
 from __future__ import annotations
 
@@ -58,3 +58,18 @@ class RunState:
         targets = BinTargets.from_dict(value["targets"]) if value["targets"] else None
         plain = {key: value[key] for key in cls._PLAIN}
         return cls(**plain, history=history, targets=targets, weights=Weights(**value["weights"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a run did: every evaluation, the one whose adapter the model now holds, and how the run ended."""
+
+    history: tuple[Evaluation, ...]
+    chosen: int
+    steps: int
+    stopped: str
+
+    @property
+    def temperature(self) -> float:
+        """What the kept model's logits are to be divided by; 1 where no other number lowers its NLL."""
+        return self.history[self.chosen].temperature

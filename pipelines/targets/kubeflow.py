@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from kfp import dsl
 
 from calib_core.models.budget import GIB
+from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_core.storage.uris import is_remote
 from calib_pipelines.definitions.placement import (
     FIRST_PAUSE_S,
@@ -75,7 +76,8 @@ class KubeflowSettings(Settings):
             the values are looked up when a task starts.
         pvc: Volume claims to mount in every task, as claim:/path,claim:/path.
         cache: Folder on a mounted claim where tasks with a model keep what they download, and the checkpoints
-            that training goes on from when it is tried again; in the pod, and lost with it, where left out.
+            that training goes on from when it is tried again; in the pod, and lost with it, where left out
+            (with spot, checkpoints go to the bucket of the run's outputs instead).
     """
 
     cpu: str = ""
@@ -212,6 +214,8 @@ class Kubeflow(Cluster):
         if settings.cache:
             task.set_env_variable("CALIB_CACHE", f"{settings.cache}/calib")
             task.set_env_variable("HF_HOME", f"{settings.cache}/huggingface")
+        elif settings.spot and kind.work == "lora":
+            task.set_env_variable(CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET)
         if kind.work == "lora":  # processes of one machine talk by shared memory, of which a pod has 64 MiB
             self._kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory")
         if settings.timeout_hours:
