@@ -22,6 +22,8 @@ from calib_core.data.stream import Snapshot
 from calib_core.errors import CalibError, DataFormatError, EvidenceError, StaleVersionError
 from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
+from calib_core.settings.checks import Config
+from calib_core.settings.parameters import parameter
 from calib_core.steps.evidence import check_summary, copy_promoted
 from calib_core.steps.fresh import STATE_FILE
 from calib_core.storage.files import read_json, sha256_file
@@ -29,14 +31,10 @@ from calib_core.storage.uris import is_remote, join
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishConfig:
-    """Parameters of publishing.
+class PublishConfig(Config):
+    """Parameters of publishing."""
 
-    Attributes:
-        run_name: Name of the run, for the champion's history.
-    """
-
-    run_name: str = ""
+    run_name: str = parameter("", "Name of the run, for the champion's history.")
 
 
 @dataclass(frozen=True, kw_only=True)
