@@ -267,7 +267,11 @@ def refused(function: Callable[[], object]) -> bool:
 
 
 def conditions(client: Any, prefix: str) -> dict[str, Any]:
+<<<<<<< HEAD
+    """Whether writes depend on what is there, and whether an upload can be gone on with by another process."""
+=======
     """Whether writes depend on what is there, and whether another process can resume an upload."""
+>>>>>>> main
     found: dict[str, Any] = {
         "if_none_match": False,
         "if_match": False,
