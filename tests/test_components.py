@@ -14,22 +14,21 @@ import yaml
 from kfp.components import load_component_from_file
 
 import calib_components
+from calib_components.register_model.registries import RegisterConfig
 from calib_core.settings.parameters import parameters_of
-from calib_core.steps.align import AlignConfig
 from calib_core.steps.calibrate import CalibrateConfig
 from calib_core.steps.convert import ConvertConfig
 from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.fresh import FreshConfig
 from calib_core.steps.measure import MeasureConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.publish import PublishConfig
 from calib_core.steps.shards import ScoreConfig, ShardConfig
+from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import __version__
 from calib_pipelines import compile as compiling
 from calib_pipelines import docs
-from calib_pipelines.clusters.registries import RegisterConfig
 
 ROOT = Path(calib_components.__file__).parent
 CONFIGS = {

@@ -30,11 +30,11 @@ from calib_core.report.text import (
     summary_text,
 )
 from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
-from calib_core.steps.align import AlignConfig, align
+from calib_core.steps.align import align
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.convert import ConvertConfig, convert_predictions
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
-from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.measure import MeasureConfig, measure
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
@@ -46,6 +46,7 @@ from calib_core.steps.shards import (
     shard_questions,
 )
 from calib_core.storage.uris import fetch, join, published
+from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import versions
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it

@@ -17,9 +17,9 @@ project's.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,6 +27,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, ndtri, rel_entr
 
 from calib_core.decisions.reasons import regime_reasons, undecided_message
+from calib_core.decisions.result import Regime, RegimeResult
 from calib_core.decisions.target import estimate_bin_targets
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import check_n_bins, folded_normal_mean
@@ -40,7 +41,6 @@ from calib_core.metrics.bootstrap import (
 from calib_core.predictions.table import Predictions, check_same_protocol
 
 Floats = NDArray[np.float64]
-Regime = Literal["calibrated", "calibratable", "non_calibratable"]
 
 CROSS_FIT_FOLDS = 5
 LOG_TEMPERATURE = 5.0  # temperatures from 0.007 to 148 are tried
@@ -91,61 +91,6 @@ def upper_bounds(p: ArrayLike, q: ArrayLike) -> UpperBounds:
         pinsker=float(np.sqrt(kl_nats / 2).mean()),
         information=math.sqrt(kl_nats.mean() / 2),
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RegimeResult:
-    """What the regime test found. Intervals have the coverage `confidence`; probabilities lie in [0, 1].
-
-    Attributes:
-        regime: `calibrated`, `calibratable` or `non_calibratable`.
-        lower_bound: max(0, accuracy_fit - critical_accuracy): what memorising leaves of calibration error at
-            least.
-        upper_bound: held-out binned ECE as measured; its upper limit is the bound.
-        information_bound: sqrt((cross_entropy_nats - entropy_nats) / 2), which bounds the ECE from above by
-            (U).
-        critical_accuracy: the target model's expected accuracy; low = value = high where it was given.
-        debiased_ece: held-out ECE less what sampling noise adds to it; the decision rests on its limits.
-        accuracy_fit: share of right answers among the questions trained on.
-        accuracy_heldout: share of right answers among questions never trained on.
-        mean_confidence_fit: mean probability of the top option there.
-        mean_confidence_heldout: the same, held out.
-        cross_entropy_nats: held-out negative log-likelihood over the options, CE(p).
-        entropy_nats: the estimate of H(q): entropy of the temperature-scaled model.
-        n_fit: questions in `fit`.
-        n_heldout: questions in `heldout`.
-        n_required: questions that each of the two needed.
-        undecided: whether the interval of `debiased_ece` holds the target, so that neither side was shown.
-        target_ece: the target that was asked for.
-        tolerance: lower bound that was tolerated.
-        confidence: coverage of the intervals.
-        reasons: the decision in sentences.
-    """
-
-    regime: Regime
-    lower_bound: Interval
-    upper_bound: Interval
-    information_bound: Interval
-    critical_accuracy: Interval
-    debiased_ece: Interval
-    accuracy_fit: Interval
-    accuracy_heldout: Interval
-    mean_confidence_fit: Interval
-    mean_confidence_heldout: Interval
-    cross_entropy_nats: float
-    entropy_nats: float
-    n_fit: int
-    n_heldout: int
-    n_required: int
-    undecided: bool
-    target_ece: float
-    tolerance: float
-    confidence: float
-    reasons: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as JSON values, intervals as `{value, low, high}`."""
-        return {**asdict(self), "reasons": list(self.reasons)}
 
 
 def regime_test(  # noqa: PLR0913

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from calib_core.decisions.result import RegimeResult
 from calib_core.metrics.bootstrap import Interval
-
-if TYPE_CHECKING:
-    from calib_core.decisions.bounds import RegimeResult
 
 _NEXT = {
     "calibrated": "Nothing needs doing.",

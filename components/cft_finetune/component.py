@@ -96,8 +96,8 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     arguments = locals()
     from calib_components.nodes.nodes import Place, finetune
     from calib_core.settings.parameters import config_from
-    from calib_core.steps.finetune import FinetuneConfig
     from calib_core.steps.task import reported_errors
+    from calib_core.training.config import FinetuneConfig
 
     with reported_errors():
         finetune(

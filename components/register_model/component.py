@@ -33,9 +33,9 @@ def register_model(
     arguments = locals()
     from pathlib import Path
 
+    from calib_components.register_model import registries
     from calib_core.settings.parameters import config_from
     from calib_core.steps.task import reported_errors
-    from calib_pipelines.clusters import registries
 
     with reported_errors():
         config = config_from(registries.RegisterConfig, arguments)
