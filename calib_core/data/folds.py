@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from calib_core.data.questions import Question, content_key, normalize_text
+from calib_core.data.questions import Question, content_key
+from calib_core.data.texts import normalize_text
 from calib_core.errors import ConfigError, DataFormatError
 
 FOLDS = ("fit", "calibration", "test")

@@ -1,9 +1,9 @@
 """A stream of question files: what is new in it, each question once, whatever was late or sent again.
 
 A file is known by its name and version, and by the hash of its content; a question by a hash of its
-normalized text and options. So a file that arrives late is new, one that arrives again isn't, and what a
-changed file repeats counts once. A question's fold is a hash of its text alone (`calib_core.data.folds`), so
-it is the same in every run.
+exact text and options. So a file that arrives late is new, one that arrives again isn't, and what a
+changed file repeats counts once. A question's fold is a hash of its loose text alone
+(`calib_core.data.folds`), so it is the same in every run.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calib_core.data.questions import Question, answer_key, content_key, normalize_text, read_questions
-from calib_core.data.rows import FILE_TYPES, OnBadRow
+from calib_core.data.questions import Question, answer_key, content_key, read_questions
+from calib_core.data.rows import NoRowsError, OnBadRow
+from calib_core.data.source import FILE_TYPES
+from calib_core.data.texts import normalize_text
 from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.storage.files import read_json, sha256_file, sha256_json, write_json
 from calib_core.storage.uris import StoredFile, fetch, join, list_files
@@ -33,6 +34,8 @@ SEEN_SCHEMA = pa.schema(
     ]
 )
 STREAM, TRAINED_ON = "stream", "trained_on"
+FORMAT = 2
+"""Of the snapshot; the first one took questions for the same that differ in case or compatibility forms."""
 _SHOWN = 5
 
 
@@ -88,7 +91,12 @@ class Snapshot:
         pq.write_table(table, folder / "seen.parquet", compression="zstd")
         write_json(
             folder / "snapshot.json",
-            {"id": self.id, "n_questions": len(self.seen), "files": [asdict(file) for file in self.files]},
+            {
+                "format": FORMAT,
+                "id": self.id,
+                "n_questions": len(self.seen),
+                "files": [asdict(file) for file in self.files],
+            },
         )
 
     @classmethod
@@ -99,6 +107,11 @@ class Snapshot:
             DataFormatError: the folder is no snapshot, or isn't as it was written.
         """
         record = read_json(folder / "snapshot.json")
+        if not isinstance(record, dict) or record.get("format") != FORMAT:
+            raise DataFormatError(
+                f"{folder / 'snapshot.json'}: not of format {FORMAT}, so another version of this "
+                "package wrote it; begin with another champion's folder"
+            )
         try:
             table = pq.read_table(folder / "seen.parquet", schema=SEEN_SCHEMA)
             files = tuple(ReadFile(**file) for file in record["files"])
@@ -137,13 +150,13 @@ class Fresh:
 
 
 def question_hash(question: Question) -> bytes:
-    """Stable hash of a question: normalized text, and set of normalized options."""
+    """Stable hash of a question: exact text, and set of exact options."""
     text, options = content_key(question)
     return _hash("\x1f".join((text, *options)))
 
 
 def text_hash(question: Question) -> bytes:
-    """Stable hash of a question's normalized text, whatever its options."""
+    """Stable hash of a question's loose text, whatever its options."""
     return _hash(normalize_text(question.question))
 
 
@@ -191,8 +204,12 @@ def read_fresh(
             counts["files_repeated"] += 1
             continue
         hashes.add(entry.sha256)
+        try:
+            questions, report = read_questions(local, preset=preset, on_bad_row=on_bad_row, name=file.uri)
+        except NoRowsError:  # its writer had nothing to write: one shard of many, or an hour of a day
+            counts["files_empty"] += 1
+            continue
         counts["files_new"] += 1
-        questions, report = _read(local, file.uri, preset, on_bad_row)
         counts["rows_repeated"] += report.n_duplicates
         counts["rows_bad"] += report.n_dropped
         for question in questions:
@@ -212,7 +229,7 @@ def read_fresh(
 
 
 COUNTS = (
-    *("files_new", "files_repeated", "files_ignored"),
+    *("files_new", "files_empty", "files_repeated", "files_ignored"),
     *("rows_repeated", "rows_contradicted", "rows_bad", "rows_trained_on"),
 )
 """What `Fresh.counts` counts."""
@@ -226,21 +243,12 @@ def _is_data(uri: str) -> bool:
     path = PurePath(uri.lower())
     if path.name.startswith(("_", ".")):  # markers such as _SUCCESS, and files that are still being written
         return False
-    stem = path.stem if path.suffix == ".gz" else path.name
-    return PurePath(stem).suffix in FILE_TYPES and not path.name.endswith(".parquet.gz")
+    return PurePath(path.stem if path.suffix == ".gz" else path.name).suffix in FILE_TYPES
 
 
 def _name(file: StoredFile, stream: str | Path) -> str:
     """A file's name below the stream's folder."""
     return file.uri.removeprefix(join(stream, "").rstrip("/") + "/")
-
-
-def _read(local: Path, uri: str, preset: str, on_bad_row: OnBadRow) -> tuple[list[Question], Any]:
-    """A file's questions; errors name it as the user knows it, not by its copy on this machine."""
-    try:
-        return read_questions(local, preset=preset, on_bad_row=on_bad_row)
-    except DataFormatError as error:
-        raise DataFormatError(str(error).replace(str(local), uri)) from None
 
 
 def _kept(

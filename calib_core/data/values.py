@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from calib_core.data.texts import has_too_many_marks
 from calib_core.errors import short
+from calib_core.settings.limits import MARKS
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,4000})(\.0*)?\s*", re.ASCII)
 
@@ -59,7 +61,7 @@ def number(value: Any) -> float | None:
     try:
         return float(value)
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def is_unicode(text: str) -> bool:
@@ -77,6 +79,8 @@ def text_faults(value: Any) -> list[str]:
         return [f"{kind(value)}; give a text"]
     if not value.strip():
         return ["empty; give a text"]
+    if has_too_many_marks(value):
+        return [f"{MARKS.exceeded()}"]
     return [] if is_unicode(value) else [NOT_UNICODE]
 
 

@@ -70,7 +70,9 @@ LINE_BYTES = Limit(name="line_bytes", default=64 * 1024**2, counts="bytes in one
 ROWS = Limit(name="rows", default=10_000_000, counts="rows in one file")
 COLUMNS = Limit(name="columns", default=1_000, counts="columns")
 JSON_DEPTH = Limit(name="json_depth", default=64, counts="levels of nesting in a JSON value")
-JSON_BYTES = Limit(name="json_bytes", default=256 * 1024**2, counts="bytes in a JSON file of settings or results")
+JSON_BYTES = Limit(
+    name="json_bytes", default=256 * 1024**2, counts="bytes in a JSON file of settings or results"
+)
 MARKS = Limit(name="marks", default=64, counts="combining marks in a row")
 
 LIMITS = (FILE_BYTES, LINE_BYTES, ROWS, COLUMNS, JSON_DEPTH, JSON_BYTES, MARKS)

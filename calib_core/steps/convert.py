@@ -11,7 +11,7 @@ import numpy as np
 
 from calib_core.data.layouts import preset_names
 from calib_core.data.questions import Question, read_questions
-from calib_core.predictions.foreign import result_files
+from calib_core.predictions.folders import result_files
 from calib_core.predictions.table import concatenate, read_predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck

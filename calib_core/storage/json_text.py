@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from calib_core.settings.limits import JSON_DEPTH
 
+_WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _INTEGER_DIGITS = "integer string conversion"  # in what Python says of integers beyond its own limit
 
 
@@ -34,20 +37,69 @@ def parse_json(text: str | bytes) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8-sig")
-        value = _DECODER.decode(text.removeprefix("\ufeff"))
-    except JsonError:
-        raise
     except UnicodeDecodeError as error:
         raise JsonError(f"not UTF-8: byte {error.start} (0x{error.object[error.start]:02x})") from None
+    text = text.removeprefix("\ufeff")
+    value, end = _value(text, _space(text, 0))
+    if (rest := _space(text, end)) < len(text):
+        raise JsonError(f"something follows the value: {_place(text, rest)}")
+    return value
+
+
+def parse_json_list(text: str) -> Iterator[Any]:
+    """The values of a JSON list, one after the other, so that only one of them is held at a time.
+
+    Args:
+        text: a JSON list.
+
+    Raises:
+        JsonError: as `parse_json` says.
+    """
+    place = _space(text, 0)
+    if text[place : place + 1] != "[":
+        raise JsonError(f"a list is expected: {_place(text, place)}")
+    place = _space(text, place + 1)
+    if text[place : place + 1] != "]":
+        while True:
+            value, end = _value(text, place)
+            yield value
+            place = _space(text, end)
+            if text[place : place + 1] == "]":
+                break
+            if text[place : place + 1] != ",":
+                raise JsonError(f"',' or ']' is expected: {_place(text, place)}")
+            place = _space(text, place + 1)
+    if (rest := _space(text, place + 1)) < len(text):
+        raise JsonError(f"something follows the list: {_place(text, rest)}")
+
+
+def _value(text: str, start: int) -> tuple[Any, int]:
+    """The value that begins at a place of a text, and where it ends."""
+    try:
+        value, end = _DECODER.raw_decode(text, start)
+    except JsonError:
+        raise
     except RecursionError:
         raise JsonError(JSON_DEPTH.exceeded()) from None
     except ValueError as error:
         problem = "an integer of more than 4,300 digits" if _INTEGER_DIGITS in str(error) else str(error)
         raise JsonError(problem) from None
     # Counting brackets is quick, and nearly every text has too few to be nested too deep.
-    if text.count("[") + text.count("{") > JSON_DEPTH.value():
+    if text.count("[", start, end) + text.count("{", start, end) > JSON_DEPTH.value():
         _check_depth(value)
-    return value
+    return value, end
+
+
+def _space(text: str, start: int) -> int:
+    """Where white space ends."""
+    found = _WHITE_SPACE.match(text, start)
+    return found.end() if found else start
+
+
+def _place(text: str, index: int) -> str:
+    """A place in a text as json names it."""
+    line = text.count("\n", 0, index)
+    return f"line {line + 1} column {index - text.rfind(chr(10), 0, index)} (char {index})"
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -62,7 +114,7 @@ def _refuse_repeated(pairs: list[tuple[str, Any]]) -> NoReturn:
     seen: set[str] = set()
     for key, _ in pairs:
         if key in seen:
-            raise JsonError(f"the key {ascii(key[:40])} is given twice in one object")
+            raise JsonError(f"the key {key[:40]!a} is given twice in one object")
         seen.add(key)
     raise AssertionError("no key is repeated")
 
