@@ -36,9 +36,10 @@ format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(STAMP) ## write the compiled YAML and the generated tables of the READMEs anew
+docs: $(STAMP) ## write the compiled YAML, the tables of the READMEs and docs/api.md
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
+	@$(BIN)/python scripts/api_page.py
 
 images: $(STAMP) ## build the CPU image with Docker; options for docker build: make images ARGS="--network host"
 	@PYTHON=$(BIN)/python scripts/build_image.sh cpu $(ARGS)

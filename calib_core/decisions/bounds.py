@@ -154,6 +154,13 @@ def regime_test(  # noqa: PLR0913
             and `on_undecided` is `stop`.
 
     Source: Xiao et al. 2025, sections 3 and 4.
+
+    Example:
+        >>> probs, labels = [[0.9, 0.1], [0.2, 0.8]] * 200, [0, 1, 1, 1] * 100  # right 3 times of 4
+        >>> fit = Predictions.from_probs(probs, labels, ids=[f"fit-{i}" for i in range(400)])
+        >>> result = regime_test(fit, Predictions.from_probs(probs, labels), n_resamples=200)
+        >>> result.regime, result.reasons[-1]
+        ('calibratable', 'Fine-tuning on answers (CFT) can restore calibration without losing accuracy.')
     """
     _check_parameters(target_ece, tolerance, critical_accuracy, on_undecided)
     n_required = required_examples(target_ece, n_bins=n_bins, confidence=confidence)

@@ -75,11 +75,18 @@ def decide(
             were made in different ways (all but the adapter).
         NotEnoughDataError: no rows.
         ConfigError: a parameter is out of range.
+
+    Example:
+        >>> labels = [0, 1, 0, 0] * 50
+        >>> sure = Predictions.from_probs([[0.99, 0.01]] * 200, labels)
+        >>> mended = Predictions.from_probs([[0.74, 0.26]] * 200, labels)
+        >>> decide(sure, mended).promoted, decide(mended, sure).promoted
+        (True, False)
     """
     if not (math.isfinite(accuracy_margin) and 0 <= accuracy_margin <= 1):
         raise ConfigError(f"accuracy_margin must lie in [0, 1], received {accuracy_margin!r}")
     check_n_bins(n_bins)
-    _check_same_questions(before, after)
+    check_same_questions(before, after)
     check_same_protocol(before, after)
     hits_before, hits_after = before.correct(), after.correct()
     ece_change = gap_sum_change(
@@ -138,7 +145,12 @@ def _limits(interval: Interval, confidence: float) -> str:
     return f"{100 * confidence:.4g} % interval {_signed(interval.low)} to {_signed(interval.high)}"
 
 
-def _check_same_questions(before: Predictions, after: Predictions) -> None:
+def check_same_questions(before: Predictions, after: Predictions) -> None:
+    """Refuse two tables that are not of the same questions, in the same order, with the same labels.
+
+    Raises:
+        DataFormatError: they are not; the difference is named.
+    """
     if before.ids != after.ids:
         if sorted(before.ids) == sorted(after.ids):
             raise DataFormatError(

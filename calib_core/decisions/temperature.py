@@ -30,6 +30,12 @@ def fit_temperature(predictions: Predictions) -> float:
         CalibError: the search didn't converge.
 
     Source: Guo et al. 2017, section 4.2.
+
+    Example:
+        >>> sure = Predictions.from_probs([[0.99, 0.01]] * 4, [0, 0, 0, 1])
+        >>> temperature = fit_temperature(sure)
+        >>> round(temperature, 2), apply_temperature(sure, temperature).confidence().round(3).tolist()
+        (4.18, [0.75, 0.75, 0.75, 0.75])
     """
     if not len(predictions):
         raise NotEnoughDataError("no rows to fit a temperature on; give labelled predictions")
@@ -66,6 +72,10 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
 
     Raises:
         ConfigError: `temperature` isn't a positive finite number.
+
+    Example:
+        >>> apply_temperature(Predictions.from_probs([[0.9, 0.1]]), 2).confidence().round(6).tolist()
+        [0.75]
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"temperature must be a positive number, received {temperature!r}")

@@ -24,12 +24,9 @@ from calib_core.metrics.binning import (
 )
 from calib_core.metrics.bootstrap import (
     bin_gaps,
-    bootstrap_interval,
     class_gaps,
-    classwise_ece_interval,
     conf_ece_interval,
     gap_sum,
-    mean_statistic,
 )
 from calib_core.metrics.selective import (
     OperatingPoint,
@@ -57,7 +54,6 @@ __all__ = [
     "reliability_bins",
     "risk_coverage",
     "smooth_ece",
-    "summarize",
     "threshold_at_risk",
     "wilson",
 ]
@@ -196,6 +192,11 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
         NotEnoughDataError: no rows.
 
     Source: Blasiok & Nakkiran 2023, *Smooth ECE*, definitions 1 and 2.
+
+    Example:
+        >>> conf, correct = [.52, .61, .70, .79, .83, .88, .93, .99], [1, 0, 1, 1, 0, 1, 1, 1]
+        >>> round(smooth_ece(conf, correct), 3)
+        0.079
     """
     conf64, correct64 = check_conf_correct(conf, correct)
     residuals = (correct64 - conf64) / len(conf64)
@@ -253,6 +254,10 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
         NotEnoughDataError: no rows.
 
     Source: Brier 1950.
+
+    Example:
+        >>> round(brier([[0.8, 0.2], [0.4, 0.6]], [0, 0]), 12)  # .08 and .72
+        0.4
     """
     probs64, labels64 = check_probs_labels(probs, labels)
     return float(((probs64 - np.eye(probs64.shape[1])[labels64]) ** 2).sum(axis=1).mean())
@@ -269,6 +274,10 @@ def nll_nats(probs: ArrayLike, labels: ArrayLike) -> float:
         DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside
             0..K-1.
         NotEnoughDataError: no rows.
+
+    Example:
+        >>> round(nll_nats([[0.5, 0.5], [0.25, 0.75]], [0, 0]), 6)  # ln 2 and ln 4
+        1.039721
     """
     probs64, labels64 = check_probs_labels(probs, labels)
     with np.errstate(divide="ignore"):
@@ -328,54 +337,6 @@ def reliability_bins(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -
             figures = (float(conf64[rows].mean()), accuracy, *wilson(accuracy, count))
         bars.append(ReliabilityBin(float(edges[b]), float(edges[b + 1]), count, *figures))
     return tuple(bars)
-
-
-def summarize(
-    predictions: Predictions, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
-) -> dict[str, Any]:
-    """Every figure of a predictions table, ready for JSON.
-
-    Returns:
-        `accuracy`, `mean_confidence`, `conf_ece`, `cw_ece` as {value, low, high} (95 % bootstrap);
-        `adaptive_ece`, `debiased_ece`, `smooth_ece`, `mce`, `brier`, `nll_nats`, `auroc` (null where all rows
-        are right or all wrong), `aurc` and `letter_mass` (mean; null where the table has none) as numbers;
-        `n` and `n_bins`.
-
-    Raises:
-        DataFormatError: a row has no label.
-        NotEnoughDataError: no rows.
-        ConfigError: `n_bins` or `n_resamples` is out of range.
-    """
-    conf, correct, probs, labels = (
-        predictions.confidence(),
-        predictions.correct(),
-        predictions.probs(),
-        predictions.labels,
-    )
-    check_conf_correct(conf, correct)
-    options = {"n_resamples": n_resamples, "seed": seed}
-    log_probs = predictions.log_probs()
-    return {
-        "n": len(predictions),
-        "n_bins": n_bins,
-        "accuracy": bootstrap_interval(mean_statistic(correct), len(correct), **options).to_dict(),
-        "mean_confidence": bootstrap_interval(mean_statistic(conf), len(conf), **options).to_dict(),
-        "conf_ece": conf_ece_interval(conf, correct, n_bins=n_bins, **options).to_dict(),
-        "cw_ece": classwise_ece_interval(probs, labels, n_bins=n_bins, **options).to_dict(),
-        "adaptive_ece": adaptive_ece(conf, correct, n_bins=n_bins),
-        "debiased_ece": debiased_ece(conf, correct, n_bins=n_bins),
-        "smooth_ece": smooth_ece(conf, correct),
-        "mce": mce(conf, correct, n_bins=n_bins),
-        "brier": brier(probs, labels),
-        # From log-probabilities: a probability below 1e-308 would make it infinite, which JSON has no word
-        # for.
-        "nll_nats": float(-log_probs[np.arange(len(labels)), labels].mean()),
-        "auroc": auroc(conf, correct) if 0 < correct.sum() < len(correct) else None,
-        "aurc": risk_coverage(conf, correct).aurc,
-        "letter_mass": None
-        if predictions.letter_mass is None
-        else float(predictions.letter_mass.mean(dtype=np.float64)),
-    }
 
 
 def per_subject(

@@ -116,7 +116,9 @@ def _checked(rows: Rows, kind: str, has_letter_mass: bool) -> tuple[list[dict[st
                 ("id", f"{short(name)} is also the id of {rows.unit} {first[name]}; ids must be unique")
             )
         faults += [(name, fault) for name in found for fault in _name_faults(row.get(name))]
-        values, fault = _scores(_from_cell(row.get(kind)) if rows.first_record else row.get(kind), kind)
+        values, fault = checked_scores(
+            _from_cell(row.get(kind)) if rows.first_record else row.get(kind), kind
+        )
         if fault:
             faults.append((kind, fault))
         mass = number(row.get("letter_mass")) if has_letter_mass else None
@@ -208,7 +210,7 @@ def _from_cell(value: Any) -> Any:
         return value
 
 
-def _scores(values: Any, kind: str) -> tuple[list[float], str]:
+def checked_scores(values: Any, kind: str) -> tuple[list[float], str]:
     """A row's option scores, and why they can't be used (an empty text where they can)."""
     if not isinstance(values, list):
         return [], f"{short(values)} where a list of numbers is expected"

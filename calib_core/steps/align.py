@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.runtime.progress import say
 from calib_core.steps.folder import read_data, read_pairs, required_pairs
 from calib_core.storage.files import check_output_folder
@@ -63,7 +63,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
         "data": prepared.record["preferences"],
         "parameters": asdict(config),
         "training": figures,
-        "unaligned": summarize(unaligned),
+        "unaligned": measure(unaligned).to_dict(),
         "win_rate": {"before": before, "after": after},
         "seconds": time.monotonic() - started_s,
     }

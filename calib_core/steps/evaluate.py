@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.predictions.table import write_predictions
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
@@ -119,10 +119,10 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         n_resamples=config.n_resamples,
         seed=config.seed,
     )
-    measure = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    options = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
     record = {
         "regime": regime.to_dict(),
-        "figures": {name: summarize(table, **measure) for name, table in predictions.items()},
+        "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
         "win_rate": wins,
         "model": loaded.describe(),
         "data": prepared.fingerprints(),

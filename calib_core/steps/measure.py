@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.predictions.table import read_predictions
-from calib_core.report import ReportData, write_report
+from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
 from calib_core.version import versions
@@ -51,7 +51,7 @@ class MeasureConfig:
         check.finish()
 
 
-def measure(
+def measure_table(
     config: MeasureConfig, predictions: Path, out: Path, *, fit: Path | None = None
 ) -> dict[str, Any]:
     """Measure a predictions table and write its report.
@@ -72,11 +72,11 @@ def measure(
         NotEnoughDataError: the tables are too small for the regime test.
     """
     table = read_predictions(predictions)
-    figures = summarize(table, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed)
+    figures = measure(table, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed).to_dict()
     regime = None
     if fit is not None:
         regime = regime_test(read_predictions(fit), table, **asdict(config)).to_dict()
-    write_report(
+    write_page(
         ReportData(
             title=predictions.stem,
             summary={"before": figures},

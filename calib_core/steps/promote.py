@@ -12,9 +12,9 @@ from calib_core.champion.state import now
 from calib_core.decisions.gate import decide
 from calib_core.decisions.temperature import apply_temperature, fit_temperature
 from calib_core.errors import CalibError, ConfigError, DataFormatError
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions, read_predictions
-from calib_core.report import ReportData, write_report
+from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
 from calib_core.storage.files import read_json, write_json
@@ -142,7 +142,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
             "models": _each_side(facts, lambda side: side["model"]),
         },
     )
-    write_report(data, out / "report.html")
+    write_page(data, out / "report.html")
     write_json(out / "summary.json", summary)  # last: where it is, the report is there too
     return summary
 
@@ -164,7 +164,8 @@ def _fold(folder: Path, name: str) -> Predictions:
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
-    return summarize(predictions, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed)
+    options = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    return measure(predictions, **options).to_dict()
 
 
 def _temperature_scaling(config: PromoteConfig, folder: Path, test: Predictions) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from calib_components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def calibrate(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     adapter: Output[Model],
     summary: Output[Artifact],
@@ -56,7 +56,8 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     For backends on which merged branches fail. The same library functions do the work.
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Data folder of `data_prep`.
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
             promoted.
@@ -121,15 +122,15 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     with reported_errors():
         result = step.calibrate(
             config_from(step.CalibrateConfig, arguments),
-            model=model.path,
+            model=model,
             data=Path(data.path),
             out=Path(summary.path),
             adapter=Path(adapter.path),
-            model_uri=model.uri,
             adapter_uri=adapter.uri,
             report=report.uri,
         )
     Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
+    adapter.metadata["model"] = model
     log_figures(metrics, result["before"], prefix="before_")
     log_figures(metrics, result["after"], prefix="after_")
     return (result["regime"], result["promoted"], result["model"])

@@ -3,14 +3,14 @@
 from typing import NamedTuple, Optional
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Dataset, Input, Metrics, Output
 
 from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     evaluation: Output[Dataset],
     metrics: Output[Metrics],
@@ -30,7 +30,8 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     """Score every fold with one model, measure it, and name the regime that its bounds put it in.
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Data folder of `data_prep`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.
@@ -63,6 +64,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
 
     with reported_errors():
         config = config_from(step.EvaluateConfig, arguments)
-        result = step.evaluate(config, model.path, Path(data.path), Path(evaluation.path))
+        result = step.evaluate(config, model, Path(data.path), Path(evaluation.path))
+    evaluation.metadata["model"] = model
     log_figures(metrics, result["figures"]["test"])
     return (result["regime"]["regime"], evaluation.uri)

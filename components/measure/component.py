@@ -54,6 +54,6 @@ def measure(  # noqa: D417 - outputs stand under Returns
     with reported_errors():
         config = config_from(step.MeasureConfig, arguments)
         fitted = Path(fit.path) if fit else None
-        result = step.measure(config, Path(predictions.path), Path(report.path), fit=fitted)
+        result = step.measure_table(config, Path(predictions.path), Path(report.path), fit=fitted)
     log_figures(metrics, result["figures"])
     return (result["figures"]["conf_ece"]["value"], result["regime"]["regime"] if result["regime"] else "")

@@ -3,15 +3,15 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Metrics, Output
 
 from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def promote(  # noqa: D417 - outputs stand under Returns
-    before: Input[Dataset],
-    after: Input[Dataset],
+    before: str,
+    after: str,
     model_before: str,
     model_after: str,
     branch: str,
@@ -27,8 +27,8 @@ def promote(  # noqa: D417 - outputs stand under Returns
     """Promote the model only where it is better calibrated and no less accurate, and report why.
 
     Args:
-        before: Evaluation folder of the input model.
-        after: Evaluation folder of the output model, or the same again.
+        before: URI of the input model's evaluation: the output `uri` of `evaluate`.
+        after: URI of the output model's evaluation, or the same again.
         model_before: URI of the input model.
         model_after: URI of the output model.
         branch: Branch that was taken: `none`, `cft` or `rcft`.
@@ -52,12 +52,13 @@ def promote(  # noqa: D417 - outputs stand under Returns
     from calib_core.settings.parameters import config_from
     from calib_core.steps import promote as step
     from calib_core.steps.task import log_figures, reported_errors
+    from calib_core.storage.uris import fetch
 
     with reported_errors():
         result = step.promote(
             config_from(step.PromoteConfig, arguments),
-            before=Path(before.path),
-            after=Path(after.path),
+            before=fetch(before),
+            after=fetch(after),
             model_before=model_before,
             model_after=model_after,
             branch=branch,
@@ -66,6 +67,7 @@ def promote(  # noqa: D417 - outputs stand under Returns
             champion=champion,
         )
     Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
+    summary.metadata.update(before=before, after=after)
     log_figures(metrics, result["before"], prefix="before_")
     log_figures(metrics, result["after"], prefix="after_")
     return (result["promoted"], result["model"])
