@@ -13,7 +13,7 @@ import pytest
 
 from calib_core.data.folds import FOLDS
 from calib_core.data.questions import Question, read_questions, write_questions
-from calib_core.data.stream import Snapshot, hashes_of_texts, question_hash, read_fresh
+from calib_core.data.stream import Snapshot, known_questions, question_hash, read_fresh
 from calib_core.data.texts import normalize_text
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.steps.fresh import FreshConfig, fresh
@@ -137,7 +137,7 @@ def test_files_that_number_their_rows_alike_keep_their_questions_apart(tmp_path)
 
 def test_what_the_first_champion_was_trained_on_never_counts_as_new(tmp_path):
     put(tmp_path, "a.jsonl", [ask(1, choices=("other", "options")), ask(2)])
-    trained = Snapshot(trained_on=hashes_of_texts([ask(1)]))
+    trained = Snapshot(trained_on=known_questions([ask(1)]))
     found = read_fresh(tmp_path, trained)
     assert (numbers(found), found.counts["rows_trained_on"]) == ({2}, 1)
     assert found.snapshot.trained_on == trained.trained_on
@@ -180,7 +180,7 @@ def test_empty_streams_say_what_to_do(tmp_path):
 
 def test_snapshot_is_read_as_it_was_written_and_not_where_it_was_changed(tmp_path):
     put(tmp_path / "stream", "a.jsonl", [ask(1), ask(2)])
-    before = Snapshot(trained_on=hashes_of_texts([ask(9)]))
+    before = Snapshot(trained_on=known_questions([ask(9)]))
     snapshot = read_fresh(tmp_path / "stream", before).snapshot
     snapshot.write(tmp_path)
     assert Snapshot.read(tmp_path) == snapshot

@@ -8,6 +8,7 @@ plain one, so both get the same fold. It never decides that two questions are th
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 import unicodedata
@@ -46,6 +47,12 @@ def normalize_text(text: str) -> str:
         compact += token
     # A text of nothing but punctuation has no other key than itself.
     return compact or "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+@lru_cache(maxsize=2**18)  # a set's folds are made in several passes
+def loose_hash(text: str) -> bytes:
+    """Stable hash of a text's loose key, 16 bytes."""
+    return hashlib.sha256(normalize_text(text).encode(errors="surrogatepass")).digest()[:16]
 
 
 def loose_tokens(text: str) -> list[str]:
@@ -98,7 +105,7 @@ _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # scripts without spaces: each character a token
     r"|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
     r"|(?<=\d)[.,:/*](?=\d)"
-    r"|(?<![^\W\d_])-(?=\d)"
+    r"|(?<![^\W\d_])-(?=\d)|(?<=\d )-(?= \d)"
     r"|(?<=[^\W\d_])#"
     r"|[%+=<>^~|]"
     r"|[^\x00-\x7f\w\s]"

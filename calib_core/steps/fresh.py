@@ -10,7 +10,7 @@ from calib_core.champion.state import Champion, first_champion, read_champion
 from calib_core.data.layouts import preset_names
 from calib_core.data.questions import read_questions, write_questions
 from calib_core.data.rows import OnBadRow
-from calib_core.data.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
+from calib_core.data.stream import Fresh, Snapshot, known_questions, read_fresh
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
@@ -121,7 +121,9 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
         )
     shared = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(FreshConfig)}
     splitting = {name: getattr(config, name) for name in shared - {"preset"}}
-    prepare(PrepareConfig(questions=str(snapshot / "questions.parquet"), **splitting), data)
+    prepare(
+        PrepareConfig(questions=str(snapshot / "questions.parquet"), **splitting), data, anchors=found.anchors
+    )
     return record
 
 
@@ -155,7 +157,7 @@ def _last_snapshot(config: FreshConfig, state: Champion, champion: str) -> Snaps
     known, _ = read_questions(
         config.trained_on, preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
     )
-    return replace(before, trained_on=before.trained_on | hashes_of_texts(known))
+    return replace(before, trained_on={**before.trained_on, **known_questions(known)})
 
 
 def _say_what_was_found(found: Fresh, stream: str) -> None:
