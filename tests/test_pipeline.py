@@ -231,14 +231,14 @@ def test_failing_task_is_told_with_the_end_of_its_log(stage):
 @pytest.mark.slow
 def test_results_go_to_a_bucket_when_the_run_is_over(stage, gcs):
     stage.write({"start": "calibrated"})
-    summary = run_local({"model": "/models/start", "questions": "q.jsonl"}, Path(f"{gcs}/out"))
+    summary = run_local({"model": "/models/start", "questions": "q.jsonl"}, f"{gcs}/out")
     assert summary["report"] == f"{gcs}/out/report.html"
     assert summary["model"] == "/models/start"
     fetched = storage.fetch(f"{gcs}/out")
     assert json.loads((fetched / "summary.json").read_text()) == summary
     assert (fetched / "report.html").read_text() == "<html>"
     with pytest.raises(CalibError):
-        run_local({"model": "/models/other", "questions": "q.jsonl"}, Path(f"{gcs}/failed"))
+        run_local({"model": "/models/other", "questions": "q.jsonl"}, f"{gcs}/failed")
     assert not storage.exists(f"{gcs}/failed")
 
 

@@ -23,7 +23,7 @@ from calib_core.data.rows import NoRowsError, OnBadRow
 from calib_core.data.source import FILE_TYPES
 from calib_core.errors import DataFormatError, NotEnoughDataError, short
 from calib_core.storage.files import read_json, sha256_file, sha256_json, write_json
-from calib_core.storage.uris import StoredFile, fetch, join, list_files
+from calib_core.storage.uris import StoredFile, fetch, list_files
 
 HASH_BYTES = 16
 SEEN_SCHEMA = pa.schema(
@@ -277,7 +277,7 @@ def _read_new(
     read: dict[str, ReadFile] = {file.name: file for file in before.files}
     found: dict[bytes, list[tuple[Question, str]]] = defaultdict(list)
     for file in files:
-        name = _name(file, stream)
+        name = file.path or file.uri
         if (name, file.version) in known:
             continue
         local = fetch(file.uri)
@@ -325,11 +325,6 @@ def _is_data(uri: str) -> bool:
     if path.name.startswith(("_", ".")):  # markers such as _SUCCESS, and files that are still being written
         return False
     return PurePath(path.stem if path.suffix == ".gz" else path.name).suffix in FILE_TYPES
-
-
-def _name(file: StoredFile, stream: str | Path) -> str:
-    """A file's name below the stream's folder."""
-    return file.uri.removeprefix(join(stream, "").rstrip("/") + "/")
 
 
 def _kept(

@@ -32,6 +32,7 @@ from calib_core.models.memory import Placement, check_fits, keep_differentiable,
 from calib_core.models.names import split_revision
 from calib_core.runtime.progress import say
 from calib_core.storage.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
+from calib_core.storage.uris import as_uri
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -59,6 +60,7 @@ class LoadedModel:
         adapter_digest: `adapter_digest(model)` at loading, None without an adapter.
         dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
         context_tokens: the longest sequence that the model takes.
+        temperature: what option logits are divided by, as the adapter's calibration.json says; else 1.
     """
 
     model: Any
@@ -69,6 +71,7 @@ class LoadedModel:
     adapter_digest: str | None
     dtype: str
     context_tokens: int
+    temperature: float = 1.0
 
     def describe(self) -> dict[str, Any]:
         """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
@@ -79,6 +82,7 @@ class LoadedModel:
             "adapter": self.adapter_digest,
             "dtype": self.dtype,
             "context_tokens": self.context_tokens,
+            "temperature": self.temperature,
         }
 
 
@@ -124,6 +128,7 @@ def load_model(
             f"{origin.digest[:12]}, found {loaded.base_digest[:12]}); give base_model the one it was "
             "trained on"
         )
+    loaded.temperature = origin.temperature
     return _put_adapter(loaded, folder, trainable=trainable)
 
 
@@ -248,7 +253,7 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        base=str(Path(name).absolute()) if Path(name).is_dir() else split_revision(name)[0],
+        base=as_uri(Path(name).absolute() if Path(name).is_dir() else split_revision(name)[0]),
         base_revision=folder.name if folder.parent.name == "snapshots" else "",
         base_digest=base_digest(folder, weights),
         adapter_digest=None,

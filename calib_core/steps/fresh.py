@@ -16,7 +16,7 @@ from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
-from calib_core.storage.uris import fetch, join
+from calib_core.storage.uris import as_uri, fetch, join
 
 STATE_FILE = "state.json"
 
@@ -138,7 +138,8 @@ def _state(config: FreshConfig, champion: str) -> tuple[Champion, str | None]:
             )
         # A path must mean the same from everywhere: later runs begin in other folders.
         local = Path(config.model).is_dir()
-        return first_champion(str(Path(config.model).absolute()) if local else config.model, split), None
+        model = as_uri(Path(config.model).absolute() if local else config.model)
+        return first_champion(model, split), None
     state, version = found
     if state.split != split:
         raise ConfigError(

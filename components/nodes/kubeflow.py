@@ -40,6 +40,7 @@ from calib_components.nodes.job import Job, KubeflowSettings, Place, ended_by_si
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.storage.files import whole_folder
+from calib_core.storage.uris import is_remote
 from calib_core.training.config import FinetuneConfig
 
 POLL_S = 10.0
@@ -348,9 +349,9 @@ def _need_volume(name: str, place: Place, settings: KubeflowSettings) -> None:
         state = f"{settings.mount} is no folder here" if settings.volume else "cluster names no volume"
         raise ConfigError(
             f"{name} is {place.uri}, which other machines can't reach, and {state}; use a pipeline root in a "
-            "bucket (gs://), or mount a volume claim in this task too and name it in cluster: volume, mount"
+            "bucket, or mount a volume claim in this task too and name it in cluster: volume, mount"
         )
 
 
 def _in_bucket(uri: str) -> bool:
-    return uri.startswith("gs://")
+    return is_remote(uri)

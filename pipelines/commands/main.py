@@ -123,9 +123,7 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = command(subcommands, "run", "run a compiled pipeline on this machine")
-    run.add_argument(
-        "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
-    )
+    run.add_argument("--out", required=True, help="folder for summary.json, report.html and the model")
     asked = PIPELINES.get(_asked_pipeline(given), PIPELINES[DEFAULT_PIPELINE])
     parameters = _parameters(asked.component_spec.inputs)
     add_flags(run, parameters)

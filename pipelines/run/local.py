@@ -41,7 +41,7 @@ _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a f
 
 def run_local(
     parameters: Mapping[str, Any],
-    out: Path,
+    out: str | Path,
     *,
     pipeline: str = "restore-calibration",
     runner: local.DockerRunner | None = None,
@@ -51,7 +51,7 @@ def run_local(
     Args:
         parameters: the pipeline's parameters by name; those left out have their defaults.
         out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
-            `run.log` with all that was printed, and `run` with what every task left. A `gs://` URI gets them
+            `run.log` with all that was printed, and `run` with what every task left. A bucket's URI gets them
             when the run is over.
         pipeline: name of the pipeline, a key of `packages.CONFIGS`.
         runner: how to run each task in a container of the image that the pipeline names; left out, tasks are
@@ -75,6 +75,7 @@ def run_local(
                     summary[name] = join(out, str(Path(summary[name]).relative_to(folder)))
             write_json(folder / "summary.json", summary)
         return summary
+    out = Path(out)
     check_output_folder(out / "model", "calibration.json", inputs=[str(parameters.get("model", ""))])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
