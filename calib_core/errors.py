@@ -6,6 +6,7 @@ Every message says what is wrong, where (file, row, field), and what to do about
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 
 
 class CalibError(Exception):
@@ -73,6 +74,19 @@ NAMED = 20
 
 
 def short(value: object, limit: int = 80) -> str:
-    """A value's repr, cut to fit a message."""
-    text = repr(value)
+    """A value's repr, cut to fit a message, whatever its size."""
+    if isinstance(value, str | bytes | list | tuple):
+        value = value[:limit]  # the rest wouldn't be shown, and may be long
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an endless integer, or a value nested too deep
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def listed(names: Iterable[object], limit: int = NAMED) -> str:
+    """Names joined by commas, the first ones with their number where there are many."""
+    shown = list(names)
+    more = len(shown) - limit
+    text = ", ".join(str(name) for name in shown[:limit])
+    return f"{text} and {more:,} more" if more > 0 else text
