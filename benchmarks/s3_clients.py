@@ -12,8 +12,6 @@ versions exclude each other (s3fs pins another botocore than the current boto3's
 environment each.
 """
 
-# ruff: noqa: D102, PLC0415 - the clients' methods all mean the same, and each library is imported for itself
-
 from __future__ import annotations
 
 import argparse

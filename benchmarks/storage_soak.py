@@ -56,14 +56,14 @@ def server(store: str) -> Iterator[tuple[str, str]]:
     """URL of a server, and of an empty bucket on it, while the block runs."""
     name = f"calib-soak-{os.getpid()}"
     if store == "gs":
-        from google.cloud.storage import Client  # noqa: PLC0415 (one store is asked)
+        from google.cloud.storage import Client
 
         with servers.gcs_emulator() as url:
             point_at(store, url)
             Client(project=None).create_bucket(name)
             yield url, f"gs://{name}"
         return
-    import boto3  # noqa: PLC0415
+    import boto3
 
     with servers.s3_server() as url:
         os.environ |= servers.s3_environment(url)

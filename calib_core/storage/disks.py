@@ -63,3 +63,48 @@ def swap(one: Path, other: Path) -> None:
 def is_closed(folder: Path) -> bool:
     """Whether nothing can be put beside a folder, so that what replaces it has to be made in it."""
     return os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK)
+<<<<<<< HEAD
+=======
+
+
+@contextlib.contextmanager
+def full_disk_told(target: Path) -> Iterator[None]:
+    """Turn the end of the room on a disk into a message that says what to free.
+
+    Raises:
+        CalibError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise _full(Path(error.filename) if isinstance(error.filename, str) else target) from error
+
+
+def _full(target: Path) -> CalibError:
+    there = next(path for path in (target, *target.parents) if path.is_dir())
+    room, cache = shutil.disk_usage(there), cache_dir()
+    message = f"{target}: no room left ({room.free / 1e6:.0f} of {room.total / 1e6:.0f} MB are free there)"
+    if cache.is_dir() and cache.stat().st_dev == there.stat().st_dev and (used := _bytes_in(cache)):
+        return CalibError(
+            f"{message}; the cache {cache} holds {used / 1e6:.0f} MB and can be emptied while nothing runs: "
+            "free that or something else, and run this again"
+        )
+    return CalibError(f"{message}; free some, or give a path on another disk, and run this again")
+
+
+def _bytes_in(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):
+            total += path.lstat().st_size
+    return total
+
+
+def cache_dir() -> Path:
+    """The folder for data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
+    if explicit := os.environ.get("CALIB_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"
+>>>>>>> main

@@ -209,6 +209,7 @@ def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+<<<<<<< HEAD
 
 
 def cache_dir() -> Path:
@@ -236,3 +237,5 @@ def _bytes_in(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.lstat().st_size
     return total
+=======
+>>>>>>> main

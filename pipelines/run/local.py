@@ -26,6 +26,9 @@ from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.uris import is_remote, join, published
 from calib_pipelines.packages.reading import check_steps
 
+RUNNABLE = ("restore-calibration", "recalibrate")
+"""Pipelines that leave a summary, a report and a model."""
+
 LOG_TAIL_LINES = 15
 
 _FRAME = "    Found image "  # what kfp's DockerRunner says among a task's own lines
@@ -53,7 +56,7 @@ def run_local(
         out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
             `run.log` with all that was printed, and `run` with what every task left. A bucket's URI gets them
             when the run is over.
-        pipeline: name of the pipeline, a key of `packages.CONFIGS`.
+        pipeline: name of the pipeline, one of `RUNNABLE`.
         runner: how to run each task in a container of the image that the pipeline names; left out, tasks are
             processes in this environment. Containers see of this machine only `out/run`, which their user has
             to be able to write to, and what the runner mounts: paths in `parameters` must be the same there.
