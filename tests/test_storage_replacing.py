@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from calib_core.errors import CalibError, ConfigError
-from calib_core.storage import disks, files, leftovers, replacing
+from calib_core.storage import disks, leftovers, replacing
 from calib_core.storage import uris as storage
 from calib_core.storage.files import check_output_folder, whole_file, whole_folder, write_json
 from calib_core.storage.leftovers import OLD, PART, Owner, scratch_folder, temporary_beside
@@ -318,8 +318,8 @@ class TestBeforeTheWork:
 
     def test_almost_full_and_what_to_free(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
-        usage = type(files.shutil.disk_usage(tmp_path))
-        monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
+        usage = type(disks.shutil.disk_usage(tmp_path))
+        monkeypatch.setattr(disks.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
         self.check(
             tmp_path / "out", r"no room left \(1 of 1000 MB .*free some, or give a path on another disk"
         )
@@ -329,8 +329,8 @@ class TestBeforeTheWork:
     def test_a_mount_that_tells_no_size_is_taken(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        usage = type(files.shutil.disk_usage(tmp_path))
-        monkeypatch.setattr(files.shutil, "disk_usage", lambda path: usage(0, 0, 0))
+        usage = type(disks.shutil.disk_usage(tmp_path))
+        monkeypatch.setattr(disks.shutil, "disk_usage", lambda path: usage(0, 0, 0))
         check_output_folder(tmp_path / "out", "a.json")
 
     def test_what_an_interrupted_run_left_is_no_content(self, tmp_path: Path) -> None:

@@ -1,16 +1,26 @@
-"""What a file system can do: keep bytes, swap two folders, take a folder beside another."""
+"""What a file system can do, and whether it can be written to: bytes that stay, swaps, room that is left."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from calib_core.errors import CalibError, ConfigError
+
+LEAST_FREE_BYTES = 16 * 2**20
+"""With less room than this no work is begun."""
 
 NO_SWAP = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM, errno.EXDEV)
 """What a file system answers that can't swap two folders (NFS, FUSE)."""
 
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
@@ -60,11 +70,38 @@ def swap(one: Path, other: Path) -> None:
         raise OSError(code, os.strerror(code), str(one), None, str(other))
 
 
+def check_writable(target: Path) -> None:
+    """Refuse, before any work is done, a file or folder that can't be made.
+
+    Raises:
+        ConfigError: why not.
+    """
+    target = Path(os.path.realpath(target))
+    there = next(path for path in (target, *target.parents) if os.access(path, os.F_OK))
+    folder = there if there.is_dir() and (there != target or is_closed(there)) else there.parent
+    if there != target and not there.is_dir():
+        raise ConfigError(f"{target}: can't be made, for {there} is a file; give another path")
+    longest = os.pathconf(folder, "PC_NAME_MAX")
+    if any(len(os.fsencode(part)) > longest for part in target.parts):
+        raise ConfigError(f"{target}: a name in it is longer than {longest} bytes; give a shorter path")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        if error.errno in _FULL:
+            raise _full(target) from None
+        raise ConfigError(
+            f"{target}: can't be written ({folder}: {error.strerror}); give another path, or make this one "
+            "writable"
+        ) from None
+    room = shutil.disk_usage(folder)
+    if room.total > 0 and room.free < LEAST_FREE_BYTES:
+        raise _full(target)
+
+
 def is_closed(folder: Path) -> bool:
     """Whether nothing can be put beside a folder, so that what replaces it has to be made in it."""
     return os.path.ismount(folder) or not os.access(folder.parent, os.W_OK | os.X_OK)
-<<<<<<< HEAD
-=======
 
 
 @contextlib.contextmanager
@@ -107,4 +144,3 @@ def cache_dir() -> Path:
     if explicit := os.environ.get("CALIB_CACHE"):
         return Path(explicit)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"
->>>>>>> main

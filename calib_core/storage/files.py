@@ -7,21 +7,15 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from calib_core.errors import CalibError, ConfigError, DataFormatError
+from calib_core.errors import ConfigError, DataFormatError
 from calib_core.storage import disks
 from calib_core.storage.leftovers import PART, is_foreign, left_of, remove, temporary_beside
 from calib_core.storage.replacing import home_of, replace_folder, settle
 
-LEAST_FREE_BYTES = 16 * 2**20
-"""With less room than this no work is begun."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP)
 """What a mounted bucket answers, which keeps no modes."""
 
@@ -37,7 +31,7 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         CalibError: the disk is full; the message says what to free.
     """
     target = Path(os.path.realpath(path))
-    with full_disk_told(target):
+    with disks.full_disk_told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         for part, gone in left_of(target, PART):
             if gone:
@@ -69,7 +63,7 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{path}: is a file; give another folder to write")
-    with full_disk_told(target):
+    with disks.full_disk_told(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         settle(target)
         temporary = temporary_beside(target, PART, within=home_of(target))
@@ -96,50 +90,6 @@ def share(path: Path, mode: int) -> None:
             raise
 
 
-def check_writable(target: Path) -> None:
-    """Refuse, before any work is done, a file or folder that can't be made.
-
-    Raises:
-        ConfigError: why not.
-    """
-    target = Path(os.path.realpath(target))
-    there = next(path for path in (target, *target.parents) if os.access(path, os.F_OK))
-    folder = there if there.is_dir() and (there != target or disks.is_closed(there)) else there.parent
-    if there != target and not there.is_dir():
-        raise ConfigError(f"{target}: can't be made, for {there} is a file; give another path")
-    longest = os.pathconf(folder, "PC_NAME_MAX")
-    if any(len(os.fsencode(part)) > longest for part in target.parts):
-        raise ConfigError(f"{target}: a name in it is longer than {longest} bytes; give a shorter path")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        if error.errno in _FULL:
-            raise _full(target) from None
-        raise ConfigError(
-            f"{target}: can't be written ({folder}: {error.strerror}); give another path, or make this one "
-            "writable"
-        ) from None
-    room = shutil.disk_usage(folder)
-    if room.total > 0 and room.free < LEAST_FREE_BYTES:
-        raise _full(target)
-
-
-@contextlib.contextmanager
-def full_disk_told(target: Path) -> Iterator[None]:
-    """Turn the end of the room on a disk into a message that says what to free.
-
-    Raises:
-        CalibError: the disk is full.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise _full(Path(error.filename) if isinstance(error.filename, str) else target) from error
-
-
 def check_output_folder(
     path: str | os.PathLike[str], record: str, *, inputs: Iterable[str | os.PathLike[str]] = ()
 ) -> None:
@@ -155,7 +105,7 @@ def check_output_folder(
         CalibError: there is no room on the disk.
     """
     target = Path(path)
-    check_writable(target)
+    disks.check_writable(target)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{path}: is a file; give another folder to write")
     if (
@@ -209,33 +159,3 @@ def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-<<<<<<< HEAD
-
-
-def cache_dir() -> Path:
-    """The folder for data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
-    if explicit := os.environ.get("CALIB_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"
-
-
-def _full(target: Path) -> CalibError:
-    there = next(path for path in (target, *target.parents) if path.is_dir())
-    room, cache = shutil.disk_usage(there), cache_dir()
-    message = f"{target}: no room left ({room.free / 1e6:.0f} of {room.total / 1e6:.0f} MB are free there)"
-    if cache.is_dir() and cache.stat().st_dev == there.stat().st_dev and (used := _bytes_in(cache)):
-        return CalibError(
-            f"{message}; the cache {cache} holds {used / 1e6:.0f} MB and can be emptied while nothing runs: "
-            "free that or something else, and run this again"
-        )
-    return CalibError(f"{message}; free some, or give a path on another disk, and run this again")
-
-
-def _bytes_in(folder: Path) -> int:
-    total = 0
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):
-            total += path.lstat().st_size
-    return total
-=======
->>>>>>> main

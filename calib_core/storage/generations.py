@@ -33,7 +33,7 @@ from pathlib import Path
 from calib_core.errors import DataFormatError
 from calib_core.runtime.progress import say
 from calib_core.storage import disks, uris
-from calib_core.storage.files import full_disk_told, read_json, share, write_json
+from calib_core.storage.files import read_json, share, write_json
 from calib_core.storage.leftovers import Owner, remove, scratch_folder
 
 CURRENT, SEAL = "current.json", "seal.json"
@@ -105,7 +105,7 @@ class Generations:
                 yield scratch / name
             return
         folder = Path(self._place) / name
-        with full_disk_told(folder):
+        with disks.full_disk_told(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
             folder.mkdir()
             try:

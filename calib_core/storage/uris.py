@@ -25,7 +25,8 @@ from filelock import FileLock
 from calib_core.errors import CalibError, ConfigError, DataFormatError, StaleVersionError
 from calib_core.storage import objects
 from calib_core.storage.bucket import Bucket
-from calib_core.storage.files import check_writable, sha256_file, whole_file, whole_folder
+from calib_core.storage.disks import check_writable
+from calib_core.storage.files import sha256_file, whole_file, whole_folder
 from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.locations import SERVICES, Location, locate, mounted, scheme_of
 from calib_core.storage.replacing import settle
