@@ -151,9 +151,9 @@ def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
         if (folder / CONFIG).is_file():
             same = files_digest(folder) == measured.get("adapter_files")
         else:
-            from calib_core.models.files import base_digest, check_base  # noqa: PLC0415 (takes seconds)
+            from calib_core.models.files import read_checkpoint  # noqa: PLC0415 (takes seconds)
 
-            digest = base_digest(folder, check_base(folder))
+            digest = read_checkpoint(folder).digest()
             same = not measured["adapter"] and digest == measured["base_digest"]
     except CalibError as error:
         raise EvidenceError(f"{name}: can't be held to its evaluation: {error}") from None

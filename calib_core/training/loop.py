@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
@@ -94,7 +94,7 @@ class Finetuning:
         self._heldout: tuple[int, Predictions] | None = None
         self._saved_s = time.monotonic()
         processes.join()
-        self._accelerator = Accelerator(cpu=processes.on_cpus())
+        self._accelerator = Accelerator(cpu=processes.on_cpus(), kwargs_handlers=[_exchange(loaded.model)])
         self._begin_epoch(0)
         self._per_epoch = len(self._sampler)
         self._steps_per_epoch = math.ceil(self._per_epoch / config.gradient_accumulation)
@@ -396,6 +396,15 @@ class Finetuning:
             group["lr"] = rate
         restore_random_states(checkpoint.random_states)
         say(f"going on from step {self._state.steps} of an earlier attempt")
+
+
+def _exchange(model: Any) -> DistributedDataParallelKwargs:
+    """How processes exchange gradients: where a batch may miss a parameter (an expert), none waits for it."""
+    text = model.config.get_text_config()
+    experts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    return DistributedDataParallelKwargs(
+        find_unused_parameters=any(getattr(text, name, None) for name in experts)
+    )
 
 
 def _plain_schedule(schedule: Any) -> dict[str, Any]:
