@@ -6,16 +6,24 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from calib_core.errors import CalibError, ConfigError, Stopped
 from calib_core.runtime.interrupts import SIGNALS, asked, deferred
 from calib_core.steps.task import ERROR_FILE_VARIABLE, error_with
+from calib_core.storage.leftovers import scratch_folder
 
 LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch.distributed.elastic")
 """How the lines begin, or what they hold, with which a launcher tells at length that a process has failed."""
+
+TIED = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""Python that becomes Python with the arguments that follow, and is told to end when its parent has ended:
+the processes must not go on alone where this one is killed."""
 
 
 def launch(processes: int, arguments: Sequence[str]) -> None:
@@ -31,13 +39,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
     """
     _check_devices(processes)
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+        *(sys.executable, "-c", TIED),
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
         *("--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--num_cpu_threads_per_process", str(_threads(processes))),
         *("-m", "calib_core", *arguments),
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        error_file = Path(folder) / "error.json"
+    with scratch_folder() as folder:
+        error_file = folder / "error.json"
         environment = {**os.environ, ERROR_FILE_VARIABLE: str(error_file)}
         withheld, code = _run(command, environment)
         if code == 0:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +26,7 @@ from calib_core.settings.parameters import parameter
 from calib_core.steps.evidence import check_summary, copy_promoted
 from calib_core.steps.fresh import STATE_FILE
 from calib_core.storage.files import read_json, sha256_file
+from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.uris import is_remote, join
 
 
@@ -166,8 +166,8 @@ def _publish_run(
     if (found and found[1]) != run.expected:  # told before anything is uploaded
         return _in_force(champion, run.key) or _too_late(champion)
     after = replace(run.before, snapshot=run.snapshot, run=run.key)
-    with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
-        folder = Path(scratch) / "run"
+    with scratch_folder() as scratch:
+        folder = scratch / "run"
         shutil.copytree(snapshot, folder / "snapshot")
         for name in ("summary.json", "report.html"):
             shutil.copyfile(summary / name, folder / name)
