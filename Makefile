@@ -36,7 +36,8 @@ format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(STAMP) ## write the compiled YAML, the tables of the READMEs and docs/api.md
+docs: $(STAMP) ## write what is made from declarations: component sources, YAML, tables, docs/api.md
+	@$(BIN)/python -m calib_pipelines.sources
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
 	@$(BIN)/python scripts/api_page.py

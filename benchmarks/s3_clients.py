@@ -1,14 +1,15 @@
 """Which client library is the one to speak to S3 with: boto3, obstore, s3fs or pyarrow's file system?
 
-Asks those that are installed, in one run against one server: seconds for a large file and for many small ones in
-both directions (eight at a time, SigV4, checksums as the library sets them), whether a write can depend on
-what is there, whether an interrupted upload can be resumed, and which keys come back as they were given.
-Prints JSON.
+Asks those that are installed, in one run against one server: seconds for a large file and for many small
+ones in both directions (eight at a time, SigV4, checksums as the library sets them), whether a write can
+depend on what is there, whether an interrupted upload can be resumed, and which keys come back as they were
+given. Prints JSON.
 
     python benchmarks/s3_clients.py --endpoint http://127.0.0.1:7480 [--large-mb 256] [--small 500]
 
 The server's key and secret are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Libraries whose
-versions exclude each other (s3fs pins another botocore than the current boto3) are measured from an environment each.
+versions exclude each other (s3fs pins another botocore than the current boto3) are measured from an
+environment each.
 """
 
 from __future__ import annotations

@@ -27,8 +27,8 @@ from calib_components.nodes import kubeflow as nodes_kubeflow
 from calib_components.nodes import nodes
 from calib_components.nodes import replica as vertex_node
 from calib_components.nodes.cluster import dropped_fields
-from calib_components.nodes.job import Job
-from calib_components.nodes.nodes import KubeflowSettings, Place, finetune, read_settings
+from calib_components.nodes.job import Job, JobConfig, KubeflowSettings, Place
+from calib_components.nodes.nodes import finetune, read_settings
 from calib_components.nodes.trainjob import SHARED_MEMORY, WORK_FOLDERS, Pod, train_job_body
 from calib_core.commands.library import add_commands
 from calib_core.errors import CalibError, ConfigError
@@ -38,7 +38,7 @@ from calib_core.training.config import FinetuneConfig
 
 pytestmark = pytest.mark.slow  # a server for each test
 
-CONFIG = FinetuneConfig(nodes=2, processes=2, epochs=3, cluster='{"platform": "kubeflow"}')
+CONFIG = JobConfig(nodes=2, processes=2, epochs=3, cluster='{"platform": "kubeflow"}')
 PLACES = {
     name: Place(path=f"/kfp/{name}", uri=f"gs://bucket/{name}") for name in ("model", "data", "adapter")
 }
@@ -71,11 +71,11 @@ def cluster(served, monkeypatch) -> Cluster:
     return made
 
 
-def train(config: FinetuneConfig = CONFIG, **places: Place) -> None:
+def train(config: JobConfig = CONFIG, **places: Place) -> None:
     finetune("cft", config, **{**PLACES, **places})
 
 
-def on_kubeflow(**settings: Any) -> FinetuneConfig:
+def on_kubeflow(**settings: Any) -> JobConfig:
     return replace(CONFIG, cluster=json.dumps({"platform": "kubeflow", **settings}))
 
 
@@ -114,7 +114,7 @@ def test_the_nodes_are_told_the_same_run(cluster) -> None:
     given = commands.choices[arguments[0]].parse_args(arguments[1:])
     assert (given.model, arguments[0]) == ("gs://bucket/model", "cft")
     assert {"--data=gs://bucket/data", "--out=gs://bucket/adapter"} <= set(arguments)
-    assert config_from(FinetuneConfig, vars(given)) == replace(CONFIG, cluster="")
+    assert config_from(FinetuneConfig, vars(given)) == CONFIG.training()
 
 
 def test_what_kubernetes_would_take_for_a_variable_stays_text(cluster) -> None:
@@ -700,9 +700,9 @@ def test_cluster_is_checked(cluster_json, message) -> None:
 def test_one_node_needs_no_cluster(monkeypatch) -> None:
     seen = []
     monkeypatch.setitem(nodes.METHODS, "rcft", lambda *given: seen.append(given))
-    config = FinetuneConfig()
+    config = JobConfig()
     finetune("rcft", config, **PLACES)
-    assert seen == [(config, "/kfp/model", Path("/kfp/data"), Path("/kfp/adapter"))]
+    assert seen == [(config.training(), "/kfp/model", Path("/kfp/data"), Path("/kfp/adapter"))]
 
 
 SPEC = {

@@ -31,7 +31,8 @@ from calib_core.models.files import adapter_origin, base_digest, check_base, res
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
 from calib_core.runtime.progress import say
-from calib_core.storage.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
+from calib_core.storage.disks import cache_dir
+from calib_core.storage.files import read_json, sha256_file, share, whole_folder, write_json
 from calib_core.storage.uris import as_uri
 
 Dtype = Literal["auto", "float32", "bfloat16"]

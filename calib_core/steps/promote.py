@@ -16,7 +16,8 @@ from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions, read_predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.groups import Measuring
+from calib_core.settings.parameters import parameter
 from calib_core.storage.files import read_json, write_json
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
@@ -25,27 +26,17 @@ BRANCHES = ("none", "cft", "rcft")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromoteConfig:
-    """Parameters of the gate.
+class PromoteConfig(Measuring):
+    """Parameters of the gate."""
 
-    Attributes:
-        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is promoted.
-        n_bins: Equal-width confidence bins of every binned figure.
-        n_resamples: Bootstrap resamples behind every interval.
-        seed: Seed of the bootstrap.
-    """
+    GROUP = "gate"
 
-    accuracy_margin: float = 0.01
-    n_bins: int = 10
-    n_resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.value("accuracy_margin", lambda margin: 0 <= margin <= 1, "a share from 0 to 1")
-        check.value("n_bins", lambda n: n >= 1, "1 or more")
-        check.value("n_resamples", lambda n: n >= 1, "1 or more")
-        check.finish()
+    accuracy_margin: float = parameter(
+        0.01,
+        "Largest drop in accuracy, as a share of all questions, that the gate accepts.",
+        at_least=0,
+        at_most=1,
+    )
 
 
 def promote(  # noqa: PLR0913 - two models with an evaluation each, and where things are

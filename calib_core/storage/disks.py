@@ -120,8 +120,6 @@ def full_disk_told(target: Path) -> Iterator[None]:
 
 
 def _full(target: Path) -> CalibError:
-    from calib_core.storage.files import cache_dir  # noqa: PLC0415 (files stand on this module)
-
     there = next(path for path in (target, *target.parents) if path.is_dir())
     room, cache = shutil.disk_usage(there), cache_dir()
     message = f"{target}: no room left ({room.free / 1e6:.0f} of {room.total / 1e6:.0f} MB are free there)"
@@ -139,3 +137,10 @@ def _bytes_in(folder: Path) -> int:
         with contextlib.suppress(OSError):
             total += path.lstat().st_size
     return total
+
+
+def cache_dir() -> Path:
+    """The folder for data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
+    if explicit := os.environ.get("CALIB_CACHE"):
+        return Path(explicit)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"

@@ -159,10 +159,3 @@ def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def cache_dir() -> Path:
-    """The folder for data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
-    if explicit := os.environ.get("CALIB_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"

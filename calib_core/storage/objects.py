@@ -23,7 +23,8 @@ from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 from calib_core.runtime.progress import say
 from calib_core.storage.bucket import OWN, Bucket, GoneError, StoredObject, in_parallel, is_sliced
 from calib_core.storage.checksums import crc32c_file
-from calib_core.storage.files import cache_dir, sha256_json, whole_file, whole_folder
+from calib_core.storage.disks import cache_dir
+from calib_core.storage.files import sha256_json, whole_file, whole_folder
 from calib_core.storage.locations import Location
 
 MANIFEST = f"{OWN}manifest.json"

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from calib_components.nodes.cluster import Cluster, GoneError, ThereAlreadyError, connect
-from calib_components.nodes.job import KubeflowSettings, Place, ended_by_signal, job_of
+from calib_components.nodes.job import JobConfig, KubeflowSettings, Place, ended_by_signal, job_of
 from calib_components.nodes.trainjob import train_job_body
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.storage.files import whole_folder
 from calib_core.storage.uris import is_remote, list_files
-from calib_core.training.config import FinetuneConfig
 
 POLL_S = 10.0
 LOST_POLLS = 30
@@ -36,7 +35,7 @@ SPARE_GIB = 16
 
 def train_job(
     method: str,
-    config: FinetuneConfig,
+    config: JobConfig,
     settings: KubeflowSettings,
     *,
     model: Place,

@@ -18,11 +18,11 @@ def promote(  # noqa: D417 - outputs stand under Returns
     summary: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
-    champion: str = "",
     accuracy_margin: float = 0.01,
-    n_bins: int = 10,
     n_resamples: int = 1000,
+    n_bins: int = 10,
     seed: int = 0,
+    champion: str = "",
 ) -> NamedTuple("Outputs", promoted=bool, winner=str):  # type: ignore[valid-type]
     """Promote the model only where it is better calibrated and no less accurate, and report why.
 
@@ -32,12 +32,11 @@ def promote(  # noqa: D417 - outputs stand under Returns
         model_before: URI of the input model.
         model_after: URI of the output model.
         branch: Branch that was taken: `none`, `cft` or `rcft`.
-        champion: Champion's folder, whose figures over time the report shows; none if left out.
-        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
-            promoted.
-        n_bins: Equal-width confidence bins of every binned figure.
+        accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
         n_resamples: Bootstrap resamples behind every interval.
-        seed: Seed of the bootstrap.
+        n_bins: Equal-width confidence bins of every binned figure.
+        seed: Seed of everything that is drawn at random.
+        champion: Champion's folder, whose figures over time the report shows; none if left out.
 
     Returns:
         summary: Folder with summary.json and report.html.

@@ -145,6 +145,15 @@ class Dag:
         found: Mapping[str, Node] = self.component.get("dag", {}).get("outputs", {}).get(kind, {})
         return found
 
+    @property
+    def output_producers(self) -> Iterator[str]:
+        """Keys of the tasks that its outputs come from."""
+        for output in self.outputs("artifacts").values():
+            yield from (one["producerSubtask"] for one in output["artifactSelectors"])
+        for output in self.outputs("parameters").values():
+            several = output.get("valueFromOneof", {}).get("parameterSelectors", [])
+            yield from (one["producerSubtask"] for one in (output.get("valueFromParameter"), *several) if one)
+
     def before(self, task: Task) -> set[str]:
         """Keys of all tasks that have ended well when `task` starts."""
         found: set[str] = set()
