@@ -67,12 +67,10 @@ def _loops(asked: Asked) -> Iterator[Finding]:
 
 
 def _loop_names(asked: Asked) -> Iterator[Finding]:
-    for dag in asked.graph.dags():
-        for task in dag.tasks.values():
-            shown = task.spec.get("taskInfo", {}).get("name")
-            used = any(task.key in other.sources for other in dag.tasks.values())
-            if "parameterIterator" in task.spec and shown != task.key and used:
-                yield Finding(place=task.place, what=f"has the name {shown!r} of its own")
+    for task in asked.graph.tasks():
+        shown = task.spec.get("taskInfo", {}).get("name")
+        if "parameterIterator" in task.spec and shown != task.key and task.is_used:
+            yield Finding(place=task.place, what=f"has the name {shown!r} of its own")
 
 
 def _artifacts(asked: Asked) -> Iterator[Finding]:

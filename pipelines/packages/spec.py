@@ -95,6 +95,17 @@ class Task:
         return bool(self.spec.get("cachingOptions", {}).get("enableCache"))
 
     @property
+    def is_used(self) -> bool:
+        """Whether another task, or its DAG's output, takes an output of it."""
+        sources = [
+            one
+            for task in self.dag.tasks.values()
+            for one in (*task.parameters.values(), *task.artifacts.values())
+        ]
+        made = [source.get(kind, {}).get("producerTask") for source in sources for kind in _FROM_TASK]
+        return self.key in {*made, *self.dag.output_producers}
+
+    @property
     def sources(self) -> frozenset[str]:
         """Keys of the tasks whose outputs it takes."""
         given = [*self.parameters.values(), *self.artifacts.values()]
