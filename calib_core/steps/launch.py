@@ -10,7 +10,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from calib_core.errors import CalibError, ConfigError
+from calib_core.errors import CalibError, ConfigError, Stopped
+from calib_core.runtime.interrupts import SIGNALS, asked, deferred
 from calib_core.steps.task import ERROR_FILE_VARIABLE, error_with
 
 LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch.distributed.elastic")
@@ -26,6 +27,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
     Raises:
         CalibError: the one that the command raised; or a process ended otherwise (its output has been shown).
+        Stopped: this process, or one of them, was told to end.
     """
     _check_devices(processes)
     command = [
@@ -42,6 +44,8 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
             return
         if error_file.exists():
             raise error_with(**json.loads(error_file.read_text(encoding="utf-8")))
+    if code in {128 + number for number in SIGNALS}:
+        raise Stopped(code - 128)
     sys.stderr.writelines(withheld)
     raise CalibError(
         f"one of {processes} training processes ended without a word, or with what stands above (the "
@@ -57,16 +61,20 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[list[str]
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:
         try:
-            for line in running.stdout or ():
-                if withheld or any(words in line for words in LAUNCHER_SPEAKS):
-                    withheld.append(line)
-                else:
-                    sys.stderr.write(line)
-                    sys.stderr.flush()
+            # A signal is handed on to the processes, which end in good order, and this waits for them.
+            with deferred(lambda _: running.terminate()):
+                for line in running.stdout or ():
+                    if withheld or any(words in line for words in LAUNCHER_SPEAKS):
+                        withheld.append(line)
+                    else:
+                        sys.stderr.write(line)
+                        sys.stderr.flush()
+                running.wait()
+                stopped = asked()
         except BaseException:
-            running.terminate()  # which the launcher hands on to the processes
+            running.terminate()
             raise
-    return withheld, running.returncode
+    return withheld, 128 + stopped if stopped else running.returncode
 
 
 def _check_devices(processes: int) -> None:
