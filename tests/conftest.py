@@ -76,3 +76,27 @@ def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def bucket(request: pytest.FixtureRequest) -> str:
     """URI of a fresh bucket, of each store."""
     return str(request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param]))
+
+
+@pytest.fixture
+def served_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """A Kubernetes cluster on loopback, where it is served, and a bucket whose model can be listed."""
+    from kubeflow_jobs import MODEL
+    from kubernetes_api import Cluster, serving
+
+    from calib_components.nodes import kubeflow
+
+    monkeypatch.setattr(kubeflow, "POLL_S", 0.02)
+    monkeypatch.setattr(kubeflow, "LOST_POLLS", 3)
+    monkeypatch.setattr(kubeflow, "list_files", lambda uri: [MODEL] * uri.endswith("model"))
+    made = Cluster()
+    with serving(made, tmp_path) as there:
+        yield made, there
+
+
+@pytest.fixture
+def cluster(served_cluster: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cluster, in a pod of which this process is."""
+    made, there = served_cluster
+    there.enter_as_pod(monkeypatch)
+    return made
