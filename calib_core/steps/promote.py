@@ -141,7 +141,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
 def _facts(folder: Path) -> dict[str, Any]:
     """What an evaluation wrote beside its predictions."""
     path = folder / "evaluation.json"
-    facts = read_json(path)
+    facts: dict[str, Any] = read_json(path)
     missing = {"regime", "figures", "model", "data"} - facts.keys() if isinstance(facts, dict) else {"regime"}
     if missing:
         raise DataFormatError(

@@ -80,7 +80,7 @@ def train_with_trl(
     )
     trainer.train()
     trainer.save_model(adapter.path)
-    return adapter.uri
+    return str(adapter.uri)
 
 
 @dsl.pipeline(name="trl-training")
