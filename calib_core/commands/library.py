@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.errors import CalibError, ConfigError, Stopped
@@ -49,7 +49,7 @@ from calib_core.steps.shards import (
 from calib_core.storage.uris import fetch, join, published
 from calib_core.training.config import AlignConfig, FinetuneConfig
 
-Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
 Result = Mapping[str, Any]
 
 WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)

@@ -126,7 +126,7 @@ def _check(pipeline: str, inputs: Mapping[str, Any], parameters: Mapping[str, An
 
 def _gather(results: Path, out: Path, *, seconds: float) -> dict[str, Any]:
     """Put a finished run's results where a user looks for them, the summary last."""
-    summary = read_json(results / "summary.json")
+    summary: dict[str, Any] = read_json(results / "summary.json")
     shutil.rmtree(out / "model", ignore_errors=True)
     if summary["promoted"]:
         with whole_folder(out / "model") as folder:
