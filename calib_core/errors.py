@@ -5,6 +5,9 @@ Every message says what is wrong, where (file, row, field), and what to do about
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterable
+
 
 class CalibError(Exception):
     """Base of all errors raised on purpose by this package; `exit_code` is what a command ends with.
@@ -25,6 +28,10 @@ class DataFormatError(CalibError):
     """A file or a table does not hold what its format asks for."""
 
     exit_code = 2
+
+
+class EvidenceError(DataFormatError):
+    """What is to be promoted is not what was measured, or not measured fairly; the message says where."""
 
 
 class TokenizationError(CalibError):
@@ -49,11 +56,37 @@ class StaleVersionError(CalibError):
     """A file was changed by someone else between reading and writing it, so nothing was written."""
 
 
+class Stopped(KeyboardInterrupt):
+    """The process was told to end, by SIGTERM or Ctrl-C, and has come to a place where it can.
+
+    Attributes:
+        number: the signal's number.
+        exit_code: what a command ends with, 128 and the signal's number, as shells count.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
+        self.number, self.exit_code = number, 128 + number
+
+
 NAMED = 20
 """How many rows or questions an error names; all are counted."""
 
 
 def short(value: object, limit: int = 80) -> str:
-    """A value's repr, cut to fit a message."""
-    text = repr(value)
+    """A value's repr, cut to fit a message, whatever its size."""
+    if isinstance(value, str | bytes | list | tuple):
+        value = value[:limit]  # the rest wouldn't be shown, and may be long
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an endless integer, or a value nested too deep
+        text = f"<{type(value).__name__}>"
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def listed(names: Iterable[object], limit: int = NAMED) -> str:
+    """Names joined by commas, the first ones with their number where there are many."""
+    shown = list(names)
+    more = len(shown) - limit
+    text = ", ".join(str(name) for name in shown[:limit])
+    return f"{text} and {more:,} more" if more > 0 else text

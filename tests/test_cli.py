@@ -153,7 +153,8 @@ def test_missing_table_is_the_users_mistake(tmp_path, capsys):
     assert cli.main(["metrics", str(tmp_path / "absent.parquet"), "--json"]) == 2
     shown = capsys.readouterr()
     assert shown.out == ""
-    assert shown.err == f"error: {tmp_path / 'absent.parquet'}: no such file; check the path\n"
+    place = f"{tmp_path / 'absent.parquet'}: no such file; check the path"
+    assert shown.err == f"error: {place} (a hub data set is written hf://owner/name)\n"
 
 
 def test_too_few_questions_end_with_3(tables, capsys):

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calib_core.data.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
-from calib_core.data.questions import Question, normalize_text
+from calib_core.data.folds import FOLDS, Folds, check_disjoint, folds_from_files, keep_apart, split_questions
+from calib_core.data.questions import Question
+from calib_core.data.texts import normalize_text
 from calib_core.errors import ConfigError, DataFormatError
 
 
@@ -31,7 +32,7 @@ def test_every_question_is_in_one_fold_and_the_shares_are_right():
 
 def test_the_split_is_the_same_on_every_machine():
     folds = split_questions([ask(f"Stable {i}?") for i in range(8)])
-    assert "".join(fold_of(folds)[f"Stable {i}?"][0] for i in range(8)) == "tcctfftc"
+    assert "".join(fold_of(folds)[f"Stable {i}?"][0] for i in range(8)) == "fcfccfff"
 
 
 ALL_FOLDS = fold_of(split_questions(MANY))
@@ -76,9 +77,14 @@ def test_limits_that_make_no_sense():
         split_questions(MANY, limits=(-1, 0, 0))
 
 
+def overlap(dropped_from, held_by, ids, *, same, near=0):
+    counts = {"n": len(ids), "n_same_options": same, "n_near": near}
+    return {"dropped_from": dropped_from, "held_by": held_by, **counts, "ids": ids}
+
+
 def test_overlaps_between_files_stay_where_they_judge():
     fit = [ask("One?", name="f1"), ask("Two?", name="f2"), ask("Three?", name="f3"), ask("Four?", name="f4")]
-    calibration = [ask("two?", name="c2"), ask("THREE?", name="c3"), ask("Five?", name="c5")]
+    calibration = [ask("Two?", name="c2"), ask("Three?", name="c3"), ask("Five?", name="c5")]
     test = [ask("Three?", name="t3"), ask("four?", name="t4", choices=("x", "y")), ask("Six?", name="t6")]
     folds = folds_from_files(fit, calibration, test)
     assert {question.id for question in folds.fit} == {"f1"}
@@ -89,10 +95,11 @@ def test_overlaps_between_files_stay_where_they_judge():
         "calibration": 2,
         "test": 3,
         "overlaps": [
-            {"dropped_from": "fit", "held_by": "test", "n": 2, "n_same_options": 1, "ids": ["f3", "f4"]},
-            {"dropped_from": "fit", "held_by": "calibration", "n": 1, "n_same_options": 1, "ids": ["f2"]},
-            {"dropped_from": "calibration", "held_by": "test", "n": 1, "n_same_options": 1, "ids": ["c3"]},
+            overlap("fit", "test", ["f3", "f4"], same=1),
+            overlap("fit", "calibration", ["f2"], same=1),
+            overlap("calibration", "test", ["c3"], same=1),
         ],
+        "alike": {"n_groups": 0, "n_questions": 0, "groups": []},
     }
 
 
@@ -116,9 +123,9 @@ def test_folds_from_files_are_always_disjoint_and_lose_nothing_else(fit, calibra
 
 def test_dropping_counts_the_very_same_questions_apart():
     held = [ask("One?", choices=("a", "b"))]
-    shared = [ask("one?", name="same", choices=("B", "a")), ask("ONE?", name="other", choices=("a", "c"))]
-    kept, overlap = drop_shared([*shared, ask("Two?")], held, "fit", "test")
-    assert [question.id for question in kept] == ["Two?"]
+    shared = [ask("One?", name="same", choices=("b", "a")), ask("ONE?", name="other", choices=("a", "c"))]
+    parts, (overlap,) = keep_apart({"fit": [*shared, ask("Two?")], "test": held})
+    assert [question.id for question in parts["fit"]] == ["Two?"]
     assert (overlap.ids, overlap.n_same_options) == (("same", "other"), 1)
 
 

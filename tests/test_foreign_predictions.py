@@ -126,7 +126,9 @@ def test_lm_eval_target_is_a_number_or_a_text(tmp_path, target, texts, acc, expe
 )
 def test_bad_lm_eval_rows_are_refused_by_row_and_field(tmp_path, changes, message):
     path = write(tmp_path / "samples.jsonl", [lm_eval_row(0), lm_eval_row(1, **changes)])
-    with pytest.raises(DataFormatError, match=f"(?s)samples.jsonl: 1 problems.*row 2, field .*{message}"):
+    with pytest.raises(
+        DataFormatError, match=f"(?s)samples.jsonl: 1 of 2 rows are bad, .*line 2, .*{message}"
+    ):
         read_predictions(path)
 
 
@@ -138,8 +140,8 @@ def test_number_that_may_be_another_options_text_is_refused(tmp_path):
 
 
 def test_repeated_documents_are_refused(tmp_path):
-    rows = [lm_eval_row(0), lm_eval_row(0, filter="other")]
-    with pytest.raises(DataFormatError, match="field 'id'"):
+    rows = [lm_eval_row(0), lm_eval_row(0)]
+    with pytest.raises(DataFormatError, match="line 2, id: '0' is also the id of line 1"):
         read_predictions(write(tmp_path / "samples.jsonl", rows))
 
 
@@ -164,10 +166,15 @@ def test_vertex_output_is_read_from_a_file_without_an_ending(tmp_path):
             vertex_row(prediction={"logprobs": {"A": -0.1, "B": -3.0}}),
             "prediction.logprobs.*no value for option C",
         ),
-        (vertex_row(prediction={"logprobs": {"A": -0.1, " A": -3.0}}), "two values for 'A'"),
+        (
+            vertex_row(prediction={"logprobs": {"A": -0.1, " A": -3.0}}),
+            "no value for option B, C, only for A",
+        ),
+        (vertex_row(prediction={"logprobs": {"AB": -0.1, "B": -1, "C": -2}}), "no value for option A"),
+        (vertex_row(prediction={"logprobs": {"A": -0.1, "B": -9999.0, "C": -2}}), "not among the top"),
         (vertex_row(prediction={"logprobs": {"A": -0.1}}, choices=None), "number of options is needed"),
         (vertex_row(prediction={"logprobs": [-0.1, -3.0]}), "2 values for 3 options"),
-        (vertex_row(prediction={"logprobs": [-0.1, None, -3.0]}), "field 'logprobs'"),
+        (vertex_row(prediction={"logprobs": [-0.1, None, -3.0]}), "logprobs: "),
         (vertex_row(prediction={"logprobs": [0.5, 2.0, 1.0]}), "are these logits"),
         (vertex_row(prediction=[-0.1, -3.0, -4.0]), "one of logits, logprobs, probs"),
         (
@@ -175,18 +182,18 @@ def test_vertex_output_is_read_from_a_file_without_an_ending(tmp_path):
             "one of logits, logprobs, probs",
         ),
         (vertex_row(prediction={"text": "A"}), "one of logits, logprobs, probs"),
-        (vertex_row(None), "field 'id'"),
-        ({**vertex_row(), "error": {"code": 3, "message": "timeout"}}, "field 'error'.*timeout"),
+        (vertex_row(None), "id: "),
+        ({**vertex_row(), "error": {"code": 3, "message": "timeout"}}, "error: .*timeout"),
         (
             gemini_row([("A", -0.1), ("B", -2.0)], choices=["x", "y", "z"]),
             "no value for option C, only for A, B",
         ),
         (gemini_row([], choices=["x", "y"], response={"candidates": [{}]}), "responseLogprobs"),
-        (gemini_row([("A", -0.1)], status="Bad Request"), "field 'status'.*Bad Request"),
+        (gemini_row([("A", -0.1)], status="Bad Request"), "status: .*Bad Request"),
     ],
 )
 def test_bad_vertex_rows_are_refused_by_row_and_field(tmp_path, row, message):
-    with pytest.raises(DataFormatError, match=f"(?s)row 1, field .*{message}|row 1, {message}"):
+    with pytest.raises(DataFormatError, match=f"(?s)line 1, .*{message}"):
         read_predictions(write(tmp_path / "predictions_0001.jsonl", [row]))
 
 
@@ -228,7 +235,7 @@ def test_gemini_output_is_read_with_its_questions(tmp_path, questions):
     ],
 )
 def test_rows_that_do_not_fit_their_questions_are_refused(tmp_path, questions, row, message):
-    with pytest.raises(DataFormatError, match=f"row 1, field .*{message}"):
+    with pytest.raises(DataFormatError, match=f"line 1, .*{message}"):
         convert_predictions(
             ConvertConfig(questions=questions), write(tmp_path / "r.jsonl", [row]), tmp_path / "t.parquet"
         )
@@ -263,6 +270,75 @@ def test_folder_of_a_vertex_job_becomes_one_table(tmp_path):
         convert_predictions(ConvertConfig(), folder, tmp_path / "t.parquet")
 
 
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize(
+    ("source", "ids", "labels"),
+    [
+        ("gemini", ("q0", "q1", "q2"), [0, 0, 0]),  # the prefix that was given, with the job's folder in it
+        ("gemini/prediction-model-2026-02-03T04-05-06.789Z", ("q0", "q1", "q2"), [0, 0, 0]),
+        ("gemini-parts", tuple(f"q{i}" for i in range(6)), [0] * 6),  # the third worker had nothing to do
+        ("gemini-spaces.jsonl", ("q0",), [1]),
+        ("gemini-python-names.jsonl", ("q0",), [0]),
+        ("gemini-bigquery.jsonl", ("q1",), [0]),
+        ("vertex", ("q0", "q1"), [2, 2]),
+        ("vertex-key-field.jsonl", ("q0",), [1]),
+        ("lm-eval", ("two_filters/0", "two_filters/1", "two_filters/2"), [0, 0, 0]),
+        ("samples_underflow.jsonl", ("0",), [0]),
+        ("logprobs-minus-infinity.jsonl", ("a",), [0]),
+    ],
+)
+def test_forms_in_which_services_write(tmp_path, source, ids, labels):
+    convert_predictions(ConvertConfig(), DATA / source, tmp_path / "t.parquet")
+    table = read_predictions(tmp_path / "t.parquet")
+    assert table.ids == ids
+    assert table.labels.tolist() == labels
+    assert np.isfinite(table.log_probs()[table.logits > -np.inf]).all()
+
+
+def test_letters_with_and_without_a_space_are_one_answer():
+    table = read_predictions(DATA / "gemini-spaces.jsonl")
+    masses = np.array([math.exp(-1.0) + math.exp(-1.5), math.exp(-1.4) + math.exp(-3.0), math.exp(-4.0)])
+    np.testing.assert_allclose(table.probs()[0], masses / masses.sum(), rtol=1e-6)
+    with_probs = read_predictions(DATA / "vertex-key-field.jsonl")
+    np.testing.assert_allclose(with_probs.probs()[0], [0.3, 0.7], rtol=1e-6)
+
+
+def test_impossible_options_count_as_a_probability_of_zero():
+    for name in ("samples_underflow.jsonl", "logprobs-minus-infinity.jsonl"):
+        table = read_predictions(DATA / name)
+        assert table.confidence()[0] == 1.0
+        assert table.log_probs()[0, -1] == pytest.approx(-87.34, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("samples_filters_without_none.jsonl", "column filter has the values 'flexible', 'strict'"),
+        ("gemini-failed.jsonl", "line 2, status: 'Bad Request"),
+        ("logprobs-not-among-top.jsonl", r"line 1, logprobs: -9999.0 stands for an option that is not among"),
+    ],
+)
+def test_forms_that_leave_something_out_are_refused(source, message):
+    with pytest.raises(DataFormatError, match=message):
+        read_predictions(DATA / source)
+
+
+def test_jobs_beside_each_other_and_missing_parts_are_refused(tmp_path):
+    parts = [tmp_path / "job" / f"predictions.jsonl-0000{i}-of-00003" for i in (0, 2)]
+    parts[0].parent.mkdir()
+    for i, part in enumerate(parts):
+        write(part, [gemini_row([("A", -0.1), ("B", -3.0)], key=f"q{i}", choices=["x", "y"], label=0)])
+    with pytest.raises(DataFormatError, match=r"parts of 3, of which 1 \(from 0\) are missing"):
+        convert_predictions(ConvertConfig(), tmp_path / "job", tmp_path / "t.parquet")
+    for name in ("prediction-model-1", "prediction-model-2"):
+        (tmp_path / "jobs" / name).mkdir(parents=True)
+        write(tmp_path / "jobs" / name / "predictions.jsonl", [lm_eval_row()])
+    with pytest.raises(DataFormatError, match=r"several runs \(prediction-model-1, prediction-model-2\)"):
+        convert_predictions(ConvertConfig(), tmp_path / "jobs", tmp_path / "t.parquet")
+
+
 def test_other_folders_are_refused(tmp_path):
     with pytest.raises(DataFormatError, match="found no files"):
         convert_predictions(ConvertConfig(), tmp_path, tmp_path / "t.parquet")
@@ -278,4 +354,4 @@ def test_commands_read_samples_and_refuse_them_without_a_traceback(tmp_path, cap
     assert "<html" in out.read_text()
     bad = write(tmp_path / "bad.jsonl", [lm_eval_row(0, filtered_resps=["Paris"])])
     assert cli.main(["convert", str(bad), "--out", str(tmp_path / "t.parquet")]) == 2
-    assert "row 1, field 'filtered_resps'" in capsys.readouterr().err
+    assert "line 1, filtered_resps" in capsys.readouterr().err

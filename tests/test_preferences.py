@@ -84,10 +84,11 @@ def test_nothing_but_broken_rows(tmp_path):
 
 
 def test_duplicates_go_and_disagreement_stays(tmp_path):
-    same = PAIR | {"id": "b", "chosen": " BLUE"}
+    same = PAIR | {"id": "b", "prompt": "Question:  Sky?\nAnswer:"}
     contrary = PAIR | {"id": "c", "chosen": " red", "rejected": " blue"}
-    read, report = read_preferences(write(tmp_path / "p.jsonl", PAIR, same, contrary))
-    assert [pair.id for pair in read] == ["a", "c"]
+    shouted = PAIR | {"id": "d", "chosen": " BLUE"}
+    read, report = read_preferences(write(tmp_path / "p.jsonl", PAIR, same, contrary, shouted))
+    assert [pair.id for pair in read] == ["a", "c", "d"]
     assert report.n_duplicates == 1
 
 

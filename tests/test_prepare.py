@@ -142,7 +142,7 @@ def test_pairs_on_one_prompt_cannot_be_split(tmp_path):
     config = PrepareConfig(
         questions=saved(tmp_path, "q", many(60)), preferences=saved_pairs(tmp_path, ["Why?"])
     )
-    with pytest.raises(NotEnoughDataError, match="1 pairs give 1 to train on and 0 to test on"):
+    with pytest.raises(NotEnoughDataError, match="1 pairs give 0 to train on and 1 to test on"):
         prepare(config, tmp_path / "data")
 
 

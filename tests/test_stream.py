@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import random
@@ -9,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chain import write_summary
 
 from calib_core.data.folds import FOLDS
-from calib_core.data.questions import Question, normalize_text, read_questions, write_questions
-from calib_core.data.stream import Snapshot, hashes_of_texts, question_hash, read_fresh
+from calib_core.data.questions import Question, read_questions, write_questions
+from calib_core.data.stream import Snapshot, known_questions, question_hash, read_fresh
+from calib_core.data.texts import normalize_text
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.publish import PublishConfig, publish
@@ -77,7 +80,7 @@ def test_repeated_files_and_rows_count_once(tmp_path):
     (tmp_path / "copy.parquet").write_bytes((tmp_path / "a.parquet").read_bytes())
     put(tmp_path, "a.parquet", [ask(2), ask(1), ask(3)])  # the same name, grown
     reordered = ask(4, choices=("blue", "red", "green"), answer=1)
-    put(tmp_path, "b.jsonl", [ask(4), ask(1, id="other", question="WHAT  colour has thing 1?")])
+    put(tmp_path, "b.jsonl", [ask(4), ask(1, id="other", question="What  colour has thing 1? ")])
     put(tmp_path, "c.jsonl", [reordered])
     second = read_fresh(tmp_path, first.snapshot)
     assert numbers(second) == {3, 4}
@@ -135,10 +138,40 @@ def test_files_that_number_their_rows_alike_keep_their_questions_apart(tmp_path)
 
 def test_what_the_first_champion_was_trained_on_never_counts_as_new(tmp_path):
     put(tmp_path, "a.jsonl", [ask(1, choices=("other", "options")), ask(2)])
-    trained = Snapshot(trained_on=hashes_of_texts([ask(1)]))
+    trained = Snapshot(trained_on=known_questions([ask(1)]))
     found = read_fresh(tmp_path, trained)
     assert (numbers(found), found.counts["rows_trained_on"]) == ({2}, 1)
     assert found.snapshot.trained_on == trained.trained_on
+
+
+def test_shards_without_rows_are_counted_and_stop_nothing(tmp_path):
+    put(tmp_path, "part-0.jsonl", [ask(1)])
+    (tmp_path / "part-1.jsonl").write_text("")
+    (tmp_path / "part-2.csv").write_text("question,choice0,choice1,answer\n")
+    (tmp_path / "part-3.json").write_text("[]")
+    put(tmp_path, "part-4.parquet", [])
+    (tmp_path / "part-5.jsonl.gz").write_bytes(gzip.compress(b""))
+    found = read_fresh(tmp_path, Snapshot())
+    assert (numbers(found), found.counts["files_empty"], found.counts["files_new"]) == ({1}, 5, 1)
+    with pytest.raises(NotEnoughDataError, match="no new questions"):
+        read_fresh(tmp_path, found.snapshot)
+
+
+def test_a_new_question_that_differs_in_case_only_is_not_lost(tmp_path):
+    put(tmp_path, "a.jsonl", [ask(1, question="How many mW has lamp 1?")])
+    first = read_fresh(tmp_path, Snapshot())
+    put(tmp_path, "b.jsonl", [ask(2, question="How many MW has lamp 1?", answer=1)])
+    assert len(read_fresh(tmp_path, first.snapshot).questions) == 1
+
+
+def test_a_snapshot_of_another_format_is_refused(tmp_path):
+    put(tmp_path / "stream", "a.jsonl", [ask(1)])
+    read_fresh(tmp_path / "stream", Snapshot()).snapshot.write(tmp_path)
+    record = json.loads((tmp_path / "snapshot.json").read_text())
+    del record["format"]
+    (tmp_path / "snapshot.json").write_text(json.dumps(record))
+    with pytest.raises(DataFormatError, match="not of format 2"):
+        Snapshot.read(tmp_path)
 
 
 def test_empty_streams_say_what_to_do(tmp_path):
@@ -148,7 +181,7 @@ def test_empty_streams_say_what_to_do(tmp_path):
 
 def test_snapshot_is_read_as_it_was_written_and_not_where_it_was_changed(tmp_path):
     put(tmp_path / "stream", "a.jsonl", [ask(1), ask(2)])
-    before = Snapshot(trained_on=hashes_of_texts([ask(9)]))
+    before = Snapshot(trained_on=known_questions([ask(9)]))
     snapshot = read_fresh(tmp_path / "stream", before).snapshot
     snapshot.write(tmp_path)
     assert Snapshot.read(tmp_path) == snapshot
@@ -165,7 +198,6 @@ def test_snapshot_is_read_as_it_was_written_and_not_where_it_was_changed(tmp_pat
 
 def kept(folder: Path) -> Path:
     """What `promote` leaves where nothing was promoted, as far as `publish` reads it."""
-    folder.mkdir(parents=True)
     interval = {"value": 0.1, "low": 0.05, "high": 0.15}
     figures = dict.fromkeys(("accuracy", "mean_confidence", "conf_ece", "cw_ece"), interval)
     summary = {
@@ -178,9 +210,7 @@ def kept(folder: Path) -> Path:
         "model": "m",
         "made": folder.name,
     }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "report.html").write_text("<!DOCTYPE html>")
-    return folder
+    return write_summary(folder, folder.parent / "snapshot", None, summary)
 
 
 class Stream:

@@ -7,21 +7,27 @@ function that converts one row.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping
+from itertools import takewhile
 from pathlib import PurePath
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
 from calib_core.data.rows import Rows
-from calib_core.errors import DataFormatError
+from calib_core.data.values import id_text, is_missing, whole_number
+from calib_core.errors import DataFormatError, listed, short
+from calib_core.storage.json_text import JsonError, parse_json
 
 Row = Mapping[str, Any]
 
 
 class Draft(NamedTuple):
-    """A row's parts as a question, not checked yet; `answer` is None where the source has none."""
+    """A row's parts as a question, not checked yet.
+
+    `answer` is None where the source has none; else the right option's index, or, where the layout has a
+    form of answers (`Layout.form`), what the file says, to be read when all rows are known.
+    """
 
     id: Any
     question: Any
@@ -39,46 +45,37 @@ class RowError(Exception):
 
 
 def native(rows: Rows) -> Callable[[Row], Draft]:
-    """The package's own columns: question, choices as a list (in CSV a JSON one), number of the right one."""
+    """The package's own columns: question, choices as a list (in CSV a JSON one), the right one."""
 
     def convert(row: Row) -> Draft:
-        choices, answer = row.get("choices"), row.get("answer")
+        choices = row.get("choices")
         if rows.first_record:  # CSV: all fields are texts
-            answer = _whole(answer)
             try:
-                choices = json.loads(str(choices))
-            except (ValueError, RecursionError):
-                raise RowError("choices", f'{choices!r} is not a JSON list, as in ["a", "b"]') from None
-        return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject"))
+                choices = parse_json(str(choices))
+            except JsonError:
+                raise RowError("choices", f'{short(choices)} is not a JSON list, as in ["a", "b"]') from None
+        return Draft(row.get("id"), row.get("question"), choices, row.get("answer"), row.get("subject"))
 
     return convert
 
 
-def numbered(rows: Rows) -> Callable[[Row], Draft]:
-    """Columns choice0, choice1, ... and the number of the right one."""
-    names = _run_of_columns(rows, [f"choice{i}" for i in range(len(rows.columns))])
-    subject = _mmlu_subject(rows.source)
+def in_columns(names: list[str]) -> Callable[[Rows], Callable[[Row], Draft]]:
+    """One column for each option, choice0, choice1, ... or A, B, ..., and the right one."""
 
-    def convert(row: Row) -> Draft:
-        answer = _whole(row.get("answer"))
-        return Draft(
-            row.get("id"), row.get("question"), _filled(row, names), answer, row.get("subject", subject)
-        )
+    def converter(rows: Rows) -> Callable[[Row], Draft]:
+        there = set(rows.columns)
+        used = list(takewhile(there.__contains__, names))
+        subject = _mmlu_subject(rows.source)
 
-    return convert
+        def convert(row: Row) -> Draft:
+            choices = _filled(row, used)
+            return Draft(
+                row.get("id"), row.get("question"), choices, row.get("answer"), row.get("subject", subject)
+            )
 
+        return convert
 
-def lettered(rows: Rows) -> Callable[[Row], Draft]:
-    """Columns A, B, ... and the letter of the right one."""
-    names = _run_of_columns(rows, list(ascii_uppercase))
-    subject = _mmlu_subject(rows.source)
-
-    def convert(row: Row) -> Draft:
-        choices = _filled(row, names)
-        answer = _index_of(row.get("answer"), names[: len(choices)], "answer")
-        return Draft(row.get("id"), row.get("question"), choices, answer, row.get("subject", subject))
-
-    return convert
+    return converter
 
 
 def labelled(question: str) -> Callable[[Rows], Callable[[Row], Draft]]:
@@ -128,7 +125,7 @@ def marked(rows: Rows) -> Callable[[Row], Draft]:
         first, *pieces = re.split(r"\(([A-Z])\)", str(row.get("Choices")))
         letters, texts = pieces[::2], [text.strip() for text in pieces[1::2]]
         if first.strip() or letters != list(ascii_uppercase[: len(letters)]):
-            marks = ", ".join(letters) or "nothing"
+            marks = listed(letters, 30) or "nothing"
             raise RowError(
                 "Choices", f"marked with {marks}; mark the options (A), (B), ... in order, once each"
             )
@@ -163,7 +160,7 @@ def medmcqa(base: int | None) -> Callable[[Rows], Callable[[Row], Draft]]:
             cop = _cop(row)
             if cop is not None and not start <= cop < start + 4:
                 raise RowError(
-                    "cop", f"{cop} is out of range; give {start} to {start + 3} (counted from {start})"
+                    "cop", f"{short(cop)} is out of range; give {start} to {start + 3} (counted from {start})"
                 )
             answer = None if cop is None else cop - start
             choices = [row.get(name) for name in names]
@@ -206,43 +203,30 @@ def _cop_base(rows: Rows) -> int:
 
 def _cop(row: Row) -> int | None:
     """The value of `cop`; None where there is no answer (-1 in the hub's test part)."""
-    cop = _whole(row.get("cop"))
-    if cop in (None, -1):
+    value = row.get("cop")
+    cop = whole_number(value)
+    if is_missing(value) or cop == -1:
         return None
-    if not isinstance(cop, int) or isinstance(cop, bool):
-        raise RowError("cop", f"{cop!r} is not a whole number")
+    if cop is None:
+        raise RowError("cop", f"{short(value)} is not a whole number")
     return cop
-
-
-def _whole(value: Any) -> Any:
-    """Numbers as text files hold them: digits as the number, nothing as None, anything else as it is."""
-    if isinstance(value, str) and not value.strip():
-        return None
-    if isinstance(value, str) and re.fullmatch(r"\s*-?[0-9]{1,9}\s*", value, re.ASCII):
-        return int(value)
-    return value
-
-
-def _run_of_columns(rows: Rows, names: list[str]) -> list[str]:
-    """The names, as far as there are columns of all of them."""
-    return [name for i, name in enumerate(names) if set(names[: i + 1]) <= set(rows.columns)]
 
 
 def _index_of(key: Any, labels: list[Any], field: str) -> int | None:
     """Index of the option with this label; None where there is no key."""
-    if key is None or (isinstance(key, str) and not key.strip()):
+    if is_missing(key):
         return None
-    names = [str(label).strip() for label in labels]
-    place = str(key).strip()
+    names = [id_text(label) for label in labels]
+    place = id_text(key)
     if names.count(place) != 1:
-        raise RowError(field, f"{key!r} is not one of the labels {', '.join(names) or '(none)'}")
+        raise RowError(field, f"{short(key)} is not one of the labels {listed(names, 30) or '(none)'}")
     return names.index(place)
 
 
 def _filled(row: Row, names: list[str]) -> list[Any]:
     """The options in these columns; empty ones at the end stand for fewer options."""
     values = [row.get(name) for name in names]
-    while values and (values[-1] is None or values[-1] == ""):
+    while values and is_missing(values[-1]):
         values.pop()
     return values
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
 
 from calib_core.data import converters
+from calib_core.data.answers import Form
 from calib_core.data.converters import Draft, Row
-from calib_core.data.rows import Rows
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.data.rows import NoRowsError, Rows
+from calib_core.errors import ConfigError, DataFormatError, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,8 @@ class Layout:
         answer: The column with the right answer.
         matches: Whether a source's columns are of this layout; the answer's column may be absent.
         converter: From all rows (some facts show in the whole file only) to the function that converts one.
+        form: How answers are usually given, where files differ in it; None where the converter reads them.
+        base: What numbers as answers count from, where the name of the layout says so.
         header: Names for the columns of a file that has no header.
     """
 
@@ -35,6 +39,8 @@ class Layout:
     answer: str
     matches: Callable[[Rows], bool]
     converter: Callable[[Rows], Callable[[Row], Draft]]
+    form: Form | None = None
+    base: int | None = None
     header: tuple[str, ...] = ()
 
 
@@ -47,6 +53,7 @@ def choose_layout(rows: Rows, preset: str = "auto") -> tuple[Layout, Rows]:
 
     Raises:
         ConfigError: there is no such preset.
+        NoRowsError: there is a header and nothing else.
         DataFormatError: the columns are of no layout, of more than one, or there is none with answers.
     """
     # A layout without presets asserts more than columns show (where `cop` begins to count): it must be named.
@@ -58,7 +65,11 @@ def choose_layout(rows: Rows, preset: str = "auto") -> tuple[Layout, Rows]:
     if not candidates:
         raise ConfigError(f"preset is {preset!r}; give one of {', '.join(preset_names())}")
     found = [layout for layout in candidates if layout.matches(rows)]
-    seen = ", ".join(rows.columns)
+    if not rows.n_rows and not any(layout.header for layout in found):
+        raise NoRowsError(
+            f"{rows.source}: no questions; the file has a header ({listed(rows.columns, 10)}) and no rows"
+        )
+    seen = listed([name[:80] for name in rows.columns], 40)
     if len(found) != 1:
         expected = "\n".join(f"  {layout.name}: {layout.expects}" for layout in found or candidates)
         trouble = "could be of several layouts; name one as preset" if found else "are of no known layout"
@@ -83,6 +94,13 @@ def preset_names() -> list[str]:
     return ["auto", *sorted(sets | {layout.name for layout in LAYOUTS})]
 
 
+def presets_of(layout: Layout) -> tuple[str, str] | None:
+    """The layouts that say what this one's numbers count from: from 0, and from 1."""
+    names = {other.name for other in LAYOUTS}
+    zero, one = f"{layout.name}-0", f"{layout.name}-1"
+    return (zero, one) if {zero, one} <= names else None
+
+
 def _has(*names: str) -> Callable[[Rows], bool]:
     return lambda rows: set(names) <= set(rows.columns)
 
@@ -100,37 +118,59 @@ def _headerless(rows: Rows) -> bool:
     return len(rows.first_record) == 6 and rows.first_record[-1].strip() in tuple("ABCD")
 
 
+_NATIVE = Layout(
+    name="native",
+    presets=("mmlu",),
+    expects="question, choices (list of texts; in CSV a JSON list), answer (number of the right one, from 0; "
+    "its letter, or its text) [, id, subject]",
+    question="question",
+    choices="choices",
+    answer="answer",
+    matches=_holds("choices", (list, str), "question"),
+    converter=converters.native,
+    form="number",
+)
+
+_NUMBERED = Layout(
+    name="numbered",
+    presets=("mmlu",),
+    expects="question, choice0, choice1, ..., answer (number of the right one, from 0; its letter, or its "
+    "text) [, id, subject]",
+    question="question",
+    choices="choice0",
+    answer="answer",
+    matches=_has("question", "choice0", "choice1"),
+    converter=converters.in_columns([f"choice{i}" for i in range(100)]),
+    form="number",
+)
+
+
+def _counting_from(layout: Layout, base: int) -> Layout:
+    """The same layout for files whose answers are numbers counted from `base`."""
+    return replace(
+        layout,
+        name=f"{layout.name}-{base}",
+        presets=(),
+        expects=layout.expects.replace("from 0; its letter, or its text", f"from {base}"),
+        base=base,
+    )
+
+
 LAYOUTS: tuple[Layout, ...] = (
-    Layout(
-        name="native",
-        presets=("mmlu",),
-        expects="question, choices (list of texts; in CSV a JSON list), answer (number of the right one, "
-        "from 0) [, id, subject]",
-        question="question",
-        choices="choices",
-        answer="answer",
-        matches=_holds("choices", (list, str), "question"),
-        converter=converters.native,
-    ),
-    Layout(
-        name="numbered",
-        presets=("mmlu",),
-        expects="question, choice0, choice1, ..., answer (number of the right one, from 0) [, id, subject]",
-        question="question",
-        choices="choice0",
-        answer="answer",
-        matches=_has("question", "choice0", "choice1"),
-        converter=converters.numbered,
-    ),
+    _NATIVE,
+    _NUMBERED,
+    *(_counting_from(layout, base) for layout in (_NATIVE, _NUMBERED) for base in (0, 1)),
     Layout(
         name="lettered",
         presets=("mmlu",),
-        expects="question, A, B, ..., answer (letter of the right one) [, id, subject]",
+        expects="question, A, B, ..., answer (letter of the right one, its number from 0, or its text) "
+        "[, id, subject]",
         question="question",
         choices="A",
         answer="answer",
         matches=_has("question", "A", "B"),
-        converter=converters.lettered,
+        converter=converters.in_columns(list(ascii_uppercase)),
+        form="letter",
     ),
     Layout(
         name="mmlu-csv",
@@ -140,7 +180,8 @@ LAYOUTS: tuple[Layout, ...] = (
         choices="A",
         answer="answer",
         matches=_headerless,
-        converter=converters.lettered,
+        converter=converters.in_columns(list(ascii_uppercase)),
+        form="letter",
         header=("question", "A", "B", "C", "D", "answer"),
     ),
     Layout(
@@ -218,3 +259,14 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
 )
 """Every layout that can be read. A published set may come in several; no two fit the same columns."""
+
+FIELDS = frozenset(
+    (
+        *("id", "ID", "subject", "subject_name", "question", "question_stem", "Question Stem"),
+        *("choices", "Choices", "answer", "answerKey", "Answer Key", "cop", "opa", "opb", "opc", "opd"),
+        *("correct_answer", "distractor1", "distractor2", "distractor3"),
+        *(f"choice{i}" for i in range(100)),
+        *ascii_uppercase,
+    )
+)
+"""Every field that a layout looks at."""

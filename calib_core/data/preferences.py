@@ -12,17 +12,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from calib_core.data.questions import id_faults, normalize_text, text_faults
+from calib_core.data.reading import read_rows
 from calib_core.data.rows import (
+    NoRowsError,
     OnBadRow,
     Problem,
     ReadReport,
     check_on_bad_row,
-    read_rows,
     refuse,
     unique_ids,
 )
-from calib_core.errors import DataFormatError
+from calib_core.data.texts import exact_text, normalize_text
+from calib_core.data.values import id_faults, id_text, text_faults
+from calib_core.errors import DataFormatError, listed
 from calib_core.storage.files import whole_file
 
 _COLUMNS = ("prompt", "chosen", "rejected")
@@ -51,8 +53,8 @@ def read_preferences(
 ) -> tuple[list[Preference], ReadReport]:
     """Read and check preference pairs with the columns prompt, chosen, rejected [, id].
 
-    Texts are kept as they are, white space included. Pairs that say the same (case, white space and Unicode
-    form don't count) are kept once. Pairs that contradict each other are kept: annotators do disagree.
+    Texts are kept as they are, white space included. Pairs that say the same (white space and Unicode's NFC
+    don't count) are kept once. Pairs that contradict each other are kept: annotators do disagree.
 
     Args:
         source: A file or hub data set, as in `calib_core.data.questions.read_questions`.
@@ -66,12 +68,13 @@ def read_preferences(
         ConfigError: `on_bad_row` is unknown.
     """
     check_on_bad_row(on_bad_row)
-    rows = read_rows(source)
+    rows = read_rows(source, fields=_SCHEMA.names)
     if not rows.columns:
         refuse(rows, rows.problems)
     if missing := [name for name in _COLUMNS if name not in rows.columns]:
+        seen = listed([name[:80] for name in rows.columns], 40)
         raise DataFormatError(
-            f"{rows.source}: no column {', '.join(missing)} (columns: {', '.join(rows.columns)}); "
+            f"{rows.source}: no column {', '.join(missing)} (columns: {seen}); "
             f"preference pairs need the text columns {', '.join(_COLUMNS)}"
         )
     problems = list(rows.problems)
@@ -83,13 +86,13 @@ def read_preferences(
         if not trouble:
             n_good += 1
             pair = _preference(row)
-            key = tuple(map(normalize_text, (pair.prompt, pair.chosen, pair.rejected)))
+            key = tuple(map(exact_text, (pair.prompt, pair.chosen, pair.rejected)))
             found.setdefault(key, (number, pair))
     kept = unique_ids(list(found.values()), rows.unit, problems)
     if on_bad_row == "refuse" or not kept:
-        refuse(rows, problems)
+        refuse(rows, problems, can_drop=on_bad_row == "refuse")
     if not kept:
-        raise DataFormatError(f"{rows.source}: no preference pairs; give a source with at least one")
+        raise NoRowsError(f"{rows.source}: no preference pairs; give a source with at least one")
     report = ReadReport(
         source=rows.source,
         layout="preferences",
@@ -161,7 +164,7 @@ def _place(text: str) -> float:
 def _preference(row: Mapping[str, Any]) -> Preference:
     """The pair of a row without faults."""
     prompt, chosen, rejected = (row[name] for name in _COLUMNS)
-    name = "" if row.get("id") is None else str(row["id"]).strip()
+    name = id_text(row.get("id"))
     if not name:
         content = json.dumps([prompt, chosen, rejected], ensure_ascii=False)
         name = "pair-" + hashlib.sha256(content.encode()).hexdigest()[:16]

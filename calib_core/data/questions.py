@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-import unicodedata
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS, Answered, answer_reader
 from calib_core.data.converters import Draft, RowError
-from calib_core.data.layouts import Layout, choose_layout
+from calib_core.data.layouts import FIELDS, Layout, choose_layout, presets_of
+from calib_core.data.reading import read_rows
 from calib_core.data.rows import (
+    NoRowsError,
     OnBadRow,
     Problem,
     ReadReport,
+    Rows,
     check_on_bad_row,
-    read_rows,
     refuse,
     unique_ids,
 )
-from calib_core.errors import DataFormatError
+from calib_core.data.texts import exact_text
+from calib_core.data.values import NOT_UNICODE, id_faults, id_text, is_missing, is_unicode, kind, text_faults
+from calib_core.errors import DataFormatError, listed, short
 from calib_core.storage.files import whole_file
 
-MIN_OPTIONS, MAX_OPTIONS = 2, 26  # one letter per option, A to Z
+ANSWERS_KEY = b"calib.answers"
+"""Metadata of the files that are written here: b"0", what their answers count from."""
 
 SCHEMA = pa.schema(
     [
@@ -37,10 +43,9 @@ SCHEMA = pa.schema(
         pa.field("choices", pa.list_(pa.string()), nullable=False),
         pa.field("answer", pa.int32(), nullable=False),
         pa.field("subject", pa.string()),
-    ]
+    ],
+    metadata={ANSWERS_KEY: b"0"},
 )
-
-_WHITESPACE = re.compile(r"\s+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,63 +81,42 @@ class Question:
             )
 
 
-def normalize_text(text: str) -> str:
-    r"""Text as duplicates are compared: NFKC, case-folded, every run of white space one space.
-
-    >>> normalize_text("  What\u00a0IS it? ")
-    'what is it?'
-    """
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-        return _WHITESPACE.sub(" ", text).strip()
-    return " ".join(text.casefold().split())
-
-
 def read_questions(
-    source: str | Path, *, preset: str = "auto", on_bad_row: OnBadRow = "refuse"
+    source: str | Path, *, preset: str = "auto", on_bad_row: OnBadRow = "refuse", name: str | None = None
 ) -> tuple[list[Question], ReadReport]:
     """Read and check questions from a file or a hub data set.
 
-    Rows that say the same (question, options and answer; case, white space and Unicode form don't count) are
-    kept once. A question without an id gets one from a hash of its content.
+    Rows that say the same (question, options in any order, and answer; Unicode's NFC and white space don't
+    count) are kept once. A question without an id gets one from a hash of its content.
 
     Args:
-        source: A `.jsonl`, `.json`, `.csv`, `.tsv` (each also with `.gz`) or `.parquet` file, by its path or
-            `gs://` URI, or a hub data set as `hf://owner/name[/config][:split]`.
+        source: A `.jsonl`, `.json`, `.csv`, `.tsv` or `.parquet` file (each may be packed with gzip), by its
+            path or `gs://` URI, or a hub data set as `hf://owner/name[/config][:split]`.
         preset: A published set or layout of `calib_core.data.layouts`; "auto" tells it by the columns.
         on_bad_row: "refuse" the whole source if a row is bad, or "drop" bad rows and list them in the report.
+        name: What messages call the source, where it isn't what the user gave.
 
     Returns:
         The questions in the source's order, and what was found.
 
     Raises:
-        DataFormatError: the source can't be read, its columns are of no known layout, or rows are bad (all of
-            them are named together).
+        NoRowsError: the source holds no rows.
+        DataFormatError: the source can't be read, its columns are of no known layout, it can't be told what
+            its answers mean, or rows are bad (all of them are counted together).
         ConfigError: `preset` or `on_bad_row` is unknown, or the bucket of a `gs://` URI can't be read.
     """
     check_on_bad_row(on_bad_row)
-    rows = read_rows(source)
+    rows = read_rows(source, fields=FIELDS, name=name)
     if not rows.columns:  # nothing parsed: what is wrong with the rows says more than their missing columns
         refuse(rows, rows.problems)
     layout, rows = choose_layout(rows, preset)
-    convert = layout.converter(rows)
     problems = list(rows.problems)
-    found: list[tuple[int, Question]] = []
-    for number, row in rows.rows:
-        try:
-            draft = convert(row)
-        except RowError as error:
-            problems.append(Problem(number, error.field, str(error)))
-            continue
-        trouble = [Problem(number, field, message) for field, message in _faults(draft, layout)]
-        problems += trouble
-        if not trouble:
-            found.append((number, _question(draft)))
+    found = list(_questions(rows, layout, problems))
     kept, n_duplicates = _settle(found, layout, rows.unit, problems)
     if on_bad_row == "refuse" or not kept:
-        refuse(rows, problems)
+        refuse(rows, problems, can_drop=on_bad_row == "refuse")
     if not kept:
-        raise DataFormatError(f"{rows.source}: no questions; give a source with at least one")
+        raise NoRowsError(f"{rows.source}: no questions; give a source with at least one")
     report = ReadReport(
         source=rows.source,
         layout=layout.name,
@@ -146,20 +130,13 @@ def read_questions(
 
 
 def content_key(question: Question) -> tuple[str, tuple[str, ...]]:
-    """What makes two questions the same: normalized text and set of normalized options."""
-    return normalize_text(question.question), tuple(sorted(_comparable_options(question)))
+    """What makes two questions the same: exact text, and set of exact options."""
+    return exact_text(question.question), tuple(sorted(map(exact_text, question.choices)))
 
 
 def answer_key(question: Question) -> str:
     """The right option as `content_key` compares options: two equal questions agree where this is equal."""
-    return _comparable_options(question)[question.answer]
-
-
-def _comparable_options(question: Question) -> list[str]:
-    """The options normalized, or as they are where they differ in case only, like "Bb" and "BB"."""
-    options = [normalize_text(choice) for choice in question.choices]
-    distinct = len(set(options)) == len(options)
-    return options if distinct else [" ".join(choice.split()) for choice in question.choices]
+    return exact_text(question.choices[question.answer])
 
 
 def write_questions(questions: Iterable[Question], path: str | Path) -> None:
@@ -187,101 +164,122 @@ def fingerprint(questions: Iterable[Question]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
+def _questions(rows: Rows, layout: Layout, problems: list[Problem]) -> Iterator[tuple[int, Question]]:
+    """The questions of the good rows, by their numbers; the others' faults are added to `problems`."""
+    drafts: list[tuple[int, Draft]] = []
+    bad: set[int] = set()
+    convert = layout.converter(rows)
+    for number, row in rows.rows:
+        try:
+            draft = convert(row)
+        except RowError as error:
+            problems.append(Problem(number, error.field, str(error)))
+            continue
+        if trouble := [Problem(number, field, message) for field, message in _faults(draft, layout)]:
+            problems += trouble
+            bad.add(number)
+        drafts.append((number, draft))
+    for number, draft, answer in _with_answers(drafts, rows, layout):
+        if isinstance(answer, str):
+            problems.append(Problem(number, layout.answer, answer))
+        elif number not in bad:
+            yield number, _question(draft, answer)
+
+
+def _with_answers(
+    drafts: list[tuple[int, Draft]], rows: Rows, layout: Layout
+) -> Iterator[tuple[int, Draft, int | str]]:
+    """The drafts, each with the index of its right option or with what is wrong with its answer."""
+
+    def has_options(draft: Draft) -> bool:
+        choices = draft.choices
+        return (
+            isinstance(choices, list) and len(choices) > 0 and all(isinstance(each, str) for each in choices)
+        )
+
+    read: Callable[[Answered], int | str] = attrgetter("value")  # where the converter has read it
+    if layout.form is not None:
+        read = answer_reader(
+            [Answered(number, draft.answer, draft.choices) for number, draft in drafts if has_options(draft)],
+            source=rows.source,
+            unit=rows.unit,
+            field=layout.answer,
+            usual=layout.form,
+            base=0 if rows.metadata.get(ANSWERS_KEY) == b"0" else layout.base,
+            presets=presets_of(layout),
+        )
+    for number, draft in drafts:
+        if is_missing(draft.answer):
+            yield number, draft, "no answer; leave the row out, or give a part that has answers"
+        elif has_options(draft):
+            yield number, draft, read(Answered(number, draft.answer, draft.choices))
+        # What is wrong with the options has been said.
+
+
 def _settle(
     found: list[tuple[int, Question]], layout: Layout, unit: str, problems: list[Problem]
 ) -> tuple[list[Question], int]:
     """Questions without duplicates, and the number of those; contradictions are added to the problems."""
-    groups: dict[tuple[str, tuple[str, ...]], list[tuple[int, Question]]] = {}
-    for number, question in found:
-        groups.setdefault(content_key(question), []).append((number, question))
-    kept: list[tuple[int, Question]] = []
+    first: dict[bytes, int] = {}
+    rows_of: dict[int, list[int]] = {}
+    for place, (_, question) in enumerate(found):
+        key = hashlib.sha256(repr(content_key(question)).encode()).digest()
+        if (earlier := first.setdefault(key, place)) != place:
+            rows_of.setdefault(earlier, [earlier]).append(place)
+    left_out: set[int] = set()
     n_duplicates = 0
-    for group in groups.values():
-        if len({answer_key(question) for _, question in group}) > 1:
-            numbers = [number for number, _ in group]
-            for number in numbers:
-                others = ", ".join(str(other) for other in numbers if other != number)
-                message = (
-                    f"same question and options as {unit} {others}, but another answer; keep the right one"
-                )
-                problems.append(Problem(number, layout.answer, message))
-        else:
-            kept.append(group[0])
-            n_duplicates += len(group) - 1
-    return unique_ids(sorted(kept, key=lambda pair: pair[0]), unit, problems), n_duplicates
+    for places in rows_of.values():
+        if len({answer_key(found[place][1]) for place in places}) == 1:
+            left_out.update(places[1:])
+            n_duplicates += len(places) - 1
+            continue
+        left_out.update(places)
+        numbers = [found[place][0] for place in places]
+        message = (
+            f"the same question and options as {unit} {numbers[0]}, and {len(numbers):,} rows that "
+            "ask it answer differently; keep the right one"
+        )
+        problems += [Problem(number, layout.answer, message) for number in numbers]
+    kept = [pair for place, pair in enumerate(found) if place not in left_out]
+    return unique_ids(kept, unit, problems), n_duplicates
 
 
-def _question(draft: Draft) -> Question:
+def _question(draft: Draft, answer: int) -> Question:
     """The question of a draft without faults."""
     text = draft.question.strip()
     choices = tuple(choice.strip() for choice in draft.choices)
-    name = "" if draft.id is None else str(draft.id).strip()
+    name = id_text(draft.id)
     if not name:
-        content = json.dumps([text, choices, draft.answer], ensure_ascii=False)
+        content = json.dumps([text, choices, answer], ensure_ascii=False)
         name = "q-" + hashlib.sha256(content.encode()).hexdigest()[:16]
     subject = (draft.subject or "").strip() or None
-    return Question(id=name, question=text, choices=choices, answer=draft.answer, subject=subject)
+    return Question(id=name, question=text, choices=choices, answer=answer, subject=subject)
 
 
 def _faults(draft: Draft, layout: Layout) -> list[tuple[str, str]]:
-    """All that is wrong with a draft, as field and message."""
+    """All that is wrong with a draft but its answer, as field and message."""
     faults = [(layout.question, fault) for fault in text_faults(draft.question)]
     if isinstance(draft.choices, list):
-        faults += _choice_faults(draft.choices, layout.choices)
+        faults += [(layout.choices, fault) for fault in _choice_faults(draft.choices)]
     else:
-        faults.append((layout.choices, f"{_kind(draft.choices, 'a list')}; give a list of texts"))
-    answer = draft.answer
-    if answer is None:
-        faults.append((layout.answer, "no answer; leave the row out, or give a part that has answers"))
-    elif not isinstance(answer, int) or isinstance(answer, bool):
-        faults.append((layout.answer, f"{answer!r} is not a whole number; give the right option's, from 0"))
-    elif isinstance(draft.choices, list) and not 0 <= answer < len(draft.choices):
-        faults.append((layout.answer, f"{answer} is out of range; give 0 to {len(draft.choices) - 1}"))
-    if draft.subject is not None and not isinstance(draft.subject, str):
-        faults.append(("subject", f"{_kind(draft.subject)}; give a text or nothing"))
-    elif draft.subject is not None and not _is_unicode(draft.subject):
-        faults.append(("subject", _NOT_UNICODE))
+        faults.append((layout.choices, f"{kind(draft.choices, 'a list')}; give a list of texts"))
+    if not is_missing(draft.subject):
+        if not isinstance(draft.subject, str):
+            faults.append(("subject", f"{kind(draft.subject)}; give a text or nothing"))
+        elif not is_unicode(draft.subject):
+            faults.append(("subject", NOT_UNICODE))
     return faults + [("id", fault) for fault in id_faults(draft.id)]
 
 
-def _choice_faults(choices: list[Any], field: str) -> list[tuple[str, str]]:
-    faults = []
+def _choice_faults(choices: list[Any]) -> list[str]:
     if not MIN_OPTIONS <= len(choices) <= MAX_OPTIONS:
-        faults.append((field, f"{len(choices)} options; give {MIN_OPTIONS} to {MAX_OPTIONS}"))
-    for place, choice in enumerate(choices):
-        faults += [(field, f"option {place}: {fault}") for fault in text_faults(choice)]
-    texts = [" ".join(choice.split()) for choice in choices if isinstance(choice, str)]
-    if repeated := sorted({text for text in texts if text and texts.count(text) > 1}):
-        faults.append((field, f"repeated option {', '.join(map(repr, repeated))}; give different ones"))
+        return [f"{len(choices)} options; give {MIN_OPTIONS} to {MAX_OPTIONS}"]
+    faults = [
+        f"option {place}: {fault}" for place, choice in enumerate(choices) for fault in text_faults(choice)
+    ]
+    if not faults:
+        uses = Counter(map(exact_text, choices))
+        repeated = [short(text, 40) for text, count in sorted(uses.items()) if count > 1]
+        if repeated:
+            faults.append(f"repeated option {listed(repeated)}; give different ones")
     return faults
-
-
-def text_faults(value: Any) -> list[str]:
-    """What is wrong with a value that should be a text with something in it."""
-    if not isinstance(value, str):
-        return [f"{_kind(value)}; give a text"]
-    if not value.strip():
-        return ["empty; give a text"]
-    return [] if _is_unicode(value) else [_NOT_UNICODE]
-
-
-def id_faults(value: Any) -> list[str]:
-    """What is wrong with a row's id; none at all, a text and a number are all right."""
-    if isinstance(value, bool) or not isinstance(value, str | int | None):
-        return [f"{_kind(value)}; give a text or nothing"]
-    return [_NOT_UNICODE] if isinstance(value, str) and not _is_unicode(value) else []
-
-
-_NOT_UNICODE = "holds half of a surrogate pair, which UTF-8 can't write; correct the text"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _kind(value: Any, wanted: str = "a text") -> str:
-    return "missing" if value is None else f"not {wanted} but {type(value).__name__}"

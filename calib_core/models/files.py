@@ -6,17 +6,21 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import transformers
 from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from calib_core.errors import ConfigError
+from calib_core.errors import ConfigError, short
+from calib_core.models.adapters import adapter_record, check_adapter
 from calib_core.models.names import HUB_ID, split_revision
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.uris import fetch, is_remote
 
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+IMPLEMENTATIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention", "grouped_mm")
+"""What a config may name to compute attention or experts with; anything else is a kernel from a hub."""
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 
 
@@ -27,14 +31,16 @@ class AdapterOrigin:
     Attributes:
         base: folder or hub id.
         revision: commit of a hub id.
-        digest: `base_digest` of that model.
+        digest: `Checkpoint.digest()` of that model.
         temperature: what option logits are to be divided by.
+        record: all of calibration.json; empty where another program made the adapter.
     """
 
     base: str
     revision: str
     digest: str
     temperature: float
+    record: dict[str, Any]
 
 
 def resolve(model: str, revision: str = "") -> Path:
@@ -79,18 +85,49 @@ def resolve(model: str, revision: str = "") -> Path:
         ) from error
 
 
-def check_base(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder, sorted.
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What is loaded of a model folder, found once: everything that asks which files a model has asks this.
+
+    Attributes:
+        folder: the folder.
+        config: its config.json.
+        weights: the safetensors files that transformers loads, sorted; others in the folder don't count.
+        index: the index that names them, where there is one.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    weights: tuple[Path, ...]
+    index: Path | None
+
+    @property
+    def quantization(self) -> str:
+        """How the weights are quantized, such as `gptq`; "" where they are not."""
+        method = self.config.get("quantization_config")
+        return str(method.get("quant_method", "unknown")) if isinstance(method, dict) else ""
+
+    def digest(self) -> str:
+        """SHA-256 over the names and contents of all files of this checkpoint."""
+        digest = hashlib.sha256()
+        for path in [self.folder / "config.json", *([self.index] if self.index else []), *self.weights]:
+            digest.update(f"{path.name} {sha256_file(path)}\n".encode())
+        return digest.hexdigest()
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """What transformers would load of a model folder: model.safetensors, else what the index names.
 
     Raises:
-        ConfigError: it isn't a model folder, holds pickled weights only, or needs code of its own.
+        ConfigError: it isn't a model folder, needs code of its own or a kernel from a hub, holds pickled
+            weights only, or names files that aren't there, aren't safetensors, or lie outside the folder.
     """
     config_path = folder / "config.json"
     if not config_path.is_file():
         raise ConfigError(
             f"{folder}: no config.json, so it is no model folder; give the folder that holds it"
         )
-    config = read_json(config_path)
+    config = read_json(_inside(folder, "config.json"))
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ConfigError(f"{config_path}: names no model_type; copy the model again")
     if config["model_type"] not in transformers.CONFIG_MAPPING:
@@ -99,40 +136,96 @@ def check_base(folder: Path) -> list[Path]:
             f"{config_path}: model_type {config['model_type']!r} {why}; use a model whose architecture is "
             f"part of transformers {transformers.__version__}"
         )
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
-        found = (
-            f"pickled ones ({', '.join(pickled[:3])}), which can run code when loaded" if pickled else "none"
-        )
+    _check_implementations(config_path, config)
+    if config.get("transformers_weights"):
         raise ConfigError(
-            f"{folder}: needs weights as *.safetensors and holds {found}; save the model again with "
-            "save_pretrained of a current transformers"
+            f"{config_path}: field 'transformers_weights' names {short(config['transformers_weights'])} as "
+            "the weights; rename that file to model.safetensors and remove the field"
         )
-    return weights
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists():
+        return Checkpoint(
+            folder=folder, config=config, weights=(_inside(folder, "model.safetensors"),), index=None
+        )
+    if index.exists():
+        names = _named_by(_inside(folder, index.name))
+        weights = tuple(_inside(folder, name) for name in names)
+        return Checkpoint(folder=folder, config=config, weights=weights, index=index)
+    pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLED)
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = (
+        f"pickled ones ({', '.join(pickled[:3])}), which can run code when loaded"
+        if pickled
+        else f"others ({', '.join(others[:3])}), which no index names"
+        if others
+        else "none"
+    )
+    raise ConfigError(
+        f"{folder}: needs weights as model.safetensors, or several with their model.safetensors.index.json, "
+        f"and holds {found}; save the model again with save_pretrained of a current transformers"
+    )
 
 
-def base_digest(folder: Path, weights: list[Path]) -> str:
-    """SHA-256 over the names and contents of a model's config and safetensors files."""
-    digest = hashlib.sha256()
-    for path in [folder / "config.json", *weights]:
-        digest.update(f"{path.name} {sha256_file(path)}\n".encode())
-    return digest.hexdigest()
+def _check_implementations(path: Path, value: Any) -> None:
+    """Refuse kernels that a config names: transformers would fetch machine code from a hub, and run it."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if str(key).endswith(("attn_implementation", "experts_implementation")):
+                named = part.values() if isinstance(part, dict) else [part]
+                for name in named:
+                    if name is not None and name not in IMPLEMENTATIONS:
+                        raise ConfigError(
+                            f"{path}: field {short(key)} is {short(name)}, which is not one of "
+                            f"{', '.join(IMPLEMENTATIONS)}; code from a hub is never run, so remove the field"
+                        )
+            else:
+                _check_implementations(path, part)
+    elif isinstance(value, list):
+        for part in value:
+            _check_implementations(path, part)
+
+
+def _named_by(index: Path) -> list[str]:
+    """The weight files that an index names, sorted."""
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ConfigError(f"{index}: field 'weight_map' names no weights; copy the model again")
+    wrong = [
+        name
+        for name in names.values()
+        if not isinstance(name, str) or not name.endswith(".safetensors") or name != Path(name).name
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{index}: field 'weight_map' names {short(wrong[0])}; only safetensors files of the folder "
+            "itself are loaded, so save the model again with save_pretrained of a current transformers"
+        )
+    return sorted(set(names.values()))
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """A file of the folder; a link may lead on inside the folder, or to the blobs of a hub's cache."""
+    path = folder / name
+    target, home = path.resolve(), folder.resolve()
+    homes = [home, home.parents[1] / "blobs"] if home.parent.name == "snapshots" else [home]
+    if not any(target.is_relative_to(allowed) for allowed in homes):
+        raise ConfigError(
+            f"{path}: is a link to {target}, outside of the model's folder; copy the file itself there"
+        )
+    if not target.is_file():
+        raise ConfigError(f"{path}: no such file, and the model needs it; copy the model again")
+    return path
 
 
 def adapter_origin(folder: Path) -> AdapterOrigin:
     """The base of an adapter: from calibration.json where it is there, else from PEFT's own file.
 
     Raises:
-        ConfigError: the adapter's weights are not there as safetensors.
+        ConfigError: the adapter's weights are not there as safetensors, or have changed since it was written.
     """
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(
-            f"{folder}: no adapter_model.safetensors; pickled adapters (adapter_model.bin) are not loaded, "
-            "so save the adapter again with a current peft"
-        )
-    peft_config = read_json(folder / "adapter_config.json")
-    ours = read_json(folder / "calibration.json") if (folder / "calibration.json").is_file() else {}
+    check_adapter(folder)
+    peft_config, ours = read_json(folder / "adapter_config.json"), adapter_record(folder)
     base, revision = peft_config.get("base_model_name_or_path"), peft_config.get("revision")
     if ours.get("base"):
         base, revision = ours["base"], ours.get("base_revision")
@@ -148,4 +241,5 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
         revision="" if is_remote(base) or Path(base).is_dir() else (revision or ""),
         digest=ours.get("base_digest") or "",
         temperature=float(temperature),
+        record=ours,
     )

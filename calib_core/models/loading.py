@@ -27,7 +27,8 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.models.files import adapter_origin, base_digest, check_base, resolve
+from calib_core.models.adapters import files_digest, lineage
+from calib_core.models.files import Checkpoint, adapter_origin, read_checkpoint, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
 from calib_core.runtime.progress import say
@@ -57,8 +58,11 @@ class LoadedModel:
         tokenizer: the tokenizer of the base model.
         base: folder or hub id of the base model.
         base_revision: commit of a hub id, else "".
-        base_digest: SHA-256 over the base's config and safetensors files.
+        base_digest: SHA-256 over the base's config, index and safetensors files.
         adapter_digest: `adapter_digest(model)` at loading, None without an adapter.
+        adapter_files: SHA-256 over the adapter's files as they were loaded (`models.adapters.files_digest`);
+            None without an adapter, and for one that has been trained on since.
+        lineage: what the adapter was made by, the last training last: its digest, method and data.
         dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
         context_tokens: the longest sequence that the model takes.
         temperature: what option logits are divided by, as the adapter's calibration.json says; else 1.
@@ -73,6 +77,8 @@ class LoadedModel:
     dtype: str
     context_tokens: int
     temperature: float = 1.0
+    adapter_files: str | None = None
+    lineage: tuple[dict[str, Any], ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
@@ -130,7 +136,19 @@ def load_model(
             "trained on"
         )
     loaded.temperature = origin.temperature
-    return _put_adapter(loaded, folder, trainable=trainable)
+    loaded.adapter_files, loaded.lineage = files_digest(folder), lineage(origin.record)
+    _put_adapter(loaded, folder, trainable=trainable)
+    if origin.record.get("adapter", loaded.adapter_digest) != loaded.adapter_digest:
+        raise ConfigError(
+            f"{folder}: damaged, or not the adapter that calibration.json was written for (field 'adapter' "
+            "differs from the tensors' digest); copy the adapter again, or train it anew"
+        )
+    return loaded
+
+
+def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """The active adapter's own tensors, by the names that PEFT saves them under; nothing of the base."""
+    return dict(get_peft_model_state_dict(model, save_embedding_layers=False))
 
 
 def adapter_digest(model: torch.nn.Module) -> str:
@@ -144,7 +162,7 @@ def adapter_digest(model: torch.nn.Module) -> str:
     if not isinstance(model, PeftModel):
         raise ConfigError("the model carries no adapter, so there is none to digest; load or attach one")
     digest = hashlib.sha256()
-    for name, tensor in sorted(get_peft_model_state_dict(model).items()):
+    for name, tensor in sorted(adapter_tensors(model).items()):
         values = whole_tensor(tensor.detach()).to("cpu", torch.float32).contiguous()
         digest.update(json.dumps([name, list(values.shape)]).encode())
         digest.update(values.numpy().tobytes())
@@ -236,19 +254,19 @@ def _intact(folder: Path) -> bool:
 
 
 def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> LoadedModel:
-    weights = check_base(folder)
+    checkpoint = read_checkpoint(folder)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen = ("bfloat16" if native_bfloat16(where) else "float32") if dtype == "auto" else dtype
-    check_fits(folder, weights, chosen, placement)
-    size_bytes = sum(path.stat().st_size for path in weights)
+    check_fits(folder, checkpoint.weights, chosen, placement)
+    size_bytes = sum(path.stat().st_size for path in checkpoint.weights)
     if size_bytes > BIG_BYTES:
         say(f"loading {size_bytes / 1e9:.1f} GB of weights from {folder}")
     if placement == "qlora":
         settings = {"quantization_config": quantization(chosen), "device_map": {"": where}}
-        model = _load_weights(folder, chosen, **settings).eval()
+        model = _load_weights(checkpoint, chosen, **settings).eval()
         keep_differentiable(model)
     else:
-        model = _load_weights(folder, chosen)
+        model = _load_weights(checkpoint, chosen)
         model.to("cpu" if placement == "fsdp" else where).eval()
     tokenizer = _load_tokenizer(folder, len(model.get_input_embeddings().weight))
     return LoadedModel(
@@ -256,7 +274,7 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
         tokenizer=tokenizer,
         base=as_uri(Path(name).absolute() if Path(name).is_dir() else split_revision(name)[0]),
         base_revision=folder.name if folder.parent.name == "snapshots" else "",
-        base_digest=base_digest(folder, weights),
+        base_digest=checkpoint.digest(),
         adapter_digest=None,
         dtype="nf4" if placement == "qlora" else chosen,
         context_tokens=_context_tokens(model, tokenizer),
@@ -264,8 +282,9 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
 
 
 def _load_weights(
-    folder: Path, dtype: str, **settings: Any
+    checkpoint: Checkpoint, dtype: str, **settings: Any
 ) -> Any:  # a model; transformers' stubs name no class that fits
+    folder = checkpoint.folder
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
         with _quiet():
@@ -278,9 +297,19 @@ def _load_weights(
                 output_loading_info=True,
                 **settings,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # each quantizer and each architecture raises what it likes
+        if checkpoint.quantization:
+            raise ConfigError(
+                f"{folder}: is quantized ({checkpoint.quantization}), and can't be loaded so here "
+                f"({_told(error)}); install what that names, or give the checkpoint that is not quantized"
+            ) from error
+        if isinstance(error, ImportError):
+            raise ConfigError(
+                f"{folder}: needs a package that is not installed ({_told(error)}); install it"
+            ) from error
         raise ConfigError(
-            f"{folder}: can't be loaded as a causal language model ({error}); copy it again"
+            f"{folder}: can't be loaded as a causal language model ({_told(error)}); copy it again, or "
+            "give a model that transformers knows as one"
         ) from error
     if info["missing_keys"]:  # transformers would fill them with random numbers
         some = ", ".join(sorted(info["missing_keys"])[:3])
@@ -289,6 +318,11 @@ def _load_weights(
             f"({some}); copy the model again"
         )
     return model
+
+
+def _told(error: BaseException) -> str:
+    """A library's message whole, on one line, with the error's name where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _load_tokenizer(folder: Path, embeddings: int) -> PreTrainedTokenizerBase:
@@ -313,7 +347,7 @@ def _context_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> LoadedModel:
+def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> None:
     misfit = f"{folder}: this adapter is for another base model than {loaded.base}"
     remedy = "give base_model the one it was trained on"
     try:
@@ -324,19 +358,54 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> Loade
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
             names = list(stored.keys())
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
+        _check_embeddings(loaded, folder)
         model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=trainable)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the adapter can't be read ({error}); copy it again") from error
     except (ValueError, KeyError, RuntimeError, TypeError) as error:
-        raise ConfigError(f"{misfit} ({str(error).partition(chr(10))[0]}); {remedy}") from error
+        raise ConfigError(f"{misfit} ({_told(error)}); {remedy}") from error
     # Where names differ PEFT only warns, and leaves those layers as they were.
-    present = {name: tuple(tensor.shape) for name, tensor in get_peft_model_state_dict(model).items()}
+    present = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
+    shapes = {name: shape for name, shape in shapes.items() if not _is_base_embedding(name)}
     if present != shapes:
         name = min(present.items() ^ shapes.items())[0]
         raise ConfigError(f"{misfit} (first difference: {name}); {remedy}")
     loaded.model = model.eval()
     loaded.adapter_digest = adapter_digest(model)
-    return loaded
+
+
+def _is_base_embedding(name: str) -> bool:
+    """Whether a tensor of an adapter's file is a copy of the base's embedding or head, which PEFT may add."""
+    return (
+        "lora_" not in name
+        and name.endswith((".weight", ".base_layer.weight"))
+        and any(
+            f".{part}." in name for part in ("embed_tokens", "embed_in", "wte", "word_embeddings", "lm_head")
+        )
+        and "modules_to_save" not in name
+    )
+
+
+def _check_embeddings(loaded: LoadedModel, folder: Path) -> None:
+    """Refuse an adapter with a vocabulary of its own: its embeddings would take the place of the base's."""
+    model = loaded.model
+    with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
+        for name in filter(_is_base_embedding, stored.keys()):
+            head = ".lm_head." in name
+            layer = model.get_output_embeddings() if head else model.get_input_embeddings()
+            rows = int(stored.get_slice(name).get_shape()[0])
+            if rows != len(layer.weight):
+                raise ConfigError(
+                    f"{folder}: this adapter was trained with a vocabulary of {rows} tokens, and "
+                    f"{loaded.base} has {len(layer.weight)}; merge it into its base with its own tokenizer, "
+                    "and give the merged model"
+                )
+            values = stored.get_tensor(name).to(layer.weight.device, layer.weight.dtype)
+            if not torch.equal(values, layer.weight.detach()):
+                raise ConfigError(
+                    f"{folder}: this adapter brings embeddings that differ from those of {loaded.base}; "
+                    "merge it into its base, and give the merged model"
+                )
 
 
 @contextlib.contextmanager

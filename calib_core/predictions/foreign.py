@@ -1,11 +1,11 @@
 """Predictions as other programs write them, turned row by row into the columns of a predictions table.
 
-Two are told apart by their columns:
+They are told apart by their columns:
 
 * sample files of EleutherAI's lm-evaluation-harness (`--log_samples`; `samples_<task>_<time>.jsonl`): the
   log-likelihood of every option's continuation, with what was asked in `arguments`;
-* output files of Vertex AI's batch prediction (JSON lines): `instance` (or `key`) and `prediction` of a
-  custom model, or `request` and `response` of a Gemini model that was asked for log-probabilities.
+* output files of Vertex AI's batch prediction (JSON lines): `instance` (or `key`, `id`) and `prediction` of a
+  custom model, or `request` (or `key`) and `response` of a Gemini model that was asked for log-probabilities.
 
 Log-probabilities that are missing are refused: nothing is known of an option that a list of top candidates
 leaves out, save that it is less probable than they are.
@@ -15,90 +15,83 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from string import ascii_uppercase
 from typing import Any
 
 from calib_core.data.converters import RowError
 from calib_core.data.questions import Question
-from calib_core.errors import DataFormatError, short
+from calib_core.data.rows import Problem, Rows
+from calib_core.data.values import id_text, is_missing, number, whole_number
+from calib_core.errors import DataFormatError, listed, short
+from calib_core.storage.json_text import JsonError, parse_json
 
 Row = Mapping[str, Any]
 Questions = Mapping[str, Question]
 
 SCORE_FIELDS = ("logits", "logprobs", "probs")
-LM_EVAL_FILES, VERTEX_FILES, VERTEX_ERRORS = (
-    re.compile(r"samples_(?P<part>.+?)(_\d{4}-\d\d-\d\dT[\d\-.:]+)?\.jsonl"),
-    re.compile(r"predictions?[._](results-\d+-of-\d+|\d+)(\.jsonl)?"),
-    re.compile(r"(prediction\.)?errors(_stats)?[-_]\d+.*"),
+FOREIGN_FIELDS = (
+    *("doc_id", "doc", "target", "arguments", "resps", "filtered_resps", "filter", "acc"),
+    *("instance", "prediction", "key", "error", "request", "response", "status"),
+    *("choices", "answer"),
 )
+"""Fields of other programs' files that are looked at."""
+
+UNFILTERED = "none"
+"""The name of lm-eval's filter that changes nothing."""
+
+LEADING_SPACES = "\u2581\u0120"
+"""What stands for a space at the beginning of a token: SentencePiece's sign, and byte-level BPE's."""
 
 
-def converter_for(columns: Iterable[str]) -> Callable[[Row, Questions], dict[str, Any]] | None:
+def converter_for(rows: Rows) -> Callable[[Row, Questions], dict[str, Any]] | None:
     """The function that converts one row of a file with these columns; None for this package's own tables.
 
     It takes the row and the questions by id (empty where they aren't known), returns `id`, `label`,
     `subject` and one of `logits`, `logprobs` and `probs`, and raises `RowError`.
     """
-    names = set(columns)
+    names = set(rows.columns)
     if "doc_id" in names and names & {"resps", "filtered_resps"}:
         return _from_lm_eval
-    if {"request", "response"} <= names:
+    if "response" in names and names & {"request", "key"}:
         return _from_gemini
-    if "prediction" in names and names & {"instance", "key"}:
+    if "prediction" in names and names & {"instance", "key", "id"}:
         return _from_vertex
     return None
 
 
 def convert_rows(
-    rows: Sequence[Row], convert: Callable[[Row, Questions], dict[str, Any]], questions: Questions
-) -> tuple[list[dict[str, Any]], list[tuple[int, str, str]]]:
+    rows: Rows, convert: Callable[[Row, Questions], dict[str, Any]], questions: Questions
+) -> tuple[Rows, list[Problem]]:
     """Convert all rows.
 
     Returns:
-        The rows that could be converted, and the problems of the others: row from 0, field, message.
-    """
-    converted, problems = [], []
-    for index, row in enumerate(rows):
-        try:
-            converted.append(convert(row, questions))
-        except RowError as problem:
-            problems.append((index, problem.field, str(problem)))
-    return converted, problems
-
-
-def result_files(folder: Path) -> dict[str, Path]:
-    """The files of predictions in a folder that another program wrote.
-
-    Returns:
-        Name of the part that a file holds (an lm-eval task; empty for Vertex) with the file, or, where there
-        are several of Vertex, its name.
+        The rows that could be converted, and the problems of the others.
 
     Raises:
-        DataFormatError: there are none, some are of one task, or instances failed.
+        DataFormatError: an lm-eval file holds the rows of several filters, and none is the unfiltered one.
     """
-    paths = sorted(path for path in folder.iterdir() if path.is_file())
-    failed = [path.name for path in paths if VERTEX_ERRORS.fullmatch(path.name) and path.stat().st_size]
-    if failed:
+    converted, problems = [], []
+    for place, row in _of_one_filter(rows):
+        try:
+            converted.append((place, convert(row, questions)))
+        except RowError as problem:
+            problems.append(Problem(place, problem.field, str(problem)))
+    return replace(rows, rows=converted, first_record=()), problems
+
+
+def _of_one_filter(rows: Rows) -> Sequence[tuple[int, Row]]:
+    """An lm-eval file's rows; every filter of a task writes its own for a document."""
+    filters = {short(row["filter"], 40) for _, row in rows.rows if "filter" in row}
+    if len(filters) < 2:
+        return rows.rows
+    if repr(UNFILTERED) not in filters:
         raise DataFormatError(
-            f"{folder / failed[0]}: instances failed, so their predictions are missing; predict them again, "
-            "or remove this file to go on without them"
+            f"{rows.source}: column filter has the values {listed(sorted(filters))}, so each document "
+            f"is there {len(filters)} times; keep the rows of one filter"
         )
-    samples = [(match["part"], path) for path in paths if (match := LM_EVAL_FILES.fullmatch(path.name))]
-    results = [(path.name, path) for path in paths if VERTEX_FILES.fullmatch(path.name)]
-    if not (samples or results) or (samples and results):
-        raise DataFormatError(
-            f"{folder}: expected lm-eval's samples_*.jsonl or Vertex's prediction.results-*, found "
-            f"{', '.join(path.name for path in paths[:6]) or 'no files'}; give the folder that holds them"
-        )
-    parts = dict(samples or results)
-    if len(parts) < len(samples):
-        raise DataFormatError(
-            f"{folder}: several sample files of one task, so of several runs; give the file, or a folder "
-            "with one run"
-        )
-    return parts
+    return [(place, row) for place, row in rows.rows if row.get("filter") == UNFILTERED]
 
 
 def _from_lm_eval(row: Row, questions: Questions) -> dict[str, Any]:
@@ -118,11 +111,8 @@ def _from_lm_eval(row: Row, questions: Questions) -> dict[str, Any]:
         responses, calls = [responses[i] for i in kept], [calls[i] for i in kept]
     doc = row.get("doc")
     subject = doc.get("subject") if isinstance(doc, Mapping) else None
-    name = row.get("doc_id")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise RowError("doc_id", f"{short(name)} where the document's number is expected")
     return {
-        "id": str(name),
+        "id": _named(row.get("doc_id"), "doc_id", "the document's number is expected"),
         "label": _lm_eval_label(row, [text for _, text in calls], responses),
         "logprobs": responses,
         "subject": subject if isinstance(subject, str) else None,
@@ -136,19 +126,22 @@ def _responses(row: Row) -> list[float]:
     if field == "resps" and isinstance(given, list):
         given = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in given]
     values = []
-    for number, pair in enumerate(given if isinstance(given, list) else [given]):
+    for request, pair in enumerate(given if isinstance(given, list) else [given]):
         try:
             loglikelihood, greedy = pair
             value = float(loglikelihood)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise RowError(
                 field,
-                f"{short(pair)} for request {number}, where a log-likelihood and whether it is greedy are "
+                f"{short(pair)} for request {request}, where a log-likelihood and whether it is greedy are "
                 "expected; only tasks with output_type multiple_choice have log-probabilities",
             ) from None
-        if str(greedy) not in ("True", "False") or not math.isfinite(value):
-            raise RowError(field, f"{short(pair)} for request {number}: no finite log-likelihood")
+        # Minus infinity is what a continuation has whose probability is too small to be told from 0.
+        if str(greedy) not in ("True", "False") or math.isnan(value) or value == math.inf:
+            raise RowError(field, f"{short(pair)} for request {request}: no finite log-likelihood")
         values.append(value)
+    if values and max(values) == -math.inf:
+        raise RowError(field, f"{short(given)}: no finite log-likelihood")
     return values
 
 
@@ -174,20 +167,23 @@ def _calls(row: Row) -> list[tuple[str, str]]:
 def _lm_eval_label(row: Row, options: Sequence[str], values: Sequence[float]) -> int:
     """The right option: `target` is its number or its text, and `acc`, where it is there, must agree."""
     target = row.get("target")
-    text = str(target).strip()
+    text = target.strip() if isinstance(target, str) else short(target)
     meant = [index for index, option in enumerate(options) if option.strip() == text]
-    if re.fullmatch(r"\d+", text, re.ASCII) and int(text) < len(options):
-        meant = sorted({int(text), *meant})
+    place = whole_number(target)
+    if place is not None and 0 <= place < len(options):
+        meant = sorted({place, *meant})
     acc = row.get("acc")
     if isinstance(acc, int | float) and acc not in (0, 1):
-        raise RowError("acc", f"{acc:g} is neither 0 nor 1: several options count as right, where one must")
+        raise RowError(
+            "acc", f"{short(acc)} is neither 0 nor 1: several options count as right, where one must"
+        )
     if isinstance(acc, int | float) and values:
         top = max(range(len(values)), key=values.__getitem__)
         agreeing = [index for index in meant if (index == top) == bool(acc)]
         if meant and not agreeing:
             raise RowError(
                 "target",
-                f"{short(target)} doesn't agree with acc {acc:g}: the top option is number {top} from 0",
+                f"{short(target)} doesn't agree with acc {int(acc)}: the top option is number {top} from 0",
             )
         meant = agreeing
     if len(meant) != 1:
@@ -199,11 +195,11 @@ def _lm_eval_label(row: Row, options: Sequence[str], values: Sequence[float]) ->
 
 
 def _from_vertex(row: Row, questions: Questions) -> dict[str, Any]:
-    """A row of a custom model's batch prediction: `instance`, or `key` where a key field was set."""
+    """A row of a custom model's batch prediction: `instance`, or the key field where one was set."""
     if row.get("error"):
         raise RowError("error", f"{short(row['error'])}; predict it again, or leave the row out")
     instance = row.get("instance")
-    facts = {"id": row["key"]} if "key" in row else instance
+    facts = {"id": row["key"]} if "key" in row else row if "id" in row else instance
     if not isinstance(facts, Mapping):
         raise RowError("instance", f"{short(instance)} where an object with an id is expected")
     prediction = row.get("prediction")
@@ -220,43 +216,62 @@ def _from_vertex(row: Row, questions: Questions) -> dict[str, Any]:
 
 def _from_gemini(row: Row, questions: Questions) -> dict[str, Any]:
     """A row of a Gemini model's batch prediction: the top candidates for the answer's first token."""
-    if row.get("status"):
-        raise RowError("status", f"{short(row['status'])}; predict it again, or leave the row out")
+    for name in ("status", "error"):
+        if row.get(name):
+            raise RowError(name, f"{short(row[name])}; predict it again, or leave the row out")
     field = "response.candidates[0].logprobsResult.topCandidates[0].candidates"
     try:
-        candidates = row["response"]["candidates"][0]["logprobsResult"]["topCandidates"][0]["candidates"]
-        scores = [(str(each["token"]), each["logProbability"]) for each in candidates]
-    except (KeyError, IndexError, TypeError):
+        response = row["response"]
+        if isinstance(response, str):  # a table in BigQuery holds it as text
+            response = parse_json(response)
+        result = _field(response["candidates"][0], "logprobsResult")
+        candidates = _field(_field(result, "topCandidates")[0], "candidates")
+        scores = [(str(each["token"]), _field(each, "logProbability")) for each in candidates]
+    except (KeyError, IndexError, TypeError, JsonError):
         raise RowError(
             field, "no log-probabilities; ask for them with responseLogprobs true and logprobs 20"
         ) from None
-    facts = {"id": row["key"], **row} if "key" in row else row
+    facts = {**row, "id": row["key"]} if "key" in row else row
     return _with_scores(facts, questions, "logprobs", scores, field)
+
+
+def _field(record: Any, name: str) -> Any:
+    """A field by its name in JSON, or by the name that Google's Python libraries give it."""
+    return record[name] if name in record else record[re.sub(r"([A-Z])", r"_\1", name).lower()]
+
+
+def _named(value: Any, field: str, expected: str) -> str:
+    """An id: a text or a whole number."""
+    if is_missing(value) or not (isinstance(value, str) or whole_number(value) is not None):
+        raise RowError(field, f"{short(value)} where {expected}")
+    return id_text(value)
 
 
 def _with_scores(facts: Row, questions: Questions, kind: str, scores: Any, field: str) -> dict[str, Any]:
     """A native row from what is known of the question and the scores, as a list or by letter."""
-    name = facts.get("id")
-    if isinstance(name, bool) or not isinstance(name, str | int):
-        raise RowError("id", f"{short(name)} where a text or a number is expected; give each instance its id")
-    question = questions.get(str(name))
+    name = _named(facts.get("id"), "id", "a text or a number is expected; give each instance its id")
+    question = questions.get(name)
     choices = question.choices if question else facts.get("choices")
     if isinstance(scores, Mapping):
         scores = list(scores.items())
     if isinstance(scores, list) and scores and isinstance(scores[0], tuple):
-        scores = _by_letter(scores, choices, field)
+        scores = _by_letter(scores, choices, kind, field)
     elif isinstance(scores, list) and isinstance(choices, list | tuple) and len(scores) != len(choices):
         raise RowError(field, f"{len(scores)} values for {len(choices)} options; one for each is expected")
     return {
-        "id": str(name),
+        "id": name,
         "label": facts.get("label", facts.get("answer")),
         kind: scores,
         "subject": facts.get("subject") if isinstance(facts.get("subject"), str) else None,
     }
 
 
-def _by_letter(scores: Sequence[tuple[str, Any]], choices: Any, field: str) -> list[Any]:
-    """Scores of the options A, B, ... out of scores by token; other tokens are left out."""
+def _by_letter(scores: Sequence[tuple[str, Any]], choices: Any, kind: str, field: str) -> list[Any]:
+    """Scores of the options A, B, ... out of scores by token; other tokens are left out.
+
+    A letter's tokens with and without a space in front are two ways to give one answer, so their
+    probabilities are added.
+    """
     if not isinstance(choices, list | tuple) or not choices:
         raise RowError(
             "choices",
@@ -264,17 +279,30 @@ def _by_letter(scores: Sequence[tuple[str, Any]], choices: Any, field: str) -> l
             "choices, or give the file of questions",
         )
     letters = ascii_uppercase[: len(choices)]
-    found: dict[str, Any] = {}
+    found: dict[str, list[Any]] = {}
     for token, value in scores:
-        letter = token.strip()
-        if letter in letters and letter in found:
-            raise RowError(field, f"two values for {letter!r} (with and without white space); give one")
-        if letter and letter in letters:
-            found[letter] = value
+        letter = token.lstrip(LEADING_SPACES).strip()
+        if len(letter) == 1 and letter in letters:
+            found.setdefault(letter, []).append(value)
     if missing := [letter for letter in letters if letter not in found]:
         raise RowError(
             field,
-            f"no value for option {', '.join(missing)}, only for {', '.join(found) or 'none'}; ask for more "
-            "top candidates, or for the letters' own log-probabilities (nothing is ever filled in)",
+            f"no value for option {', '.join(missing)}, only for "
+            f"{', '.join(sorted(found)) or 'none'}; ask for more top candidates, or for the letters' "
+            "own log-probabilities (nothing is ever filled in)",
         )
-    return [found[letter] for letter in letters]
+    return [_together(found[letter], kind, field) for letter in letters]
+
+
+def _together(values: list[Any], kind: str, field: str) -> Any:
+    """The score of one answer that has several tokens."""
+    if len(values) == 1:
+        return values[0]
+    numbers = [-math.inf if value in ("-Infinity", "-inf") else number(value) for value in values]
+    if any(value is None or math.isnan(value) or value == math.inf for value in numbers):
+        raise RowError(field, f"{short(values)} where numbers are expected")
+    known = [value for value in numbers if value is not None]
+    if kind == "probs":
+        return math.fsum(known)
+    top = max(known)
+    return top if top == -math.inf else top + math.log(math.fsum(math.exp(value - top) for value in known))

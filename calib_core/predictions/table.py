@@ -18,17 +18,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
+from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS
 from calib_core.data.questions import Question
-from calib_core.errors import DataFormatError, short
+from calib_core.errors import NAMED, DataFormatError, short
+from calib_core.predictions.digests import DIGEST_KEY, check_digest, content_digest
 from calib_core.predictions.reading import (
-    MAX_OPTIONS,
-    MIN_OPTIONS,
     PROTOCOL_KEY,
     SUM_TOLERANCE,
+    checked_scores,
     read_rows,
-    refuse,
     to_logits,
-    value_problem,
 )
 from calib_core.storage.files import whole_file
 from calib_core.storage.uris import fetch, published
@@ -80,7 +79,7 @@ class Predictions:
         if self.letter_mass is not None:
             object.__setattr__(self, "letter_mass", _floats("letter_mass", self.letter_mass))
         self._check_shapes()
-        refuse("predictions", self._problems())
+        _refuse(self._problems())
         used = int(self.n_options.max()) if len(self) else self.logits.shape[1]
         object.__setattr__(self, "logits", self.logits[:, :used])
 
@@ -147,11 +146,9 @@ class Predictions:
         ids: Sequence[str] | None,
         subjects: Sequence[str | None] | None,
     ) -> Predictions:
-        rows = [np.asarray(row).tolist() for row in scores]
-        problems = [
-            (row, kind, text) for row, values in enumerate(rows) if (text := value_problem(values, kind))
-        ]
-        refuse("predictions", problems)
+        checked = [checked_scores(np.asarray(row).tolist(), kind) for row in scores]
+        _refuse([(row, kind, fault) for row, (_, fault) in enumerate(checked) if fault])
+        rows = [values for values, _ in checked]
         n_options = np.array([len(row) for row in rows], dtype=np.int64)
         logits = np.full((len(rows), int(n_options.max(initial=0))), -np.inf)
         for target, row in zip(logits, rows, strict=True):
@@ -205,6 +202,13 @@ class Predictions:
                 f"{unknown[0] + 1}, id {self.ids[unknown[0]]!r}, field 'label'); label them or leave them out"
             )
         return (self.top() == self.labels).astype(np.float64)
+
+    def digest(self) -> str:
+        """Hex SHA-256 over everything that the table says, its protocol included."""
+        own = np.arange(self.logits.shape[1]) < self.n_options[:, None]
+        mass = [] if self.letter_mass is None else [self.letter_mass]
+        names = (self.ids, [subject or None for subject in self.subjects], self.protocol)
+        return content_digest(names, [self.labels, self.n_options, self.logits[own], *mass])
 
     def subset(self, index: ArrayLike) -> Predictions:
         """The rows that `index` picks (integers, or booleans (N,)), in that order."""
@@ -286,11 +290,13 @@ class Predictions:
 def read_predictions(
     uri: str | os.PathLike[str], *, questions: Mapping[str, Question] | None = None
 ) -> Predictions:
-    """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`); without an ending, either.
+    """Read a predictions table: Parquet, JSON lines, a JSON list or CSV, told by its content and its name.
 
-    Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list
-    with one number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns
-    are ignored. `logprobs` (natural logs, at most 0) are normalised by the softmax over the row's options.
+    Columns: `id` string, `label` (the right option's number, from 0, or null), and exactly one of `logits`,
+    `logprobs` and `probs` (a list with one number per option); optional: `letter_mass` in [0, 1], `subject`
+    string or null. Other columns are ignored. `logprobs` (natural logs, at most 0) are normalised by the
+    softmax over the row's options; minus infinity counts as a probability of 0, and -9999.0, a service's
+    sign for an option that it doesn't know, is refused.
     `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as
     the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
     float32, so that probabilities come back to about 1e-7.
@@ -316,8 +322,7 @@ def read_predictions(
         ...     read_predictions(f"{folder}/table.jsonl")
         Predictions(n=1, options=2, labelled=1, model=None)
     """
-    path = fetch(uri)
-    rows, kind, has_letter_mass, protocol = read_rows(path, questions or {})
+    rows, kind, has_letter_mass, protocol = read_rows(uri, questions or {})
     lists = [to_logits(row[kind], kind) for row in rows]
     n_options = np.array([len(values) for values in lists], dtype=np.int64)
     logits = np.full((len(rows), int(n_options.max())), -np.inf)
@@ -325,7 +330,7 @@ def read_predictions(
         target[: len(values)] = values
     labels = [-1 if row["label"] is None else row["label"] for row in rows]
     try:
-        return Predictions(
+        predictions = Predictions(
             ids=tuple(row["id"] for row in rows),
             labels=np.array(labels, dtype=np.int64),
             logits=logits,
@@ -337,7 +342,12 @@ def read_predictions(
             protocol=protocol,
         )
     except DataFormatError as error:
-        raise DataFormatError(f"{path}: {error}") from None
+        raise DataFormatError(f"{os.fspath(uri)}: {error}") from None
+    if not questions:  # with them the table holds more than its file
+        path = fetch(os.fspath(uri))
+        if path.is_file():
+            check_digest(path, predictions.digest())
+    return predictions
 
 
 def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
@@ -368,10 +378,10 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.letter_mass is not None:
         columns["letter_mass"] = pa.array(predictions.letter_mass, pa.float32())
     columns["subject"] = pa.array(predictions.subjects, pa.string())
-    table = pa.table(columns)
+    metadata = {DIGEST_KEY: predictions.digest().encode()}
     if predictions.protocol is not None:
-        text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
-        table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
+        metadata[PROTOCOL_KEY] = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False).encode()
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with published(uri) as path, whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 
@@ -446,6 +456,18 @@ def _flat(protocol: dict[str, Any] | None, left_out: set[str]) -> dict[str, Any]
                 else {name: value}
             )
     return flat
+
+
+def _refuse(problems: Sequence[tuple[int, str, str]]) -> None:
+    """Raise one error for all problems (row from 0, field, message), if there are any."""
+    if not problems:
+        return
+    shown = [f"  row {row + 1}, field '{field}': {text}" for row, field, text in problems[:NAMED]]
+    if len(problems) > NAMED:
+        shown.append(f"  ... and {len(problems) - NAMED} more")
+    raise DataFormatError(
+        f"predictions: {len(problems)} problems; mend or leave out these rows:\n" + "\n".join(shown)
+    )
 
 
 def _integers(name: str, values: ArrayLike) -> NDArray[np.int64]:

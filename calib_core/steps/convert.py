@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from calib_core.data.questions import Question, read_questions
-from calib_core.predictions.foreign import result_files
+from calib_core.predictions.folders import result_files
 from calib_core.predictions.table import concatenate, read_predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import parameter

@@ -8,7 +8,7 @@ from typing import Any
 
 from calib_core.champion.state import Champion, first_champion, read_champion
 from calib_core.data.questions import read_questions, write_questions
-from calib_core.data.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
+from calib_core.data.stream import Fresh, Snapshot, known_questions, read_fresh
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Splitting
@@ -81,22 +81,25 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
         "n_fresh": len(found.questions),
         "counts": found.counts,
     }
+    written = {
+        "expected": version,
+        "champion": state.to_dict(),
+        "stream": stream,
+        "parameters": asdict(config),
+        **record,
+    }
     with whole_folder(snapshot) as folder:
         found.snapshot.write(folder)
         write_questions(found.questions, folder / "questions.parquet")
-        write_json(
-            folder / STATE_FILE,
-            {
-                "expected": version,
-                "champion": state.to_dict(),
-                "stream": stream,
-                "parameters": asdict(config),
-                **record,
-            },
-        )
+        write_json(folder / STATE_FILE, written)
     shared = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(FreshConfig)}
     splitting = {name: getattr(config, name) for name in shared - {"preset"}}
-    prepare(PrepareConfig(questions=str(snapshot / "questions.parquet"), **splitting), data)
+    folds = prepare(
+        PrepareConfig(questions=str(snapshot / "questions.parquet"), **splitting), data, anchors=found.anchors
+    )["folds"]
+    # Last: `publish` takes no snapshot without it, and holds the run's summary to it.
+    written["data"] = {name: fold["fingerprint"] for name, fold in folds.items()}
+    write_json(snapshot / STATE_FILE, written)
     return record
 
 
@@ -129,7 +132,7 @@ def _last_snapshot(config: FreshConfig, state: Champion, champion: str) -> Snaps
     if not config.trained_on:
         return before
     known, _ = read_questions(config.trained_on, preset=config.preset, on_bad_row=config.on_bad_row)
-    return replace(before, trained_on=before.trained_on | hashes_of_texts(known))
+    return replace(before, trained_on={**before.trained_on, **known_questions(known)})
 
 
 def _say_what_was_found(found: Fresh, stream: str) -> None:

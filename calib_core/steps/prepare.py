@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calib_core.data.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
+from calib_core.data.folds import (
+    FOLDS,
+    Folds,
+    alike_record,
+    check_disjoint,
+    folds_from_files,
+    keep_apart,
+    split_questions,
+)
 from calib_core.data.preferences import (
     Preference,
     pairs_showing,
@@ -72,13 +80,17 @@ class PrepareConfig(Splitting, Reading):
         )
 
 
-def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
+def prepare(
+    config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | None = None
+) -> dict[str, Any]:
     """Read, check and split what the config names, and write the data folder.
 
     Args:
         config: The sources and how to split them.
         out: Data folder to write, whole or not at all: a Parquet file per fold (`fit`, `calibration`, `test`,
             and where there are such `out_of_domain`, `preferences_fit`, `preferences_test`) and `data.json`.
+        anchors: Id of each of `questions` -> the text hash that decides its fold, where it is known already;
+            see `calib_core.data.folds.anchors_of`.
 
     Returns:
         What `data.json` says: sources, counts, fingerprints and everything that was left out.
@@ -91,7 +103,7 @@ def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
     named = (*FOLDS, "questions", "out_of_domain", "preferences")
     check_output_folder(out, "data.json", inputs=[getattr(config, name) for name in named])
     sources: dict[str, ReadReport] = {}
-    folds = _read_folds(config, sources)
+    folds = _read_folds(config, sources, anchors)
     out_of_domain: tuple[Question, ...] = ()
     if config.out_of_domain:
         out_of_domain = tuple(_read(config, "out_of_domain", sources))
@@ -111,6 +123,7 @@ def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
             for name, part in parts.items()
         },
         "overlaps": [overlap.to_dict() for overlap in folds.overlaps],
+        "alike": alike_record(folds.alike),
         "preferences": {
             name: {"n": len(part), "fingerprint": preferences_fingerprint(part)}
             for name, part in pairs.items()
@@ -135,12 +148,17 @@ def _read(config: PrepareConfig, name: str, sources: dict[str, ReadReport]) -> l
     return questions
 
 
-def _read_folds(config: PrepareConfig, sources: dict[str, ReadReport]) -> Folds:
+def _read_folds(
+    config: PrepareConfig, sources: dict[str, ReadReport], anchors: Mapping[str, bytes] | None
+) -> Folds:
     limits = (config.max_fit, config.max_calibration, config.max_test)
     if config.questions:
         shares = (config.fit_fraction, config.calibration_fraction)
         return split_questions(
-            _read(config, "questions", sources), fractions=(*shares, 1 - sum(shares)), limits=limits
+            _read(config, "questions", sources),
+            fractions=(*shares, 1 - sum(shares)),
+            limits=limits,
+            anchors=anchors,
         )
     fit, calibration, test = (_read(config, name, sources) for name in FOLDS)
     return folds_from_files(fit, calibration, test, limits=limits)
@@ -148,12 +166,10 @@ def _read_folds(config: PrepareConfig, sources: dict[str, ReadReport]) -> Folds:
 
 def _keep_away(folds: Folds, out_of_domain: Sequence[Question]) -> Folds:
     """Folds whose fit and calibration hold no out-of-domain question: those are to be news to the model."""
-    fit, from_fit = drop_shared(folds.fit, out_of_domain, "fit", "out_of_domain")
-    calibration, from_calibration = drop_shared(
-        folds.calibration, out_of_domain, "calibration", "out_of_domain"
+    parts, found = keep_apart(
+        {"fit": folds.fit, "calibration": folds.calibration, "out_of_domain": out_of_domain}
     )
-    found = tuple(overlap for overlap in (from_fit, from_calibration) if overlap.ids)
-    return replace(folds, fit=fit, calibration=calibration, overlaps=folds.overlaps + found)
+    return replace(folds, fit=parts["fit"], calibration=parts["calibration"], overlaps=folds.overlaps + found)
 
 
 def _read_pairs(
@@ -198,6 +214,14 @@ def _say_what_was_left_out(record: dict[str, Any]) -> None:
                 f"{source['n_dropped']} bad and {source['n_duplicates']} duplicate rows left out"
             )
     for overlap in record["overlaps"]:
-        say(f"{overlap['dropped_from']}: {overlap['n']} questions left out that {overlap['held_by']} holds")
+        say(
+            f"{overlap['dropped_from']}: {overlap['n']} questions left out that {overlap['held_by']} holds"
+            + (f" ({overlap['n_near']} of them in other words)" if overlap["n_near"] else "")
+        )
+    if alike := record["alike"]["n_groups"]:
+        say(
+            f"{record['alike']['n_questions']} questions are nearly the same as others, in {alike} groups; "
+            "each group is in one fold"
+        )
     if showing := record["fit_pairs_showing_held_out_questions"]:
         say(f"preferences: {len(showing)} pairs for training show a question of calibration or test")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.utils import load_peft_weights
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
-from calib_core.errors import ConfigError
+from calib_core.errors import CalibError, ConfigError
+from calib_core.models.adapters import RECORD, file_hashes
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import whole_tensors
 from calib_core.runtime import processes
@@ -19,20 +24,20 @@ from calib_core.version import __version__
 
 
 def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> LoadedModel:
-    """Give a model a fresh LoRA on all its linear layers; an adapter that it has already is trained on.
+    """Give a model a fresh LoRA on the linear layers of its text part; one that it has is trained on.
 
     Raises:
-        ConfigError: nothing is left to train.
+        ConfigError: nothing is left to train, or the model has no layers that LoRA can adapt.
     """
     model = loaded.model
-    loaded.temperature = 1.0  # that of an adapter that is trained on holds no longer
+    loaded.temperature, loaded.adapter_files = 1.0, None  # an adapter that is trained on is another one
     if not isinstance(model, PeftModel):
         torch.manual_seed(config.seed)
         lora = LoraConfig(
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
-            target_modules="all-linear",
+            target_modules=lora_targets(model),
             task_type="CAUSAL_LM",
         )
         model = get_peft_model(model, lora)
@@ -42,6 +47,34 @@ def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> Lo
             f"{loaded.base}: no parameter of the model is trainable; load the adapter with trainable=True"
         )
     return loaded
+
+
+def lora_targets(model: Any) -> str:
+    """What LoRA adapts, in PEFT's terms: `all-linear`, or the text part where a model has others too.
+
+    The vision or audio tower of an image+text checkpoint takes no part in a text, so it gets no gradient: an
+    adapter on it would stay as it is, and several processes would wait for its gradients in vain.
+
+    Raises:
+        ConfigError: there is no linear layer to adapt.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    place = next((name for name, module in model.named_modules() if module is decoder), "")
+    linear = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
+    ]
+    inside = [name for name in linear if not place or name.startswith(f"{place}.")]
+    if not inside:
+        raise ConfigError(
+            f"{model.config.model_type}: a model of this type has no linear layers that LoRA can adapt; "
+            "choose another model"
+        )
+    if len(inside) == len(linear):
+        return "all-linear"
+    leaves = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in inside}))
+    return rf"{re.escape(place)}\..*\b({leaves})"
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -57,7 +90,8 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
     Args:
         loaded: the model that carries the adapter.
         folder: adapter folder to write.
-        record: what to say in `calibration.json` beside the base model's identity and the adapter's digest.
+        record: what to say in `calibration.json` beside the base model's identity, the adapter's digest and
+            those of its files, and the trainings that its input adapter had.
     """
     description = {**loaded.describe(), "adapter": adapter_digest(loaded.model)}
     tensors = whole_tensors(trainable_parameters(loaded.model))
@@ -66,13 +100,35 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
         with whole_folder(folder) as temporary:
             loaded.model.peft_config["default"].base_model_name_or_path = loaded.base
             loaded.model.save_pretrained(
-                temporary, selected_adapters=["default"], safe_serialization=True, state_dict=tensors
+                temporary,
+                selected_adapters=["default"],
+                safe_serialization=True,
+                state_dict=tensors,
+                save_embedding_layers=False,  # which the base has already
             )
+            _check_saved(loaded, temporary, tensors)
             (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
             for path in temporary.iterdir():
                 share(path, 0o666)  # safetensors writes 0600
-            write_json(
-                temporary / "calibration.json", {**description, **record, "library_version": __version__}
-            )
+            about = {**description, "lineage": list(loaded.lineage), "files": file_hashes(temporary)}
+            write_json(temporary / RECORD, {**about, **record, "library_version": __version__})
 
     processes.from_first(write)
+
+
+def _check_saved(loaded: LoadedModel, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Read an adapter back as PEFT does, before it gets its name: what is published must load as it was.
+
+    Raises:
+        CalibError: PEFT reads another adapter than the one that was trained.
+    """
+    expected = get_peft_model_state_dict(loaded.model, state_dict=dict(tensors), save_embedding_layers=False)
+    read = load_peft_weights(str(folder), device="cpu")
+    same = read.keys() == expected.keys() and all(
+        torch.equal(read[name], tensor.detach().cpu()) for name, tensor in expected.items()
+    )
+    if not same or PeftConfig.from_pretrained(str(folder)).peft_type != "LORA":
+        raise CalibError(
+            f"{folder}: the adapter that was written is not the one that was trained; nothing is published. "
+            "Please report this with the model's name and the version of peft"
+        )
