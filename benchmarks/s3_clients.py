@@ -1,14 +1,14 @@
 """Which client library is the one to speak to S3 with: boto3, obstore, s3fs or pyarrow's file system?
 
-Asks those that are installed, in one run against one server: seconds for a large file and for many small
-ones in both directions (eight at a time, SigV4, checksums as the library sets them), whether a write can
-depend on what is there, whether an interrupted upload can be resumed, and which keys come back as they were
-given. Prints JSON.
+Asks those that are installed, in one run against one server: how fast a large file and many small ones go in
+both directions (eight at a time, checksums as the library sets them), whether a write can depend on what is
+there, whether an interrupted upload can be gone on with, and which keys come back as they were given. Prints
+JSON.
 
     python benchmarks/s3_clients.py --endpoint http://127.0.0.1:7480 [--large-mb 256] [--small 500]
 
 The server's key and secret are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Libraries whose
-versions exclude each other (s3fs pins another botocore than the current boto3) are measured from an
+versions exclude each other (s3fs pins another botocore than the current boto3's) are measured from an
 environment each.
 """
 
@@ -112,10 +112,13 @@ class Obstore:
 
         self.obs = obstore
         self.store = S3Store(
-            bucket, endpoint=endpoint, region="us-east-1", client_options={"allow_http": True},
+            bucket,
+            endpoint=endpoint,
+            region="us-east-1",
+            client_options={"allow_http": True},
             access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
             secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
-        )  # fmt: skip
+        )
 
     def upload(self, path: Path, key: str) -> None:
         self.obs.put(self.store, key, path, chunk_size=32 * 2**20, max_concurrency=WORKERS)
@@ -267,12 +270,8 @@ def refused(function: Callable[[], object]) -> bool:
 
 
 def conditions(client: Any, prefix: str) -> dict[str, Any]:
-    """Whether writes depend on what is there, and whether another process can resume an upload."""
-    found: dict[str, Any] = {
-        "if_none_match": False,
-        "if_match": False,
-        "resumes_uploads": hasattr(client, "resume"),
-    }
+    """Whether writes depend on what is there, and whether another process can go on with an upload."""
+    found: dict[str, Any] = dict.fromkeys(("if_none_match", "if_match", "resumes_uploads"), False)
     if hasattr(client, "create"):
         etag = client.create(f"{prefix}-c", b"1")
         found["if_none_match"] = refused(lambda: client.create(f"{prefix}-c", b"2"))
@@ -298,6 +297,7 @@ def lost_keys(client: Any, reader: Any) -> list[str]:
 
 
 def timed(work: Callable[[], object]) -> float:
+    """Seconds that some work takes."""
     started_s = time.perf_counter()
     work()
     return time.perf_counter() - started_s
@@ -350,10 +350,9 @@ def installed_mb(packages: tuple[str, ...]) -> float:
 def is_typed(package: str) -> bool:
     """Whether type checkers know the package: by a marker of its own, or by stubs beside it."""
     spec = importlib.util.find_spec(package)
-    own = any(
-        (Path(folder) / "py.typed").is_file() for folder in (spec.submodule_search_locations or []) if spec
-    )
-    return own or importlib.util.find_spec(f"types_{package}") is not None
+    folders = (spec.submodule_search_locations or []) if spec else []
+    own = any((Path(folder) / "py.typed").is_file() for folder in folders)
+    return own or any((Path(folder) / f"{package}-stubs").is_dir() for folder in sys.path)
 
 
 def main() -> int:
@@ -387,8 +386,12 @@ def main() -> int:
                 "typed": is_typed(kind.package),
                 **conditions(client, kind.package),
                 "keys_lost": lost_keys(client, reader),
-                **transfers(client, scratch, scratch / "large", small, given.repeats),
             }
+            try:
+                found = transfers(client, scratch, scratch / "large", small, given.repeats)
+            except Exception as error:
+                found = {"transfers": f"{type(error).__name__}: {str(error)[:200]}"}
+            results[kind.package] |= found
             print(kind.package, results[kind.package], file=sys.stderr, flush=True)
     environment = {"python": platform.python_version(), "machine": platform.machine(), "cpus": os.cpu_count()}
     print(json.dumps({"environment": environment, "endpoint": given.endpoint, "clients": results}, indent=2))

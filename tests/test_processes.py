@@ -57,10 +57,14 @@ def two(model, one, tmp_path_factory) -> list[dict[str, Any]]:
         "cut": {"objective": "cft", "changes": {"lora_dropout": 0.3}, "interrupt_at": 3},
         "whole": {"objective": "cft", "changes": {"lora_dropout": 0.3}},
         "spread cut": {"objective": "rcft", "changes": spread, "interrupt_at": 5},
+        "stopped": {"objective": "cft", "changes": {"lora_dropout": 0.3}, "stop_at": 9},
     }
     cases = {name: {"work": str(work / name), **case} for name, case in cases.items()}
-    for name, cut in (("goes on", "cut"), ("spread goes on", "spread cut")):
-        cases[name] = {key: value for key, value in cases[cut].items() if key != "interrupt_at"}
+    going_on = {"goes on": "cut", "spread goes on": "spread cut", "stopped goes on": "stopped"}
+    for name, cut in going_on.items():
+        cases[name] = {
+            key: value for key, value in cases[cut].items() if key not in ("interrupt_at", "stop_at")
+        }
     launch(model, work, cases)
     return [{**json.loads((work / f"{rank}.json").read_text()), "work": work} for rank in (0, 1)]
 
@@ -138,13 +142,22 @@ def test_a_checkpoint_of_one_process_goes_on_in_two(one, two) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("whole", "goes_on"), [("whole", "goes on"), ("spread", "spread goes on")])
+@pytest.mark.parametrize(
+    ("whole", "goes_on"), [("whole", "goes on"), ("spread", "spread goes on"), ("whole", "stopped goes on")]
+)
 def test_two_processes_that_resume_end_as_if_they_had_never_stopped(two, whole, goes_on) -> None:
     # With dropout too: each process has its own random numbers, and finds them again.
     rest, expected = two[0][goes_on], two[0][whole]
     assert 0 < len(rest["losses"]) < len(expected["losses"])
     assert rest["losses"] == expected["losses"][-len(rest["losses"]) :]
     assert rest["digest"] == expected["digest"]
+
+
+@pytest.mark.slow
+def test_where_one_process_is_told_to_end_all_of_them_do(two) -> None:
+    said = [process["stopped"]["stopped"] for process in two]
+    assert said[0] == said[1]
+    assert said[0].startswith("stopped by SIGTERM at step ")
 
 
 def test_one_process_is_all_there_is() -> None:

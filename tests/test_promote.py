@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from chain import write_adapter
 from synthetic import Floats, make_world, memorised, tempered
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.errors import ConfigError, DataFormatError, EvidenceError
 from calib_core.metrics.summary import measure
+from calib_core.models.adapters import files_digest
 from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import write_json
@@ -25,18 +28,28 @@ CONFIG = PromoteConfig(n_resamples=300)
 INTERVAL = {"value", "low", "high"}
 
 
-def write_evaluation(folder: Path, probs: dict[str, Floats], **facts: object) -> Path:
-    """An evaluation folder as `evaluate` leaves it."""
+DATA = {fold: f"fingerprint of {fold}" for fold in WORLDS}
+
+
+def write_evaluation(
+    folder: Path, probs: dict[str, Floats], *, adapter: Path | None = None, **facts: object
+) -> Path:
+    """An evaluation folder as `evaluate` leaves it, of a base model or of an adapter."""
     folder.mkdir()
-    tables = {fold: WORLDS[fold].predictions(p) for fold, p in probs.items()}
+    model = {"base": "a-model", "base_digest": "d", "adapter": adapter and "tensors"}
+    tables = {
+        fold: replace(WORLDS[fold].predictions(p), protocol={"model": "a-model", **model})
+        for fold, p in probs.items()
+    }
     for fold, table in tables.items():
         write_predictions(table, folder / f"{fold}.parquet")
     regime = regime_test(tables["fit"], tables["calibration"], n_resamples=300)
     evaluation = {
         "regime": regime.to_dict(),
         "figures": {fold: measure(table, n_resamples=100).to_dict() for fold, table in tables.items()},
-        "model": {"base": "a-model"},
-        "data": {fold: f"fingerprint of {fold}" for fold in tables},
+        "model": {**model, "adapter_files": adapter and files_digest(adapter)},
+        "data": DATA,
+        "predictions": {fold: table.digest() for fold, table in tables.items()},
         **facts,
     }
     write_json(folder / "evaluation.json", evaluation)
@@ -51,7 +64,7 @@ def run(
         before=before,
         after=after,
         model_before="models/input",
-        model_after="models/output",
+        model_after=str(after.parent / "adapter"),
         branch=branch,
         out=out,
     )
@@ -61,19 +74,22 @@ def run(
 def folders(tmp_path_factory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("evaluations")
     turned = {fold: tempered(WORLDS[fold].q[:, ::-1], 0.3) for fold in WORLDS}
+    adapter = write_adapter(root / "adapter", b"weights", data=DATA)
     return {
         "overconfident": write_evaluation(
-            root / "overconfident", OVERCONFIDENT, win_rate={"sum": 0.7}, seconds=2.0
+            root / "overconfident", OVERCONFIDENT, adapter=adapter, win_rate={"sum": 0.7}, seconds=2.0
         ),
-        "calibrated": write_evaluation(root / "calibrated", CALIBRATED, win_rate={"sum": 0.6}, seconds=3.0),
-        "wrong": write_evaluation(root / "wrong", turned),
+        "calibrated": write_evaluation(
+            root / "calibrated", CALIBRATED, adapter=adapter, win_rate={"sum": 0.6}, seconds=3.0
+        ),
+        "wrong": write_evaluation(root / "wrong", turned, adapter=adapter),
     }
 
 
 def test_better_calibrated_model_is_promoted(folders, tmp_path):
     summary = run(folders["overconfident"], folders["calibrated"], tmp_path, "cft")
     assert summary["promoted"] is True
-    assert summary["model"] == "models/output"
+    assert summary["model"] == str(folders["calibrated"].parent / "adapter")
     assert summary["regime"] == summary["bounds"]["regime"] == "calibratable"
     assert summary["branch"] == "cft"
     assert summary["after"]["conf_ece"]["value"] < 0.1 < summary["before"]["conf_ece"]["value"]
@@ -142,7 +158,7 @@ def test_folder_that_is_no_evaluation_is_refused(folders, tmp_path):
     with pytest.raises(DataFormatError, match=r"evaluation\.json"):
         run(empty, folders["calibrated"], tmp_path / "out", "cft")
     write_json(empty / "evaluation.json", {"regime": {}, "figures": {}})
-    with pytest.raises(DataFormatError, match="data, model missing"):
+    with pytest.raises(EvidenceError, match="data, model, predictions missing"):
         run(empty, folders["calibrated"], tmp_path / "out", "cft")
     assert not (tmp_path / "out").exists()
 

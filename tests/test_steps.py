@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from tiny import make_questions, save_tiny_model
 from calib_core.data.preferences import Preference, read_preferences, write_preferences
 from calib_core.data.questions import Question, read_questions, write_questions
 from calib_core.decisions.temperature import apply_temperature
-from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
+from calib_core.errors import ConfigError, DataFormatError, EvidenceError, NotEnoughDataError
 from calib_core.models.loading import load_model
 from calib_core.predictions.table import check_same_protocol, read_predictions
+from calib_core.steps import finetune
 from calib_core.steps.align import align
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import cft, rcft
+from calib_core.steps.folder import read_data
 from calib_core.steps.prepare import PrepareConfig, prepare
-from calib_core.storage.files import read_json
+from calib_core.steps.promote import PromoteConfig, promote
+from calib_core.storage.files import read_json, write_json
 from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.training.stopping import evaluate_heldout
 
@@ -421,3 +425,103 @@ def test_all_faults_of_a_config_are_told_together(config, wrong, messages) -> No
     for message in messages:
         assert message in str(caught.value)
     assert str(caught.value).count("; give ") == len(messages)
+
+
+@pytest.mark.parametrize(
+    ("variable", "out", "place"),
+    [
+        ("", "gs://bucket/v2/adapter", None),
+        ("gs://bucket/kept", "adapter", "gs://bucket/kept/key"),
+        ("/mnt/kept", "adapter", "/mnt/kept/key"),
+        ("output", "adapter", None),
+        (
+            "output",
+            "/minio/mlpipeline/v2/artifacts/p/0a1b2c3d-0000-4000-8000-0123456789ab/cft/12/adapter",
+            "minio://mlpipeline/v2/artifacts/p/calib-checkpoints/key",
+        ),
+        (
+            "output",
+            "/gcs/bucket/root/123456/recalibrate-20260131093000/cft_-99/adapter",
+            "gs://bucket/root/123456/calib-checkpoints/key",
+        ),
+        ("output", "/gcs/bucket/elsewhere/adapter", "gs://bucket/elsewhere/calib-checkpoints/key"),
+    ],
+)
+def test_checkpoints_lie_where_they_are_asked_to(cache, monkeypatch, variable, out, place) -> None:
+    monkeypatch.setenv("CALIB_CHECKPOINTS", variable)
+    monkeypatch.setattr(finetune, "exists", lambda uri: False)
+    assert finetune._place_of_checkpoints("key", Path(out)) == (place or str(cache / "training/key"))
+
+
+def test_checkpoints_stay_here_where_the_bucket_can_not_be_reached(cache, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CALIB_CHECKPOINTS", "oci://registry/kept")
+    assert finetune._place_of_checkpoints("key", Path("adapter")) == str(cache / "training/key")
+    assert "checkpoints can't be kept in oci://registry/kept" in capsys.readouterr().err
+
+
+def test_gate_takes_what_these_steps_leave(model, before, tuned, after, tmp_path) -> None:
+    summary = promote(
+        PromoteConfig(n_resamples=50),
+        before=before[0],
+        after=after[0],
+        model_before=model,
+        model_after=str(tuned[0]),
+        branch="cft",
+        out=tmp_path / "out",
+    )
+    assert summary["evidence"]["data"] == after[1]["data"]
+    assert summary["evidence"]["after"]["model"] == after[1]["model"]
+
+
+def test_gate_refuses_an_adapter_that_other_questions_trained(model, data, before, tmp_path) -> None:
+    """The questions that judge it are those that it was trained on."""
+    sources = {name: str(data / f"{name}.parquet") for name in ("fit", "calibration", "test")}
+    leaking = {"fit": sources["test"], "calibration": sources["calibration"], "test": sources["fit"]}
+    prepare(PrepareConfig(**leaking), tmp_path / "data")
+    out = tmp_path / "adapter"
+    cft(replace(FINETUNE, shots=0), model, tmp_path / "data", out)
+    evaluate(EVALUATE, str(out), data, tmp_path / "after")
+    with pytest.raises(EvidenceError, match="trained with another data folder"):
+        promote(
+            PromoteConfig(n_resamples=50),
+            before=before[0],
+            after=tmp_path / "after",
+            model_before=model,
+            model_after=str(out),
+            branch="cft",
+            out=tmp_path / "out",
+        )
+
+
+def test_adapter_that_was_trained_on_says_what_it_was_trained_with(model, data, tuned, tmp_path) -> None:
+    out = tmp_path / "again"
+    cft(FINETUNE, str(tuned[0]), data, out)
+    record, first = read_json(out / "calibration.json"), read_json(tuned[0] / "calibration.json")
+    assert record["input_adapter"] == first["adapter"]
+    assert record["lineage"] == [{name: first[name] for name in ("adapter", "method", "data")}]
+    assert first["lineage"] == []
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_config.json"])
+def test_flipped_bit_in_an_adapter_is_found_when_it_is_loaded(tuned, tmp_path, name) -> None:
+    folder = Path(shutil.copytree(tuned[0], tmp_path / "adapter"))
+    content = bytearray((folder / name).read_bytes())
+    content[-len(content) // 3] ^= 0x10
+    (folder / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{name}: damaged"):
+        load_model(folder, dtype="float32")
+
+
+def test_adapter_of_another_training_than_its_record_says_is_refused(tuned, tmp_path) -> None:
+    folder = Path(shutil.copytree(tuned[0], tmp_path / "adapter"))
+    record = read_json(folder / "calibration.json")
+    write_json(folder / "calibration.json", {**record, "adapter": "0" * 64, "files": {}})
+    with pytest.raises(ConfigError, match=r"not the adapter that calibration\.json was written for"):
+        load_model(folder, dtype="float32")
+
+
+def test_changed_fold_is_refused(data, tmp_path) -> None:
+    folder = Path(shutil.copytree(data, tmp_path / "data"))
+    write_questions(questions(folder, "fit"), folder / "test.parquet")
+    with pytest.raises(DataFormatError, match=r"test\.parquet: holds other questions than data\.json says"):
+        read_data(folder)

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from chain import write_adapter
 from synthetic import make_world, tempered
-from test_promote import CONFIG, OVERCONFIDENT, write_evaluation
+from test_promote import CONFIG, DATA, OVERCONFIDENT, write_evaluation
 
 from calib_core.data.questions import Question, read_questions, write_questions
 from calib_core.predictions.table import write_predictions
@@ -85,17 +86,12 @@ def test_report_is_written_to_a_bucket(
 
 def test_promote_reads_and_writes_buckets(bucket: str, tmp_path: Path) -> None:
     """The summary names URIs, and what training wrote beside the adapter is found in the bucket."""
-    for name, probs in (("before", OVERCONFIDENT), ("after", OVERCONFIDENT)):
-        storage.publish(write_evaluation(tmp_path / name, probs), f"{bucket}/{name}")
-    (tmp_path / "adapter").mkdir()
-    (tmp_path / "adapter/calibration.json").write_text('{"seconds": 12.5}')
-    storage.publish(tmp_path / "adapter", f"{bucket}/adapter")
-    given = {
-        "before": f"{bucket}/before",
-        "after": f"{bucket}/after",
-        "branch": "cft",
-        "out": f"{bucket}/out",
-    }
+    adapter = write_adapter(tmp_path / "adapter", b"weights", data=DATA, seconds=12.5)
+    storage.publish(adapter, f"{bucket}/adapter")
+    for name, model in (("before", None), ("after", adapter)):
+        folder = write_evaluation(tmp_path / name, OVERCONFIDENT, adapter=model)
+        storage.publish(folder, f"{bucket}/{name}")
+    given = {name: f"{bucket}/{name}" for name in ("before", "after", "out")} | {"branch": "cft"}
     given |= {"model-before": f"{bucket}/input", "model-after": f"{bucket}/adapter", "n-resamples": "100"}
     assert run("promote", *(word for name, value in given.items() for word in (f"--{name}", value))) == 0
     out = storage.fetch(f"{bucket}/out")
@@ -106,21 +102,15 @@ def test_promote_reads_and_writes_buckets(bucket: str, tmp_path: Path) -> None:
     assert summary["timing"]["finetune"] == 12.5
 
 
-def test_a_model_that_can_not_be_read_does_not_stop_the_decision(
+def test_an_input_model_that_can_not_be_read_does_not_stop_the_decision(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write_evaluation(tmp_path / "before", OVERCONFIDENT)
-    summary = promote(
-        CONFIG,
-        before=folder,
-        after=folder,
-        model_before="minio://bucket/input",
-        model_after="minio://bucket/output",
-        branch="cft",
-        out=tmp_path / "out",
-    )
-    assert summary["model"] == "minio://bucket/input"
-    assert "the report will not show how minio://bucket/output was trained" in capsys.readouterr().err
+    name = "oci://registry/input"
+    given = {"before": folder, "after": folder, "model_before": name, "model_after": name}
+    summary = promote(CONFIG, **given, branch="none", out=tmp_path / "out")
+    assert summary["model"] == name
+    assert f"the report will not show how {name} was trained" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,19 @@ def test_a_download_that_stays_damaged_is_refused(
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.parametrize("kind", ["flipped", "short"])
+def test_a_small_file_that_arrives_damaged_is_read_again_or_refused(
+    proxy: FaultProxy, wire: Wire, bucket: str, kind: str
+) -> None:
+    version = storage.write_versioned(f"{bucket}/champion.json", b"content", expected=None)
+    fault = proxy.add(kind, wire.media.format("json"), times=2)
+    assert storage.read_versioned(f"{bucket}/champion.json") == (b"content", version)
+    assert fault.seen == 2
+    proxy.add(kind, wire.media.format("json"), times=10**6)
+    with pytest.raises(DataFormatError, match=r"champion\.json: arrived damaged 3 times"):
+        storage.read_versioned(f"{bucket}/champion.json")
+
+
 def test_a_folder_whose_upload_fails_is_never_taken_for_whole(
     proxy: FaultProxy, wire: Wire, bucket: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from chain import write_summary
 
 from calib_core.data.folds import FOLDS
 from calib_core.data.questions import Question, read_questions, write_questions
@@ -197,7 +198,6 @@ def test_snapshot_is_read_as_it_was_written_and_not_where_it_was_changed(tmp_pat
 
 def kept(folder: Path) -> Path:
     """What `promote` leaves where nothing was promoted, as far as `publish` reads it."""
-    folder.mkdir(parents=True)
     interval = {"value": 0.1, "low": 0.05, "high": 0.15}
     figures = dict.fromkeys(("accuracy", "mean_confidence", "conf_ece", "cw_ece"), interval)
     summary = {
@@ -210,9 +210,7 @@ def kept(folder: Path) -> Path:
         "model": "m",
         "made": folder.name,
     }
-    (folder / "summary.json").write_text(json.dumps(summary))
-    (folder / "report.html").write_text("<!DOCTYPE html>")
-    return folder
+    return write_summary(folder, folder.parent / "snapshot", None, summary)
 
 
 class Stream:

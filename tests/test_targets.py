@@ -192,6 +192,16 @@ def test_spot_nodes_are_asked_for_as_each_provider_marks_them(provider, tmp_path
     assert spec["nodeSelector"] == {spot.key: spot.value}
     assert [t["key"] for t in spec["tolerations"]] == ([spot.key] if spot.tainted else [])
     assert made["data-prep"]["spec"]["nodeSelector"] == {}
+    for name, pod in made.items():  # without a claim checkpoints outlive the pod in the outputs' bucket
+        env = {e["name"]: e["value"] for e in pod["spec"]["containers"][0]["env"] if "value" in e}
+        assert env == ({"CALIB_CHECKPOINTS": "output"} if name in FINE_TUNING else {})
+
+
+def test_checkpoints_of_spot_machines_go_to_the_outputs_bucket(tmp_path):
+    settings = VertexSettings(strategy="SPOT", model_parameters="1.5B", accelerator="nvidia-l4")
+    documents = compiled(package("vertex", settings), tmp_path)
+    asked = json.dumps(documents).count('{"name": "CALIB_CHECKPOINTS", "value": "output"}')
+    assert asked == len(FINE_TUNING)
 
 
 @pytest.mark.parametrize("name", DEFINITIONS)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.storage.uris import join, read_versioned, write_versioned
+from calib_core.storage.uris import exists, join, read_versioned, write_versioned
 
 FILE = "champion.json"
 FORMAT = 1
@@ -33,6 +33,7 @@ class Change:
         model: Path or URI of the model that became champion.
         run: The run that did it, "" for a command.
         figures: Its figures on the test questions of that run, empty where it was not measured.
+        digest: SHA-256 over the files of the model that was measured; "" for one that a user named.
     """
 
     number: int
@@ -41,6 +42,7 @@ class Change:
     model: str
     run: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,10 +112,18 @@ class Champion:
             ) from None
         return champion
 
-    def changed(self, action: str, model: str, *, run: str = "", figures: dict[str, Any]) -> Champion:
+    def changed(
+        self, action: str, model: str, *, run: str = "", figures: dict[str, Any], digest: str = ""
+    ) -> Champion:
         """The state after one more change."""
         change = Change(
-            number=self.number + 1, time=now(), action=action, model=model, run=run, figures=figures
+            number=self.number + 1,
+            time=now(),
+            action=action,
+            model=model,
+            run=run,
+            figures=figures,
+            digest=digest,
         )
         return replace(self, history=(*self.history, change))
 
@@ -170,7 +180,7 @@ def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
         to: Number of the change whose model is to be used; the last one with another model if left out.
 
     Raises:
-        ConfigError: there is no champion, or no such change.
+        ConfigError: there is no champion, no such change, or its model has been removed from the folder.
         StaleVersionError: a run wrote meanwhile; nothing was changed.
     """
     found = read_champion(folder)
@@ -187,7 +197,12 @@ def rollback(folder: str | Path, *, to: int | None = None) -> Champion:
             f"{join(folder, FILE)}: can't roll back to {asked} from {champion.model}; numbers with another "
             f"model: {usable}"
         )
-    rolled = champion.changed("rolled_back", target.model, figures=target.figures)
+    if target.model.startswith(join(folder, "runs")) and not exists(target.model):
+        raise ConfigError(
+            f"{target.model}: the model of change {target.number} is no longer there; put the folder back, "
+            "or roll back to another change"
+        )
+    rolled = champion.changed("rolled_back", target.model, figures=target.figures, digest=target.digest)
     write_champion(folder, rolled, expected=version)
     return rolled
 

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import CalibError, ConfigError
+from calib_core.errors import CalibError, ConfigError, Stopped
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import read_predictions
 from calib_core.report import write_report
@@ -98,6 +98,9 @@ def execute(parser: Parser, arguments: Sequence[str] | None) -> int:
         advice = "give another path" if wrong_path else "mend this, and run the command again"
         sys.stderr.write(f"error: {place}: {error.strerror or error}; {advice}\n")
         return ConfigError.exit_code if wrong_path else CalibError.exit_code
+    except Stopped as stop:
+        sys.stderr.write(f"{stop}\n")
+        return stop.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130

@@ -13,6 +13,7 @@ from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError, short
+from calib_core.models.adapters import adapter_record, check_adapter
 from calib_core.models.names import HUB_ID, split_revision
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.uris import fetch, is_remote
@@ -32,12 +33,14 @@ class AdapterOrigin:
         revision: commit of a hub id.
         digest: `Checkpoint.digest()` of that model.
         temperature: what option logits are to be divided by.
+        record: all of calibration.json; empty where another program made the adapter.
     """
 
     base: str
     revision: str
     digest: str
     temperature: float
+    record: dict[str, Any]
 
 
 def resolve(model: str, revision: str = "") -> Path:
@@ -219,15 +222,10 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
     """The base of an adapter: from calibration.json where it is there, else from PEFT's own file.
 
     Raises:
-        ConfigError: the adapter's weights are not there as safetensors.
+        ConfigError: the adapter's weights are not there as safetensors, or have changed since it was written.
     """
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(
-            f"{folder}: no adapter_model.safetensors; pickled adapters (adapter_model.bin) are not loaded, "
-            "so save the adapter again with a current peft"
-        )
-    peft_config = read_json(folder / "adapter_config.json")
-    ours = read_json(folder / "calibration.json") if (folder / "calibration.json").is_file() else {}
+    check_adapter(folder)
+    peft_config, ours = read_json(folder / "adapter_config.json"), adapter_record(folder)
     base, revision = peft_config.get("base_model_name_or_path"), peft_config.get("revision")
     if ours.get("base"):
         base, revision = ours["base"], ours.get("base_revision")
@@ -243,4 +241,5 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
         revision="" if is_remote(base) or Path(base).is_dir() else (revision or ""),
         digest=ours.get("base_digest") or "",
         temperature=float(temperature),
+        record=ours,
     )

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
+from calib_core.models.adapters import files_digest, lineage
 from calib_core.models.files import Checkpoint, adapter_origin, read_checkpoint, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
@@ -59,6 +60,9 @@ class LoadedModel:
         base_revision: commit of a hub id, else "".
         base_digest: SHA-256 over the base's config, index and safetensors files.
         adapter_digest: `adapter_digest(model)` at loading, None without an adapter.
+        adapter_files: SHA-256 over the adapter's files as they were loaded (`models.adapters.files_digest`);
+            None without an adapter, and for one that has been trained on since.
+        lineage: what the adapter was made by, the last training last: its digest, method and data.
         dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
         context_tokens: the longest sequence that the model takes.
         temperature: what option logits are divided by, as the adapter's calibration.json says; else 1.
@@ -73,6 +77,8 @@ class LoadedModel:
     dtype: str
     context_tokens: int
     temperature: float = 1.0
+    adapter_files: str | None = None
+    lineage: tuple[dict[str, Any], ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
@@ -130,7 +136,14 @@ def load_model(
             "trained on"
         )
     loaded.temperature = origin.temperature
-    return _put_adapter(loaded, folder, trainable=trainable)
+    loaded.adapter_files, loaded.lineage = files_digest(folder), lineage(origin.record)
+    _put_adapter(loaded, folder, trainable=trainable)
+    if origin.record.get("adapter", loaded.adapter_digest) != loaded.adapter_digest:
+        raise ConfigError(
+            f"{folder}: damaged, or not the adapter that calibration.json was written for (field 'adapter' "
+            "differs from the tensors' digest); copy the adapter again, or train it anew"
+        )
+    return loaded
 
 
 def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
@@ -334,7 +347,7 @@ def _context_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     )
 
 
-def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> LoadedModel:
+def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> None:
     misfit = f"{folder}: this adapter is for another base model than {loaded.base}"
     remedy = "give base_model the one it was trained on"
     try:
@@ -359,7 +372,6 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> Loade
         raise ConfigError(f"{misfit} (first difference: {name}); {remedy}")
     loaded.model = model.eval()
     loaded.adapter_digest = adapter_digest(model)
-    return loaded
 
 
 def _is_base_embedding(name: str) -> bool:

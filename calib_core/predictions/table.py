@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS
 from calib_core.data.questions import Question
 from calib_core.errors import NAMED, DataFormatError, short
+from calib_core.predictions.digests import DIGEST_KEY, check_digest, content_digest
 from calib_core.predictions.reading import (
     PROTOCOL_KEY,
     SUM_TOLERANCE,
@@ -29,7 +30,7 @@ from calib_core.predictions.reading import (
     to_logits,
 )
 from calib_core.storage.files import whole_file
-from calib_core.storage.uris import published
+from calib_core.storage.uris import fetch, published
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -202,6 +203,13 @@ class Predictions:
             )
         return (self.top() == self.labels).astype(np.float64)
 
+    def digest(self) -> str:
+        """Hex SHA-256 over everything that the table says, its protocol included."""
+        own = np.arange(self.logits.shape[1]) < self.n_options[:, None]
+        mass = [] if self.letter_mass is None else [self.letter_mass]
+        names = (self.ids, [subject or None for subject in self.subjects], self.protocol)
+        return content_digest(names, [self.labels, self.n_options, self.logits[own], *mass])
+
     def subset(self, index: ArrayLike) -> Predictions:
         """The rows that `index` picks (integers, or booleans (N,)), in that order."""
         rows = np.arange(len(self))[np.asarray(index)]
@@ -322,7 +330,7 @@ def read_predictions(
         target[: len(values)] = values
     labels = [-1 if row["label"] is None else row["label"] for row in rows]
     try:
-        return Predictions(
+        predictions = Predictions(
             ids=tuple(row["id"] for row in rows),
             labels=np.array(labels, dtype=np.int64),
             logits=logits,
@@ -335,6 +343,11 @@ def read_predictions(
         )
     except DataFormatError as error:
         raise DataFormatError(f"{os.fspath(uri)}: {error}") from None
+    if not questions:  # with them the table holds more than its file
+        path = fetch(os.fspath(uri))
+        if path.is_file():
+            check_digest(path, predictions.digest())
+    return predictions
 
 
 def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
@@ -365,10 +378,10 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.letter_mass is not None:
         columns["letter_mass"] = pa.array(predictions.letter_mass, pa.float32())
     columns["subject"] = pa.array(predictions.subjects, pa.string())
-    table = pa.table(columns)
+    metadata = {DIGEST_KEY: predictions.digest().encode()}
     if predictions.protocol is not None:
-        text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
-        table = table.replace_schema_metadata({PROTOCOL_KEY: text.encode()})
+        metadata[PROTOCOL_KEY] = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False).encode()
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with published(uri) as path, whole_file(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
 

@@ -74,6 +74,19 @@ def gather(value: T) -> list[T]:
     return values
 
 
+def largest(*values: int) -> tuple[int, ...]:
+    """The largest of what the processes have, number by number; quicker than `gather`."""
+    group = _group()
+    if not group:
+        return values
+    import torch  # noqa: PLC0415
+    from accelerate import PartialState  # noqa: PLC0415
+
+    numbers = torch.tensor(values, device=PartialState().device)
+    group.all_reduce(numbers, op=group.ReduceOp.MAX)
+    return tuple(numbers.tolist())
+
+
 def from_first(compute: Callable[[], T]) -> T:
     """What `compute` gives in the first process, in all; the others wait for it, and raise what it raises."""
     group = _group()

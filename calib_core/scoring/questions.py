@@ -15,7 +15,7 @@ from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import NAMED, DataFormatError
 from calib_core.models.loading import LoadedModel, adapter_digest, tokenizer_digest
 from calib_core.predictions.table import Predictions
-from calib_core.runtime import processes
+from calib_core.runtime import interrupts, processes
 from calib_core.runtime.progress import Progress
 from calib_core.scoring.forward import (
     answer_logits,
@@ -155,6 +155,7 @@ def score_encoded(
                 share = (letters.logsumexp(dim=1) - vocabulary.logsumexp(dim=1)).exp()
                 mass[rows] = share.clamp(max=1.0).cpu().numpy()
                 progress.advance(len(rows))
+                interrupts.check()
     # What another process computed is still -inf and 0 here; NaN stays NaN.
     logits = np.maximum.reduce(processes.gather(logits))
     mass = np.maximum.reduce(processes.gather(mass))

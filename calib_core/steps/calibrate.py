@@ -86,4 +86,5 @@ def calibrate(
         branch=branch,
         out=out,
         report=report,
+        places={model_uri: model, adapter_uri: adapter},
     )

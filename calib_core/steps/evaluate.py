@@ -45,7 +45,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         What `evaluation.json` says: regime with its bounds and reasons, figures per fold; with
         `average_orders` the share of questions per fold whose top option changes with the order of options,
         else None; win rate on held-out preference pairs where there are any (else None), the model,
-        fingerprints of the data, seconds.
+        fingerprints of the data, digests of the tables, seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
@@ -94,8 +94,9 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
         "flip_rates": flip_rates or None,
         "win_rate": wins,
-        "model": loaded.describe(),
+        "model": {**loaded.describe(), "adapter_files": loaded.adapter_files},
         "data": prepared.fingerprints(),
+        "predictions": {name: table.digest() for name, table in predictions.items()},
         "parameters": asdict(config),
         "seconds": time.monotonic() - started_s,
     }

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import functools
+import os
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from calib_core.errors import ConfigError
+from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime import processes
+from calib_core.runtime.progress import say
 from calib_core.settings.flags import flags_of
 from calib_core.steps.folder import check_sizes, read_data
 from calib_core.storage.disks import cache_dir
 from calib_core.storage.files import check_output_folder, read_json, sha256_json
+from calib_core.storage.uris import as_uri, exists, is_remote, join
 from calib_core.training.config import FinetuneConfig, check_processes
 from calib_core.version import __version__
+
+CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET = "CALIB_CHECKPOINTS", "output"
+"""Names a folder or bucket prefix for checkpoints; with this value they go where runs put their outputs."""
+
+_RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|.+-\d{14}")
+"""The part of an output's URI that names the run: Kubeflow's id, or Vertex's name with the time."""
+
+CHECKPOINT_FORMAT = 2
 
 RUN_WHERE = ("processes",)
 """Parameters that say where a run takes place, and nothing of what it computes."""
@@ -95,8 +107,8 @@ def _finetune(
     orders = CyclicOrders(fit, encode, context_tokens=loaded.context_tokens, seed=config.seed)
     # A run that goes on may have more processes or fewer.
     training = {name: value for name, value in asdict(config).items() if name not in RUN_WHERE}
-    content = [__version__, method, training, origin, prepared.fingerprints()]
-    work = cache_dir() / "training" / sha256_json(content)[:32]
+    content = [__version__, CHECKPOINT_FORMAT, method, training, origin, prepared.fingerprints()]
+    work = processes.from_first(lambda: _place_of_checkpoints(sha256_json(content)[:32], out))
     run = Finetuning(
         config,
         loaded,
@@ -136,6 +148,31 @@ def _finetune(
     save_adapter(loaded, out, record)
     processes.from_first(lambda: drop_checkpoint(work))
     return record
+
+
+def _place_of_checkpoints(key: str, out: Path) -> str:
+    """Path or URI of a run's checkpoints: below `$CALIB_CHECKPOINTS`, or in the cache folder.
+
+    Args:
+        key: what names the run.
+        out: the adapter's folder. Where `$CALIB_CHECKPOINTS` asks for the outputs' bucket, checkpoints go
+            beside the runs, since another run may have to go on where the pod's own isn't tried again.
+    """
+    from calib_core.training.checkpoints import sweep_checkpoints  # noqa: PLC0415
+
+    root = os.environ.get(CHECKPOINTS_VARIABLE, "")
+    if root == IN_OUTPUTS_BUCKET:
+        parts = as_uri(out).split("/")
+        run = next((i for i, part in enumerate(parts) if i > 2 and _RUN.fullmatch(part)), len(parts) - 1)
+        root = "/".join([*parts[:run], "calib-checkpoints"]) if is_remote(as_uri(out)) else ""
+    if root:
+        try:
+            exists(join(root, key))  # before the work: that it can be reached, and with these credentials
+            return join(root, key)
+        except CalibError as error:
+            say(f"checkpoints can't be kept in {root}, so they end with this machine: {error}")
+    sweep_checkpoints(cache_dir() / "training")
+    return str(cache_dir() / "training" / key)
 
 
 def _launched(

@@ -8,7 +8,7 @@ from typing import Any
 
 from calib_core.data.folds import FOLDS
 from calib_core.data.preferences import Preference, read_preferences
-from calib_core.data.questions import Question, read_questions
+from calib_core.data.questions import Question, fingerprint, read_questions
 from calib_core.decisions.bounds import required_examples
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.storage.files import read_json
@@ -43,7 +43,7 @@ def read_data(folder: Path, *, shots: int = 0) -> PreparedData:
         shots: worked examples to take from the beginning of the fit fold (its order is a hash's).
 
     Raises:
-        DataFormatError: this is no data folder.
+        DataFormatError: this is no data folder, or a fold isn't as it was written.
         NotEnoughDataError: the fit fold has not more questions than `shots`.
     """
     record = read_json(folder / "data.json")
@@ -53,6 +53,12 @@ def read_data(folder: Path, *, shots: int = 0) -> PreparedData:
         )
     names = [*FOLDS, *([OPTIONAL_FOLD] if (folder / f"{OPTIONAL_FOLD}.parquet").is_file() else [])]
     folds = {name: tuple(read_questions(folder / f"{name}.parquet")[0]) for name in names}
+    for name, questions in folds.items():
+        if fingerprint(questions) != (record["folds"].get(name) or {}).get("fingerprint"):
+            raise DataFormatError(
+                f"{folder / f'{name}.parquet'}: holds other questions than data.json says (their fingerprint "
+                "differs); make the folder anew with `prepare`"
+            )
     if shots >= len(folds["fit"]):
         raise NotEnoughDataError(
             f"{folder}: {shots} worked examples leave nothing of the fit fold's {len(folds['fit'])} "

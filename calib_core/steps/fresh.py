@@ -81,24 +81,25 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
         "n_fresh": len(found.questions),
         "counts": found.counts,
     }
+    written = {
+        "expected": version,
+        "champion": state.to_dict(),
+        "stream": stream,
+        "parameters": asdict(config),
+        **record,
+    }
     with whole_folder(snapshot) as folder:
         found.snapshot.write(folder)
         write_questions(found.questions, folder / "questions.parquet")
-        write_json(
-            folder / STATE_FILE,
-            {
-                "expected": version,
-                "champion": state.to_dict(),
-                "stream": stream,
-                "parameters": asdict(config),
-                **record,
-            },
-        )
+        write_json(folder / STATE_FILE, written)
     shared = {field.name for field in fields(PrepareConfig)} & {field.name for field in fields(FreshConfig)}
     splitting = {name: getattr(config, name) for name in shared - {"preset"}}
-    prepare(
+    folds = prepare(
         PrepareConfig(questions=str(snapshot / "questions.parquet"), **splitting), data, anchors=found.anchors
-    )
+    )["folds"]
+    # Last: `publish` takes no snapshot without it, and holds the run's summary to it.
+    written["data"] = {name: fold["fingerprint"] for name, fold in folds.items()}
+    write_json(snapshot / STATE_FILE, written)
     return record
 
 

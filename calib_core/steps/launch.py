@@ -6,15 +6,24 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
-from calib_core.errors import CalibError, ConfigError
+from calib_core.errors import CalibError, ConfigError, Stopped
+from calib_core.runtime.interrupts import SIGNALS, asked, deferred
 from calib_core.steps.task import ERROR_FILE_VARIABLE, error_with
+from calib_core.storage.leftovers import scratch_folder
 
 LAUNCHER_SPEAKS = ("Traceback (most recent call last)", "torch.distributed.elastic")
 """How the lines begin, or what they hold, with which a launcher tells at length that a process has failed."""
+
+TIED = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+"""Python that becomes Python with the arguments that follow, and is told to end when its parent has ended:
+the processes must not go on alone where this one is killed."""
 
 
 def launch(processes: int, arguments: Sequence[str]) -> None:
@@ -26,22 +35,26 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
 
     Raises:
         CalibError: the one that the command raised; or a process ended otherwise (its output has been shown).
+        Stopped: this process, or one of them, was told to end.
     """
     _check_devices(processes)
     command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+        *(sys.executable, "-c", TIED),
+        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
         *("--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"),
         *("--dynamo_backend", "no", "--num_cpu_threads_per_process", str(_threads(processes))),
         *("-m", "calib_core", *arguments),
     ]
-    with tempfile.TemporaryDirectory() as folder:
-        error_file = Path(folder) / "error.json"
+    with scratch_folder() as folder:
+        error_file = folder / "error.json"
         environment = {**os.environ, ERROR_FILE_VARIABLE: str(error_file)}
         withheld, code = _run(command, environment)
         if code == 0:
             return
         if error_file.exists():
             raise error_with(**json.loads(error_file.read_text(encoding="utf-8")))
+    if code in {128 + number for number in SIGNALS}:
+        raise Stopped(code - 128)
     sys.stderr.writelines(withheld)
     raise CalibError(
         f"one of {processes} training processes ended without a word, or with what stands above (the "
@@ -57,16 +70,20 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[list[str]
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as running:
         try:
-            for line in running.stdout or ():
-                if withheld or any(words in line for words in LAUNCHER_SPEAKS):
-                    withheld.append(line)
-                else:
-                    sys.stderr.write(line)
-                    sys.stderr.flush()
+            # A signal is handed on to the processes, which end in good order, and this waits for them.
+            with deferred(lambda _: running.terminate()):
+                for line in running.stdout or ():
+                    if withheld or any(words in line for words in LAUNCHER_SPEAKS):
+                        withheld.append(line)
+                    else:
+                        sys.stderr.write(line)
+                        sys.stderr.flush()
+                running.wait()
+                stopped = asked()
         except BaseException:
-            running.terminate()  # which the launcher hands on to the processes
+            running.terminate()
             raise
-    return withheld, running.returncode
+    return withheld, 128 + stopped if stopped else running.returncode
 
 
 def _check_devices(processes: int) -> None:

@@ -11,14 +11,22 @@ from calib_core.champion.history import figures_row, read_figures
 from calib_core.champion.state import now
 from calib_core.decisions.gate import decide
 from calib_core.decisions.temperature import apply_temperature, fit_temperature
-from calib_core.errors import CalibError, ConfigError, DataFormatError
+from calib_core.errors import CalibError, ConfigError
 from calib_core.metrics.summary import measure
-from calib_core.predictions.table import Predictions, read_predictions
+from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Measuring
 from calib_core.settings.parameters import parameter
-from calib_core.storage.files import read_json, write_json
+from calib_core.steps.evidence import (
+    Evaluation,
+    check_input,
+    check_model,
+    check_same_data,
+    check_training,
+    read_evaluation,
+)
+from calib_core.storage.files import read_json, sha256_file, write_json
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
@@ -50,6 +58,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     out: Path,
     report: str = "report.html",
     champion: str = "",
+    places: Mapping[str, str | Path] | None = None,
 ) -> dict[str, Any]:
     """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
 
@@ -66,23 +75,24 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         out: folder for both files; other files in it stay.
         report: path or URI under which the report will be found, for the summary.
         champion: champion's folder, whose figures over time the report shows; "" for none.
+        places: where models lie now that the summary names by the place they are going to have.
 
     Returns:
         The summary, as in `summary.json`.
 
     Raises:
         ConfigError: `branch` is none of the three.
-        DataFormatError: a folder is no evaluation, or the two were made in different ways.
+        EvidenceError: the evaluations, the models and what they were trained on don't belong together; the
+            message names the link that is broken.
+        DataFormatError: a file can't be read, or the evaluations were made in different ways.
         NotEnoughDataError: too few test questions to decide on.
     """
     if branch not in BRANCHES:
         raise ConfigError(f"branch must be one of {', '.join(BRANCHES)}; received {branch!r}")
-    facts = {"before": _facts(before)}
-    test = {"before": _fold(before, "test")}
-    if branch != "none":
-        facts["after"], test["after"] = _facts(after), _fold(after, "test")
+    sides, trained = _evaluations(before, after, model_before, model_after, branch, places or {})
+    facts = {side: evaluation.facts for side, evaluation in sides.items()}
+    test = {side: evaluation.tables["test"] for side, evaluation in sides.items()}
     regime = facts["before"]["regime"]
-    trained = {model: _training(model) for model in {model_before, model_after}}
     promoted, reasons, gate = (
         False,
         ["The input model is calibrated, so nothing was fine-tuned and it is kept."],
@@ -104,7 +114,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         "branch": branch,
         "before": figures["before"],
         "after": figures.get("after", figures["before"]),
-        "baselines": _baselines(config, before, test["before"], trained[model_before]),
+        "baselines": _baselines(config, sides["before"], trained["before"]),
         "promoted": promoted,
         "reasons": [*regime["reasons"], *reasons],
         "report": report,
@@ -113,7 +123,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         "bounds": regime,
         "out_of_domain": _each_side(facts, lambda side: side["figures"].get("out_of_domain")),
         "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
-        "timing": _timing(facts, trained[model_after]),
+        "timing": _timing(facts, trained["after"]),
     }
     trend = []
     if champion:
@@ -124,7 +134,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         before=test["before"],
         after=test.get("after"),
         regime=regime,
-        history=trained[model_after].get("history"),
+        history=trained["after"].get("history"),
         trend=trend,
         parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
         versions=versions(),
@@ -134,24 +144,30 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         },
     )
     write_page(data, out / "report.html")
+    summary["evidence"] = {
+        "data": facts["before"]["data"],
+        **{side: evaluation.evidence() for side, evaluation in sides.items()},
+        "report": sha256_file(out / "report.html"),
+    }
     write_json(out / "summary.json", summary)  # last: where it is, the report is there too
     return summary
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """What an evaluation wrote beside its predictions."""
-    path = folder / "evaluation.json"
-    facts = read_json(path)
-    missing = {"regime", "figures", "model", "data"} - facts.keys() if isinstance(facts, dict) else {"regime"}
-    if missing:
-        raise DataFormatError(
-            f"{path}: {', '.join(sorted(missing))} missing; make the folder with `evaluate`"
-        )
-    return facts
-
-
-def _fold(folder: Path, name: str) -> Predictions:
-    return read_predictions(folder / f"{name}.parquet")
+def _evaluations(
+    before: Path, after: Path, model_before: str, model_after: str, branch: str, places: Mapping[str, Any]
+) -> tuple[dict[str, Evaluation], dict[str, dict[str, Any]]]:
+    """Evaluations by side, and what training wrote beside each model; all checked to belong together."""
+    sides = {"before": read_evaluation(before)}
+    place = {name: places.get(name, name) for name in (model_before, model_after)}
+    check_input(sides["before"], model_before, place[model_before])
+    trained = {"before": _training(model_before, place[model_before])}
+    if branch == "none":
+        return sides, {**trained, "after": trained["before"]}
+    sides["after"] = read_evaluation(after)
+    check_same_data(sides["before"], sides["after"])
+    folder = check_model(sides["after"], model_after, place[model_after])
+    trained["after"] = check_training(sides["before"], sides["after"], model_after, folder)
+    return sides, trained
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
@@ -159,18 +175,13 @@ def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
     return measure(predictions, **options).to_dict()
 
 
-def _temperature_scaling(config: PromoteConfig, folder: Path, test: Predictions) -> dict[str, Any]:
-    """Figures of the input model after one temperature, fitted on other questions than the test fold's."""
-    temperature = fit_temperature(_fold(folder, "calibration"))
-    return {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
-
-
-def _baselines(
-    config: PromoteConfig, folder: Path, test: Predictions, training: Mapping[str, Any]
-) -> dict[str, Any]:
+def _baselines(config: PromoteConfig, before: Evaluation, training: Mapping[str, Any]) -> dict[str, Any]:
     """What the output model is seen against, beside the input model: all on the test fold."""
+    # One temperature, fitted on other questions than the test fold's.
+    temperature = fit_temperature(before.tables["calibration"])
+    figures = _figures(config, apply_temperature(before.tables["test"], temperature))
+    scaled = {"temperature_scaling": {"temperature": temperature, **figures}}
     unaligned = training.get("unaligned")
-    scaled = {"temperature_scaling": _temperature_scaling(config, folder, test)}
     return {"unaligned": unaligned, **scaled} if unaligned else scaled
 
 
@@ -179,10 +190,10 @@ def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str
     return {side: value for side, found in facts.items() if (value := pick(found)) is not None}
 
 
-def _training(model: str) -> dict[str, Any]:
-    """What training wrote beside the adapter, where that can be read from here."""
+def _training(model: str, place: str | Path) -> dict[str, Any]:
+    """What training wrote beside the input model's adapter, where that can be read from here."""
     try:
-        record = join(model, "calibration.json")
+        record = join(place, "calibration.json")
         return read_json(fetch(record)) if exists(record) else {}
     except CalibError as error:  # the decision doesn't hang on it
         say(f"the report will not show how {model} was trained: {error}")

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from calib_core.champion.history import append_figures, figures_row
+from calib_core.champion.history import append_figures, figures_row, read_figures
+from calib_core.champion.runs import (
+    append_figures_owed,
+    folder_of,
+    run_key,
+    sweep_runs,
+    upload_run,
+    write_figures_owed,
+)
 from calib_core.champion.state import Champion, now, read_champion, write_champion
-from calib_core.errors import DataFormatError, StaleVersionError
+from calib_core.data.stream import Snapshot
+from calib_core.errors import CalibError, DataFormatError, EvidenceError, StaleVersionError
 from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import Config
 from calib_core.settings.parameters import parameter
+from calib_core.steps.evidence import check_summary, copy_promoted
 from calib_core.steps.fresh import STATE_FILE
-from calib_core.storage.files import read_json, sha256_file, sha256_json
-from calib_core.storage.uris import fetch, is_remote, join
-from calib_core.storage.uris import publish as upload
+from calib_core.storage.files import read_json, sha256_file
+from calib_core.storage.leftovers import scratch_folder
+from calib_core.storage.uris import is_remote, join
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +37,39 @@ class PublishConfig(Config):
     run_name: str = parameter("", "Name of the run, for the champion's history.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """A run that is to be published, checked to be one.
+
+    Attributes:
+        key: its name among the runs, made from its content.
+        expected: version of the champion's file that it began from.
+        snapshot: id of its snapshot.
+        before: the champion that it began from.
+        result: its summary.
+        figures: the output model's, for the champion's history.
+        row: its row of figures; which model is champion then is still to be said.
+    """
+
+    key: str
+    expected: str | None
+    snapshot: str
+    before: Champion
+    result: dict[str, Any]
+    figures: dict[str, Any]
+    row: dict[str, Any]
+
+
 def publish(
     config: PublishConfig, *, champion: str, snapshot: Path, summary: Path, model: str | Path
 ) -> dict[str, Any]:
     """Publish a run: its model where it was promoted, its snapshot, its report and its figures.
 
-    Everything goes to a folder of the run's own first (`runs/<key>`). Then `champion.json` is replaced, on
-    the condition that it still is as the run found it; last, the figures are appended. A run that was
-    published and is published again changes nothing.
+    Everything is checked first: the summary against the snapshot and the report, the model against the
+    summary. Then all of it goes to a folder of the run's own (`runs/<key>`), and `champion.json` is replaced,
+    on the condition that it still is as the run found it; last, the figures are appended, and what overtaken
+    runs have left is removed. A run that was published, or is published by two processes at once, is in force
+    once, and each of them says so.
 
     Args:
         config: Parameters of publishing.
@@ -49,59 +83,124 @@ def publish(
 
     Raises:
         StaleVersionError: another run was published meanwhile; of this one nothing is in force.
+        EvidenceError: snapshot, summary, report and model don't belong together; the message names the link
+            that is broken.
         DataFormatError: a folder isn't what it should be.
     """
     champion = champion if is_remote(champion) else str(Path(champion).absolute())
-    state, result = read_json(snapshot / STATE_FILE), read_json(summary / "summary.json")
-    if missing := {"expected", "champion", "snapshot"} - state.keys():
-        raise DataFormatError(
-            f"{snapshot / STATE_FILE}: {', '.join(sorted(missing))} missing; make the folder with `fresh`"
-        )
-    key = sha256_json([state["expected"], state["snapshot"], sha256_file(summary / "summary.json")])[:16]
-    before = Champion.from_dict(state["champion"], str(snapshot / STATE_FILE))
-    found = read_champion(champion)
-    if found and found[0].run == key:
-        after = found[0]
-    else:
-        if (found and found[1]) != state["expected"]:  # told before anything is uploaded
-            raise _too_late(champion)
-        promoted, place = bool(result["promoted"]), join(champion, f"runs/{key}")
-        after = replace(before, snapshot=state["snapshot"], run=key)
-        if promoted:
-            figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
-            after = after.changed(
-                "promoted", join(place, "model"), run=config.run_name or key, figures=figures
-            )
-        _upload_run(place, snapshot, summary, fetch(model) if promoted else None)
-        try:
-            write_champion(champion, after, expected=state["expected"])
-        except StaleVersionError:
-            raise _too_late(champion) from None
-    row = figures_row(result, at=now(), run=key, snapshot=state["snapshot"])
-    append_figures(champion, {**row, "champion": after.model})
+    run = _read_run(snapshot, summary)
+    after = _in_force(champion, run.key)
+    if after is None:
+        after = _publish_run(config, champion, run, snapshot, summary, model)
+    append_figures(champion, {**run.row, "champion": after.model})
+    _sweep(champion)
     say(f"champion: {after.model} (change {after.number}); figures are in {champion}")
     return {
         "model": after.model,
         "number": after.number,
-        "promoted": bool(result["promoted"]),
-        "run": key,
+        "promoted": bool(run.result["promoted"]),
+        "run": run.key,
     }
 
 
-def _upload_run(uri: str, snapshot: Path, summary: Path, model: Path | None) -> None:
-    """Put everything of a run into its own folder, whole or not at all."""
-    with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
-        folder = Path(scratch) / "run"
+def _read_run(snapshot: Path, summary: Path) -> _Run:
+    """Read a run's folders, and hold them to each other.
+
+    Raises:
+        DataFormatError: one isn't what it should be.
+        EvidenceError: they are of two runs.
+    """
+    where = summary / "summary.json"
+    state, result = read_json(snapshot / STATE_FILE), read_json(where)
+    needed = {"expected", "champion", "snapshot", "data"}
+    if missing := needed - state.keys() if isinstance(state, dict) else needed:
+        raise DataFormatError(
+            f"{snapshot / STATE_FILE}: {', '.join(sorted(missing))} missing; make the folder with `fresh`"
+        )
+    before = Champion.from_dict(state["champion"], str(snapshot / STATE_FILE))
+    read = Snapshot.read(snapshot)
+    if read.id != state["snapshot"]:
+        raise DataFormatError(
+            f"{snapshot}: {STATE_FILE} is of another snapshot; make the folder anew with `fresh`"
+        )
+    key = run_key(state["expected"], state["snapshot"], sha256_file(where))
+    try:
+        check_summary(result, where, data=state["data"], report=summary / "report.html")
+        row = figures_row(result, at=now(), run=key, snapshot=state["snapshot"])
+        figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataFormatError(
+            f"{where}: not a run's summary ({type(error).__name__}: {error}); make the folder with `promote`"
+        ) from None
+    known = before.history[-1].digest
+    judged = result["evidence"]["before"]["model"].get("adapter_files")
+    if known and judged != known:
+        raise EvidenceError(
+            f"{where}: judged another model than the champion that its run began from, {before.model} (the "
+            "digests of their files differ); evaluate the champion"
+        )
+    return _Run(
+        key=key,
+        expected=state["expected"],
+        snapshot=state["snapshot"],
+        before=before,
+        result=result,
+        figures=figures,
+        row=row,
+    )
+
+
+def _in_force(champion: str, key: str) -> Champion | None:
+    """The champion as it is now, where this run has been published already."""
+    found = read_champion(champion)
+    if found is None or found[0].run == key:
+        return found and found[0]
+    return found[0] if any(row["run"] == key for row in read_figures(champion)) else None
+
+
+def _publish_run(
+    config: PublishConfig, champion: str, run: _Run, snapshot: Path, summary: Path, model: str | Path
+) -> Champion:
+    """Publish a run that isn't in force yet."""
+    found = read_champion(champion)
+    if (found and found[1]) != run.expected:  # told before anything is uploaded
+        return _in_force(champion, run.key) or _too_late(champion)
+    after = replace(run.before, snapshot=run.snapshot, run=run.key)
+    with scratch_folder() as scratch:
+        folder = scratch / "run"
         shutil.copytree(snapshot, folder / "snapshot")
         for name in ("summary.json", "report.html"):
             shutil.copyfile(summary / name, folder / name)
-        if model is not None:
-            shutil.copytree(model, folder / "model")
-        upload(folder, uri)
+        if run.result["promoted"]:
+            after = after.changed(
+                "promoted",
+                join(folder_of(champion, run.key), "model"),
+                run=config.run_name or run.key,
+                figures=run.figures,
+                digest=copy_promoted(run.result, summary / "summary.json", model, folder / "model"),
+            )
+        write_figures_owed(folder, {**run.row, "champion": after.model})
+        if found:
+            append_figures_owed(champion, found[0].run)
+        upload_run(champion, run.key, folder)
+    try:
+        write_champion(champion, after, expected=run.expected)
+    except StaleVersionError:  # another run came first; or this one, published by another process
+        return _in_force(champion, run.key) or _too_late(champion)
+    return after
 
 
-def _too_late(champion: str) -> StaleVersionError:
-    return StaleVersionError(
+def _sweep(champion: str) -> None:
+    """Remove what overtaken runs have left; the run is published all the same where that fails."""
+    try:
+        if found := read_champion(champion):
+            sweep_runs(champion, *found)
+    except (CalibError, OSError) as error:
+        say(f"{champion}: what overtaken runs have left could not be removed now: {error}")
+
+
+def _too_late(champion: str) -> NoReturn:
+    raise StaleVersionError(
         f"{champion}: the champion has changed since this run began, so another run or a rollback came "
         "first; nothing of this run is in force. Run again: it begins from the champion of now"
     )

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError, Stopped
+from calib_core.runtime.interrupts import SIGNALS
 from calib_core.runtime.progress import quiet_libraries
 from calib_core.storage.files import write_json
 
@@ -17,7 +18,7 @@ ERROR_FILE_VARIABLE = "CALIB_ERROR_FILE"
 
 @contextlib.contextmanager
 def reported_errors() -> Iterator[None]:
-    """End the process with one message, and no traceback, where the block raises a `CalibError`.
+    """End the process with one message and no traceback where the block raises a `CalibError` or is stopped.
 
     The message goes to standard error, which is the pod's log; or, where `$CALIB_ERROR_FILE` names a file,
     into that file. A local run of the pipeline, to which KFP says only that a task failed, reads it there.
@@ -28,7 +29,7 @@ def reported_errors() -> Iterator[None]:
     quiet_libraries()
     try:
         yield
-    except CalibError as error:
+    except (CalibError, Stopped) as error:
         if path := os.environ.get(ERROR_FILE_VARIABLE):
             write_json(path, {"message": str(error), "exit_code": error.exit_code})
         else:
@@ -36,8 +37,10 @@ def reported_errors() -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
 
 
-def error_with(message: str, exit_code: int) -> CalibError:
+def error_with(message: str, exit_code: int) -> CalibError | Stopped:
     """The error that another process reported, as one to raise in this one."""
+    if exit_code in {128 + number for number in SIGNALS}:
+        return Stopped(exit_code - 128, message)
     known = {kind.exit_code: kind for kind in (CalibError, ConfigError, NotEnoughDataError)}
     return known.get(exit_code, CalibError)(message)
 

@@ -16,8 +16,10 @@ import requests
 from google.api_core import exceptions as api
 from google.auth import exceptions as auth
 from google.cloud.storage import Client
+from google.cloud.storage.exceptions import DataCorruption
 
 from calib_core.errors import CalibError, ConfigError
+from calib_core.storage import bucket as limits
 from calib_core.storage import gcs_transfer as transfer
 from calib_core.storage.bucket import Bucket, GoneError, StoredObject
 from calib_core.storage.locations import Location
@@ -54,11 +56,18 @@ class GcsBucket:
 
     def read(self, name: str) -> tuple[bytes, StoredObject] | None:
         """Content and generation of an object, which belong together; None where there is none."""
+        damaged = 0
         while blob := self._bucket.get_blob(name, **transfer.retrying()):
-            with contextlib.suppress(api.NotFound):  # replaced in between: read the new one
-                pinned = self._bucket.blob(name, generation=blob.generation)
+            pinned = self._bucket.blob(name, generation=blob.generation)
+            try:
                 data = pinned.download_as_bytes(raw_download=True, checksum="crc32c", **transfer.retrying())
                 return data, transfer.described(blob)
+            except api.NotFound:
+                continue  # replaced in between: read the new one
+            except DataCorruption:
+                damaged += 1
+                if damaged == limits.DAMAGED_ATTEMPTS:
+                    raise transfer.arrived_damaged(self._bucket, transfer.described(blob)) from None
         if not self._is_there():
             raise api.NotFound(f"bucket {self._bucket.name}")
         return None

@@ -82,10 +82,7 @@ def download(bucket: Bucket, wanted: Sequence[tuple[StoredObject, Path]]) -> Non
         left = [pair for pair in left if not _whole(*pair)]
         if not left:
             return
-    raise DataFormatError(
-        f"gs://{bucket.name}/{left[0][0].name}: arrived damaged {limits.DAMAGED_ATTEMPTS} times (its CRC32C "
-        f"is not {left[0][0].crc32c}); look for a proxy that changes downloads, or try again later"
-    )
+    raise arrived_damaged(bucket, left[0][0])
 
 
 def put(bucket: Bucket, name: str, data: bytes, *, expected: str) -> StoredObject:
@@ -180,6 +177,14 @@ def remove(bucket: Bucket, name: str) -> None:
     """Delete an object; one that isn't there counts as deleted."""
     with contextlib.suppress(api.NotFound):
         bucket.blob(name).delete(**retrying())
+
+
+def arrived_damaged(bucket: Bucket, obj: StoredObject) -> DataFormatError:
+    """What is told of an object whose checksum was another every time."""
+    return DataFormatError(
+        f"gs://{bucket.name}/{obj.name}: arrived damaged {limits.DAMAGED_ATTEMPTS} times (its CRC32C is not "
+        f"{obj.crc32c}); look for a proxy that changes downloads, or try again later"
+    )
 
 
 def _pinned(bucket: Bucket, obj: StoredObject) -> Blob:

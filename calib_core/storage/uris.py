@@ -212,6 +212,19 @@ def list_files(uri: str | os.PathLike[str]) -> list[StoredFile]:
     return sorted((file for file in found if not _is_hidden(file.path)), key=lambda file: file.uri)
 
 
+def list_folders(uri: str | os.PathLike[str]) -> list[str]:
+    """Names of the folders in a folder, sorted; those in a bucket that hold nothing aren't there.
+
+    Raises:
+        ConfigError: as in `fetch`.
+    """
+    if is_remote(uri):
+        return sorted({file.path.partition("/")[0] for file in list_files(uri) if "/" in file.path})
+    root_path = _local(uri)
+    names = [path.name for path in root_path.iterdir() if path.is_dir()] if root_path.is_dir() else []
+    return sorted(name for name in names if not name.startswith("."))
+
+
 def read_versioned(uri: str | os.PathLike[str]) -> tuple[bytes, str] | None:
     """Content and version of a small file; None where there is none.
 

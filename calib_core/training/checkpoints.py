@@ -1,8 +1,9 @@
-"""Training checkpoints: whole or not at all, safetensors and JSON only, found by their content key."""
+"""Training checkpoints: one is whole at each moment, safetensors and JSON only, found by content key."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,12 +14,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from calib_core.errors import DataFormatError
+from calib_core.errors import CalibError, DataFormatError, StaleVersionError
 from calib_core.models.memory import as_placed, whole_tensor
 from calib_core.runtime import processes
-from calib_core.storage.files import read_json, whole_folder, write_json
+from calib_core.runtime.progress import say
+from calib_core.storage.files import read_json, write_json
+from calib_core.storage.generations import Generations
+from calib_core.storage.uris import is_remote
 
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
+
+KEPT_S = 30 * 24 * 3600.0
+"""How long a checkpoint is kept that no run goes on from."""
+
+SAVES = 3
+"""How often to try again where another attempt of the same run removes what this one is at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,48 +54,73 @@ class Checkpoint:
 _PARTS = ("adapter", "best_adapter", "optimizer", "random_states")
 
 
-def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint in place of the one that is there; an interruption leaves the old one."""
+def save_checkpoint(place: str | Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint beside those that are there; it counts once it is whole, and the one before stays.
+
+    Several attempts of one run may write to one place: each checkpoint is of one attempt alone, and any of
+    them can be gone on from.
+
+    Args:
+        place: folder on this machine, or a bucket's URI. A folder also gets `state.json`, for people: where
+            the run stands.
+        checkpoint: what to write.
+
+    Raises:
+        CalibError: the disk is full, or the bucket can't be written to.
+    """
     tensors = {
         f"{part}/{name}": tensor.detach().cpu().contiguous().clone()
         for part in _PARTS
         for name, tensor in getattr(checkpoint, part).items()
     }
-    with whole_folder(folder) as temporary:
-        save_file(tensors, temporary / _TENSORS)
-        write_json(temporary / _STATE, checkpoint.state)
+    for attempt in range(SAVES):
+        try:
+            with Generations(place).write() as folder:
+                save_file(tensors, folder / _TENSORS)
+                write_json(folder / _STATE, checkpoint.state)
+            if not is_remote(place):
+                write_json(Path(place) / _STATE, checkpoint.state)
+            return
+        except StaleVersionError:  # in a bucket: another attempt has just written one as good
+            return
+        except (FileNotFoundError, SafetensorError):  # another attempt has ended, and removed its checkpoints
+            if attempt == SAVES - 1:
+                raise
 
 
-def load_checkpoint(folder: Path) -> Checkpoint | None:
-    """Read the checkpoint of a folder; None where there is none.
+def load_checkpoint(place: str | Path) -> Checkpoint | None:
+    """Read the newest checkpoint of a place that is whole; None where there is none.
 
-    Raises:
-        DataFormatError: the folder is there but isn't a whole checkpoint.
+    A damaged one is named on standard error, and the one before it is taken; where none is whole, that is
+    said too, and the run starts anew.
     """
-    if not folder.exists():
-        return None
+    for attempt in range(SAVES):
+        folder = None
+        try:
+            folder = Generations(place).read()
+            return None if folder is None else _read(folder)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, DataFormatError) as error:
+            if folder is not None and not folder.exists() and attempt < SAVES - 1:
+                continue  # it made room for a newer one while it was read
+            say(f"{place}: no whole checkpoint ({error}); training starts anew")
+            return None
+    return None
+
+
+def _read(folder: Path) -> Checkpoint:
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
-    try:
-        for key, tensor in load_file(folder / _TENSORS).items():
-            part, _, name = key.partition("/")
-            parts[part][name] = tensor
-        return Checkpoint(**parts, state=dict(read_json(folder / _STATE)))
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, DataFormatError) as error:
-        raise DataFormatError(
-            f"{folder}: not a whole checkpoint ({error}); delete the folder to start anew"
-        ) from error
+    for key, tensor in load_file(folder / _TENSORS).items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    return Checkpoint(**parts, state=dict(read_json(folder / _STATE)))
 
 
-def shared_checkpoint(folder: Path) -> Checkpoint | None:
-    """The checkpoint that the first process finds in its folder, in all: machines may share no volume.
-
-    Raises:
-        DataFormatError: as `load_checkpoint`, in all processes.
-    """
+def shared_checkpoint(place: str | Path) -> Checkpoint | None:
+    """The checkpoint that the first process finds, in all: machines may share no volume."""
     found: list[Checkpoint | None] = [None]
 
     def read() -> dict[str, Any] | None:
-        found[0] = load_checkpoint(folder)
+        found[0] = load_checkpoint(place)
         if found[0] is None:
             return None
         names = {part: list(getattr(found[0], part)) for part in _PARTS}
@@ -106,9 +141,29 @@ def shared_checkpoint(folder: Path) -> Checkpoint | None:
     return Checkpoint(**parts, state=plain["state"])
 
 
-def drop_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint that has served."""
-    shutil.rmtree(folder, ignore_errors=True)
+def drop_checkpoint(place: str | Path) -> None:
+    """Remove the checkpoints of a run that has ended; where that can't be done, say so."""
+    for _ in range(SAVES):  # another attempt may be writing there
+        try:
+            Generations(place).drop()
+            return
+        except (OSError, CalibError) as error:
+            left = error
+    say(f"{place}: the checkpoints of this run could not be removed: {left}")
+
+
+def sweep_checkpoints(root: Path) -> None:
+    """Remove checkpoints that no run has gone on from for a month.
+
+    Args:
+        root: folder that holds a folder for each run.
+    """
+    if not root.is_dir():
+        return
+    for folder in root.iterdir():
+        state = folder / _STATE
+        if state.is_file() and time.time() - state.stat().st_mtime > KEPT_S:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
@@ -135,26 +190,34 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def random_states() -> dict[str, Tensor]:
-    """States of torch's generators, CPU and the current accelerator, of every process of the run."""
+def own_random_states() -> dict[str, Tensor]:
+    """States of this process's generators, CPU and the current accelerator, by device."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_own_random_states(states: dict[str, Tensor]) -> None:
+    """Put this process's generators back; an accelerator's is left out on a machine without one."""
+    if "cpu" in states:
+        torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+
+
+def random_states() -> dict[str, Tensor]:
+    """`own_random_states` of every process of the run, named `<process>/<device>`."""
     return {
-        f"{process}/{name}": state
-        for process, own in enumerate(processes.gather(states))
-        for name, state in own.items()
+        f"{process}/{device}": state
+        for process, own in enumerate(processes.gather(own_random_states()))
+        for device, state in own.items()
     }
 
 
 def restore_random_states(states: dict[str, Tensor]) -> None:
-    """Put this process's generator states back.
-
-    An accelerator's is left out on a machine without one; a process that the run did not have when the states
-    were taken goes on with its own.
-    """
-    process = processes.index()
-    if f"{process}/cpu" in states:
-        torch.set_rng_state(states[f"{process}/cpu"])
-    if f"{process}/cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"{process}/cuda"])
+    """Put this process's generators back; one that the run did not have goes on with its own."""
+    own = f"{processes.index()}/"
+    restore_own_random_states(
+        {name.removeprefix(own): state for name, state in states.items() if name.startswith(own)}
+    )

@@ -7,7 +7,6 @@ collapse).
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from calib_core.errors import CalibError
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.runtime.progress import Progress
 from calib_core.scoring.pairs import EncodedPreference, encode_preferences, encoded_logprobs
+from calib_core.storage.leftovers import scratch_folder
 from calib_core.training.config import AlignConfig
 
 
@@ -106,10 +106,10 @@ def align_with_dpo(config: AlignConfig, loaded: LoadedModel, pairs: Sequence[Pre
         ]
     )
     steps = math.ceil(len(rows) / config.batch_size) * config.epochs
-    with tempfile.TemporaryDirectory() as folder, Progress("dpo", total=steps, unit="steps") as progress:
+    with scratch_folder() as folder, Progress("dpo", total=steps, unit="steps") as progress:
         trainer = _TokenizedTrainer(
             model=loaded.model,
-            args=_arguments(config, folder, steps),
+            args=_arguments(config, str(folder), steps),
             train_dataset=table,
             processing_class=loaded.tokenizer,
             callbacks=[_Report(progress)],

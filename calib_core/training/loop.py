@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -24,12 +25,12 @@ from torch import Tensor
 from transformers import get_cosine_schedule_with_warmup
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.decisions.target import BinTargets, estimate_bin_targets
-from calib_core.errors import CalibError
+from calib_core.decisions.target import estimate_bin_targets
+from calib_core.errors import CalibError, Stopped
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import as_placed, spread, whole_tensors
 from calib_core.predictions.table import Predictions
-from calib_core.runtime import processes
+from calib_core.runtime import interrupts, processes
 from calib_core.runtime.progress import Progress, say
 from calib_core.scoring.questions import EncodedQuestions
 from calib_core.training.balance import Weights, rebalanced
@@ -37,65 +38,26 @@ from calib_core.training.batches import LengthGroupedBatches, Objective, cft_los
 from calib_core.training.checkpoints import (
     Checkpoint,
     optimizer_tensors,
+    own_random_states,
     random_states,
     restore_optimizer,
+    restore_own_random_states,
     restore_random_states,
     save_checkpoint,
     shared_checkpoint,
 )
 from calib_core.training.config import FinetuneConfig
 from calib_core.training.lora import trainable_parameters
-from calib_core.training.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
+from calib_core.training.state import RunState, TrainingResult
+from calib_core.training.stopping import best_evaluation, evaluate_heldout, should_stop
+
+SAVE_EVERY_S = 300.0
+"""A checkpoint is written at every evaluation, and where these are rare after so much time: a node that is
+taken away may say nothing before."""
 
 ScoreFold = Callable[[], Predictions]
 FitFold = Callable[[int], EncodedQuestions]
 """The fit fold as an epoch, counted from 0, trains on it: the same rows, their options in any order."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingResult:
-    """What a run did: every evaluation, the one whose adapter the model now holds, and how the run ended."""
-
-    history: tuple[Evaluation, ...]
-    chosen: int
-    steps: int
-    stopped: str
-
-    @property
-    def temperature(self) -> float:
-        """What the kept model's logits are to be divided by; 1 where no other number lowers its NLL."""
-        return self.history[self.chosen].temperature
-
-
-@dataclass(kw_only=True)
-class _State:
-    """Where a run stands; everything but the tensors of its checkpoint."""
-
-    batches_done: int = 0
-    steps: int = 0
-    objective: Objective = "cft"
-    history: list[Evaluation] = field(default_factory=list)
-    targets: BinTargets | None = None
-    loss_sum: float = 0.0
-    loss_count: int = 0
-    stopped: str = ""
-    weights: Weights
-    _PLAIN: ClassVar = ("batches_done", "steps", "objective", "loss_sum", "loss_count", "stopped")
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **{key: getattr(self, key) for key in self._PLAIN},
-            "history": [asdict(evaluation) for evaluation in self.history],
-            "targets": self.targets.to_dict() if self.targets else None,
-            "weights": asdict(self.weights),
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> _State:
-        history = [Evaluation(**evaluation) for evaluation in value["history"]]
-        targets = BinTargets.from_dict(value["targets"]) if value["targets"] else None
-        plain = {key: value[key] for key in cls._PLAIN}
-        return cls(**plain, history=history, targets=targets, weights=Weights(**value["weights"]))
 
 
 class Finetuning:
@@ -108,8 +70,8 @@ class Finetuning:
         score_fit: scores the fit fold with the model as it is now.
         score_heldout: scores the calibration fold with the model as it is now.
         objective: the loss that the run begins with.
-        work: folder of the run's checkpoint, named by the content that went into the run; a run that finds
-            one goes on.
+        work: folder, or URI in a bucket, of the run's checkpoints, named by the content that went into the
+            run; a run that finds one goes on.
     """
 
     def __init__(
@@ -121,15 +83,16 @@ class Finetuning:
         score_fit: ScoreFold,
         score_heldout: ScoreFold,
         objective: Objective,
-        work: Path,
+        work: str | Path,
     ) -> None:
         self._config, self._loaded, self._fit_of = config, loaded, fit
         self._score_fit, self._score_heldout = score_fit, score_heldout
         self._work = work
         self._start = Weights(lambda_ece=config.lambda_ece, label_smoothing=config.label_smoothing)
-        self._state = _State(objective=objective, weights=self._start)
+        self._state = RunState(objective=objective, weights=self._start)
         self._best: dict[str, Tensor] = {}
         self._heldout: tuple[int, Predictions] | None = None
+        self._saved_s = time.monotonic()
         processes.join()
         self._accelerator = Accelerator(cpu=processes.on_cpus(), kwargs_handlers=[_exchange(loaded.model)])
         self._begin_epoch(0)
@@ -144,25 +107,23 @@ class Finetuning:
         Raises:
             CalibError: the loss is not finite (with the step and the questions), or the adapter has not
                 changed.
+            Stopped: SIGTERM or Ctrl-C came; the run can go on from where it was.
         """
         digest_before = adapter_digest(self._loaded.model)
-        resumed = self._resume()
+        self._resume()
         state = self._state
-        with Progress(state.objective, total=self._total, unit="batches") as progress:
-            progress.advance(state.batches_done)
-            for position, rows in self._batches():
-                if resumed is not None:
-                    restore_random_states(resumed.random_states)
-                    resumed = None
-                if state.objective == "rcft" and self._is_due(position, self._config.e_steps_per_epoch):
-                    self._e_step()
-                loss = self._train_batch(position, rows)
-                state.batches_done = position + 1
-                progress.advance(note=f"loss {loss:.3f}")
-                if self._is_due(position + 1, self._config.evaluations_per_epoch):
-                    self._evaluate()
-                    if state.stopped:
-                        break
+        with interrupts.deferred():
+            try:
+                self._train()
+            except Stopped as stop:
+                self._return_to_rest()
+                problem = self._save()
+                kept = "its checkpoint is kept, and the same run goes on from it"
+                if problem:
+                    kept = f"the same run goes on from the checkpoint before, for this one failed: {problem}"
+                raise Stopped(
+                    stop.number, f"{stop} at step {self._state.steps} of training; {kept}"
+                ) from None
         state.stopped = state.stopped or f"all {self._config.epochs} epochs were trained"
         self._restore(self._best)
         if adapter_digest(self._loaded.model) == digest_before:
@@ -175,6 +136,41 @@ class Finetuning:
         return TrainingResult(
             history=tuple(state.history), chosen=chosen, steps=state.steps, stopped=state.stopped
         )
+
+    def _train(self) -> None:
+        """Train, evaluate and save until the calibration fold says stop, or all epochs are done.
+
+        Raises:
+            Stopped: the process was told to end; the state is that of the last step.
+        """
+        state = self._state
+        with Progress(state.objective, total=self._total, unit="batches") as progress:
+            progress.advance(state.batches_done)
+            self._rest()
+            self._evaluate_where_due()
+            for position, rows in self._batches():
+                if state.objective == "rcft" and self._is_due(position, self._config.e_steps_per_epoch):
+                    self._e_step()
+                loss = self._train_batch(position, rows)
+                state.batches_done = position + 1
+                progress.advance(note=f"loss {loss:.3f}")
+                if state.batches_done % self._per_epoch % self._config.gradient_accumulation == 0:
+                    self._rest()
+                self._evaluate_where_due()
+                if state.stopped:
+                    break
+
+    def _rest(self) -> None:
+        """Remember where the run stands between two steps, which is where it can go on from."""
+        state = replace(self._state, history=[*self._state.history])
+        self._resting = (state, self._best, own_random_states())
+        if interrupts.check(note=time.monotonic() - self._saved_s > SAVE_EVERY_S):
+            self._save()
+
+    def _return_to_rest(self) -> None:
+        """Forget what was begun since the last step: gradients of a part of a batch, half an evaluation."""
+        self._state, self._best, own = self._resting
+        restore_own_random_states(own)
 
     def _prepare(self) -> None:
         config = self._config
@@ -231,6 +227,7 @@ class Finetuning:
         value = 0.0
         parts = passes(rows, self._lengths, config.pass_tokens * processes.count())
         for part in parts:
+            interrupts.check()
             with self._adding_up(steps and part is parts[-1]):
                 loss = self._share_of_loss(part) * (len(part) / len(rows))
                 value += float(self._accelerator.reduce(loss.detach(), reduction="sum"))
@@ -289,6 +286,14 @@ class Finetuning:
             self._heldout = (self._state.steps, self._score_heldout())
         return self._heldout[1]
 
+    def _evaluate_where_due(self) -> None:
+        """Evaluate at the marks of an epoch; once, also where a run goes on that was stopped there."""
+        state = self._state
+        if state.batches_done > state.evaluated_at and self._is_due(
+            state.batches_done, self._config.evaluations_per_epoch
+        ):
+            self._evaluate()
+
     def _evaluate(self) -> None:
         config, state = self._config, self._state
         heldout = self._heldout_now()
@@ -330,7 +335,9 @@ class Finetuning:
             and state.batches_done % self._per_epoch == 0
         ):
             self._leave_cft_when_memorising()
+        state.evaluated_at = state.batches_done
         self._save()
+        self._rest()
 
     def _leave_cft_when_memorising(self) -> None:
         config = self._config
@@ -359,7 +366,9 @@ class Finetuning:
             for name, tensor in tensors.items():
                 parameters[name].copy_(as_placed(tensor, parameters[name]))
 
-    def _save(self) -> None:
+    def _save(self) -> str:
+        """Write a checkpoint, and tell why it could not be written, or ""; the run goes on all the same."""
+        self._saved_s = time.monotonic()
         checkpoint = Checkpoint(
             adapter=self._adapter(),
             best_adapter=self._best,
@@ -367,21 +376,26 @@ class Finetuning:
             random_states=random_states(),
             state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
         )
-        processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
+        try:
+            processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
+        except (CalibError, OSError) as error:
+            say(f"the checkpoint of step {self._state.steps} could not be written: {error}")
+            return str(error)
+        return ""
 
-    def _resume(self) -> Checkpoint | None:
+    def _resume(self) -> None:
         checkpoint = shared_checkpoint(self._work)
         if checkpoint is None:
-            return None
-        self._state = _State.from_dict(checkpoint.state)
+            return
+        self._state = RunState.from_dict(checkpoint.state)
         self._best = checkpoint.best_adapter
         self._restore(checkpoint.adapter)
         restore_optimizer(self._optimizer, self._names, checkpoint.optimizer)
         self._schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None]})
         for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
             group["lr"] = rate
-        say(f"going on from step {self._state.steps}, found in {self._work}")
-        return checkpoint
+        restore_random_states(checkpoint.random_states)
+        say(f"going on from step {self._state.steps} of an earlier attempt")
 
 
 def _exchange(model: Any) -> DistributedDataParallelKwargs:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from calib_core.errors import CalibError, ConfigError
+from calib_core.models.adapters import RECORD, file_hashes
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import whole_tensors
 from calib_core.runtime import processes
@@ -29,7 +30,7 @@ def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> Lo
         ConfigError: nothing is left to train, or the model has no layers that LoRA can adapt.
     """
     model = loaded.model
-    loaded.temperature = 1.0  # that of an adapter that is trained on holds no longer
+    loaded.temperature, loaded.adapter_files = 1.0, None  # an adapter that is trained on is another one
     if not isinstance(model, PeftModel):
         torch.manual_seed(config.seed)
         lora = LoraConfig(
@@ -89,7 +90,8 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
     Args:
         loaded: the model that carries the adapter.
         folder: adapter folder to write.
-        record: what to say in `calibration.json` beside the base model's identity and the adapter's digest.
+        record: what to say in `calibration.json` beside the base model's identity, the adapter's digest and
+            those of its files, and the trainings that its input adapter had.
     """
     description = {**loaded.describe(), "adapter": adapter_digest(loaded.model)}
     tensors = whole_tensors(trainable_parameters(loaded.model))
@@ -108,9 +110,8 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
             (temporary / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
             for path in temporary.iterdir():
                 share(path, 0o666)  # safetensors writes 0600
-            write_json(
-                temporary / "calibration.json", {**description, **record, "library_version": __version__}
-            )
+            about = {**description, "lineage": list(loaded.lineage), "files": file_hashes(temporary)}
+            write_json(temporary / RECORD, {**about, **record, "library_version": __version__})
 
     processes.from_first(write)
 

@@ -102,17 +102,9 @@ class Cluster:
         Raises:
             ThereAlreadyError: one of this name is there.
             ConfigError: the cluster refuses it.
-            CalibError: it does not answer; no job is left.
+            CalibError: it does not answer; the job may have been made all the same.
         """
-        try:
-            self._create(body)
-        except (ConfigError, ThereAlreadyError):
-            raise
-        except CalibError:
-            # It may have been made although no answer came: not left behind either.
-            with contextlib.suppress(CalibError):
-                self.delete(body["metadata"]["name"])
-            raise
+        self._create(body)
 
     def _create(self, body: Mapping[str, Any], **options: str) -> dict[str, Any]:
         with _explained(f"the job {body['metadata']['name']}", gone=False):

@@ -109,23 +109,37 @@ def run_job(cluster: Cluster, body: Mapping[str, Any], *, timeout_s: float) -> N
 
 def _make(cluster: Cluster, body: Mapping[str, Any]) -> None:
     name, trainer = body["metadata"]["name"], body["spec"]["trainer"]
-    with contextlib.suppress(ThereAlreadyError):
+    try:
         cluster.create(body)
         say(
             f"job {name}: {trainer['numNodes']} nodes, {trainer['numProcPerNode']} processes on each, "
             f"runtime {body['spec']['runtimeRef']['name']}, namespace {cluster.namespace}"
         )
         return
+    except ThereAlreadyError:
+        pass
+    except CalibError as error:
+        if isinstance(error, ConfigError) or not _is_there(cluster, name):
+            raise
     with contextlib.suppress(GoneError):
         job = cluster.get(name)
         if not _ended(job).get("Failed") and "deletionTimestamp" not in job["metadata"]:
             cluster.adopt(name)
-            say(f"job {name}: there already, made by a try before; watching it")
+            say(f"job {name}: there already; watching it")
             return
         say(f"job {name}: failed in a try before, or is being removed; making it anew")
         cluster.delete(name)
         _wait_until_gone(cluster, name)
     _make(cluster, body)
+
+
+def _is_there(cluster: Cluster, name: str) -> bool:
+    """Whether a job was made although no answer came."""
+    try:
+        cluster.get(name)
+    except CalibError:
+        return False
+    return True
 
 
 def _watched(cluster: Cluster, name: str, deadline: float) -> str:

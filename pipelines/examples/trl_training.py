@@ -44,6 +44,8 @@ def train_with_trl(
     Returns:
         The adapter's URI.
     """
+    import json
+    from pathlib import Path
     from string import ascii_uppercase
 
     import pyarrow.parquet as pq
@@ -80,6 +82,10 @@ def train_with_trl(
     )
     trainer.train()
     trainer.save_model(adapter.path)
+    # The gate promotes no adapter that doesn't say which folds it was trained with.
+    folds = json.loads(Path(data.path, "data.json").read_text())["folds"]
+    trained = {"method": "sft", "data": {name: fold["fingerprint"] for name, fold in folds.items()}}
+    Path(adapter.path, "calibration.json").write_text(json.dumps(trained))
     return adapter.uri
 
 

@@ -11,6 +11,7 @@ from kfp import dsl
 from calib_core.models.budget import GIB
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.parameters import parameter
+from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_core.storage.uris import is_remote
 from calib_pipelines.definitions.placement import (
     FIRST_PAUSE_S,
@@ -94,7 +95,7 @@ class KubeflowSettings(Settings):
         "",
         "Folder on a mounted claim where tasks with a model keep what they download, and the "
         "checkpoints that training goes on from when it is tried again; in the pod, and lost with it, "
-        "if left out.",
+        "if left out (with spot, checkpoints go to the bucket of the outputs instead).",
     )
 
     def rules(self, check: ConfigCheck) -> None:
@@ -222,6 +223,8 @@ class Kubeflow(Cluster):
         if settings.cache:
             task.set_env_variable("CALIB_CACHE", f"{settings.cache}/calib")
             task.set_env_variable("HF_HOME", f"{settings.cache}/huggingface")
+        elif settings.spot and kind.work == "lora":
+            task.set_env_variable(CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET)
         if kind.work == "lora":  # processes of one machine talk by shared memory, of which a pod has 64 MiB
             self._kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory")
         if settings.timeout_hours:

@@ -12,6 +12,7 @@ from kfp.dsl.base_component import BaseComponent
 from calib_core.models.budget import parse_parameters
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.parameters import parameter
+from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_pipelines.definitions.placement import (
     ACCELERATORS,
     LIGHT_CPU,
@@ -267,6 +268,9 @@ class Vertex(Cluster):
             network=settings.network,
             strategy=settings.strategy,
             max_wait_duration=f"{round(settings.max_wait_hours * 3600)}s",
+            env=[{"name": CHECKPOINTS_VARIABLE, "value": IN_OUTPUTS_BUCKET}]
+            if settings.strategy == "SPOT" and kind.work == "lora"
+            else None,
         )
         return wrapped
 
