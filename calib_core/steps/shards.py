@@ -23,7 +23,8 @@ from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Loading, PromptStyle, Scoring
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
-from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.records import read_record
 from calib_core.version import __version__
 
 QUESTIONS, EXAMPLES, RECORD = "questions.parquet", "examples.parquet", "shards.json"
@@ -182,11 +183,7 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
 
 def _read_shards(data: Path) -> tuple[tuple[Question, ...], tuple[Question, ...], int]:
     """Questions, worked examples and number of shards of a folder that `shard_questions` wrote."""
-    record = read_json(data / RECORD)
-    if not isinstance(record, dict) or not isinstance(record.get("n_shards"), int):
-        raise DataFormatError(
-            f"{data / RECORD}: field n_shards is missing; make the folder with `calib shard`"
-        )
+    record = read_record(data / RECORD, {"n_shards": int}, advice="make the folder with `calib shard`")
     questions = tuple(read_questions(data / QUESTIONS)[0])
     examples = tuple(read_questions(data / EXAMPLES)[0]) if (data / EXAMPLES).is_file() else ()
     return questions, examples, record["n_shards"]
