@@ -19,6 +19,7 @@ from calib_core.data.questions import Question, fingerprint, read_questions, wri
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.predictions.table import Predictions, concatenate, read_predictions, write_predictions
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Loading, PromptStyle, Scoring
 from calib_core.settings.parameters import parameter
@@ -86,7 +87,7 @@ def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
         )
     record = {
         "library_version": __version__,
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         "source": report.to_dict(),
         "n_questions": len(rest),
         "n_examples": len(examples),

@@ -20,6 +20,7 @@ from kfp.components import load_component_from_file
 import calib_pipelines
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import without_secrets
 from calib_core.steps.task import ERROR_FILE_VARIABLE
 from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.storage.leftovers import scratch_folder
@@ -205,7 +206,7 @@ class _Screen(io.TextIOBase):
         *lines, self._line = self._line.split("\n")
         for line in lines:
             plain = re.sub(r"\x1b\[\d+m", "", line)
-            self._log.write(plain + "\n")
+            self._log.write(without_secrets(plain) + "\n")
             self._log.flush()
             self._show(plain)
         return len(text)
