@@ -60,7 +60,7 @@ def fit_temperature(predictions: Predictions) -> float:
         )
     # The search never tries the limits themselves.
     best = min((float(found.x), *bounds), key=nll)
-    return math.exp(best)
+    return min(max(math.exp(best), MIN_TEMPERATURE), MAX_TEMPERATURE)
 
 
 def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:

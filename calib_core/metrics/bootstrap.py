@@ -162,8 +162,13 @@ class GapModel:
         return float(np.abs(self.cells).sum())
 
     def truth(self, shift: float) -> NDArray[np.float64]:
-        """Candidate true gaps (C,): those seen, `shift` standard errors further from 0, but not across it."""
-        return np.sign(self.cells) * np.maximum(np.abs(self.cells) + shift * self.sd, 0)
+        """Candidate true gaps (C,): those seen, `shift` standard errors further from 0, but not across it.
+
+        A gap of exactly 0 moves too, to either side alike: else a table whose gaps are all 0 would have no
+        candidate but perfect calibration.
+        """
+        side = np.where(self.cells < 0, -1.0, 1.0)
+        return side * np.maximum(np.abs(self.cells) + shift * self.sd, 0)
 
     def observed(self, shift: float) -> NDArray[np.float64]:
         """The ECE that R noisy data sets would show if `truth(shift)` were true, float64 (R,)."""
@@ -300,7 +305,7 @@ def gap_sum_change(
     shared = _correlation(*(model.observed(model.shift_where_seen_is_quantile(0.5)) for model in models))
 
     def distance(x: float, y: float) -> float:
-        return math.sqrt(x**2 + y**2 - 2 * shared * x * y)
+        return math.sqrt(max(0.0, x**2 + y**2 - 2 * shared * x * y))  # rounding may leave less than 0
 
     return _holding(
         Interval(
@@ -312,9 +317,14 @@ def gap_sum_change(
 
 
 def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """Correlation, taken as 0 where it is negative or one side has no spread: intervals only get wider so."""
+    """Correlation in [-1, 1], 0 where one side has no spread.
+
+    A negative one keeps its sign: two errors that move against each other make their difference less sure.
+    """
     spread = float(x.std() * y.std())
-    return max(0.0, float(((x - x.mean()) * (y - y.mean())).mean()) / spread) if spread > 0 else 0.0
+    if spread <= 0:
+        return 0.0
+    return min(1.0, max(-1.0, float(((x - x.mean()) * (y - y.mean())).mean()) / spread))
 
 
 def conf_ece_interval(

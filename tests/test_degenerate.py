@@ -1,0 +1,95 @@
+"""Tables without spread: equal confidences, gaps of exactly 0, certainty. Every search has an end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calib_core import Predictions, compare, fit_temperature, measure
+from calib_core.decisions.bounds import regime_test
+from calib_core.decisions.gate import decide
+from calib_core.metrics.bootstrap import Interval, bin_gaps, gap_sum_change, gap_sum_interval
+
+N = 120
+
+
+def table(kind: str, labels: str, k: int, seed: int = 0) -> Predictions:
+    random = np.random.default_rng(seed)
+    y = {
+        "balanced": np.arange(N) % k,
+        "first": np.zeros(N, dtype=int),
+        "random": random.integers(0, k, N),
+    }[labels]
+    top = {"uniform": 1 / k, "certain": 1.0, "nearly": 1 - 1e-7, "half": max(0.5, 1 / k)}[kind]
+    probs = np.full((N, k), (1 - top) / (k - 1))
+    probs[:, 0] = top
+    if kind == "certain":
+        probs = np.eye(k)[random.integers(0, k, N)]
+    return Predictions.from_probs(probs.tolist(), y.tolist())
+
+
+tables = st.builds(
+    table,
+    st.sampled_from(["uniform", "certain", "nearly", "half"]),
+    st.sampled_from(["balanced", "first", "random"]),
+    st.sampled_from([2, 4, 26]),
+    st.integers(0, 3),
+)
+
+
+def check(interval: Interval | float | None) -> None:
+    if isinstance(interval, Interval):
+        assert all(map(math.isfinite, asdict(interval).values()))
+        assert interval.low - 1e-9 <= interval.value <= interval.high + 1e-9  # rounding in means
+
+
+@settings(max_examples=40, deadline=None)
+@given(predictions=tables)
+def test_every_figure_and_its_interval_exists(predictions) -> None:
+    figures = measure(predictions, n_resamples=60)
+    for name in figures.to_dict():
+        check(getattr(figures, name, None))
+    assert 0.01 <= fit_temperature(predictions) <= 100
+
+
+@settings(max_examples=25, deadline=None)
+@given(before=tables, after=tables)
+def test_two_tables_can_be_compared_and_decided_on(before, after) -> None:
+    if before.logits.shape != after.logits.shape or (before.labels != after.labels).any():
+        after = before
+    for interval in vars(compare(before, after, n_resamples=60)).values():
+        check(interval)
+    assert decide(before, after, n_resamples=60).reasons
+
+
+@settings(max_examples=25, deadline=None)
+@given(fit=tables, heldout=tables)
+def test_the_regime_test_ends(fit, heldout) -> None:
+    heldout = replace(heldout, ids=tuple(f"held-out {name}" for name in heldout.ids))
+    result = regime_test(fit, heldout, target_ece=0.3, n_resamples=60)
+    assert result.regime in ("calibrated", "calibratable", "non_calibratable")
+
+
+def test_gaps_of_exactly_zero_leave_room_for_error() -> None:
+    conf, correct = np.full(400, 0.5), np.arange(400) % 2.0
+    limits = gap_sum_interval(bin_gaps(conf, correct))
+    assert (limits.value, limits.low) == (0, 0)
+    # The bin's mean has a standard error of 0.5 / 20 = 0.025, of which 400 questions can't exclude two.
+    assert limits.high == pytest.approx(0.049, abs=0.01)
+
+
+def test_errors_that_move_against_each_other_make_a_difference_less_sure() -> None:
+    random = np.random.default_rng(0)
+    noise = random.normal(0, 0.5, 800)
+    one = (0.2 + noise)[:, None]
+    same, opposite, apart = one, (0.2 - noise)[:, None], (0.2 + random.permutation(noise))[:, None]
+    changes = [gap_sum_change(one, other) for other in (same, apart, opposite)]
+    widths = [change.high - change.low for change in changes]
+    # Of a difference: 0, sqrt(2) and 2 times the width of one, in that order.
+    assert widths[0] < 0.1 * widths[1]
+    assert widths[2] == pytest.approx(math.sqrt(2) * widths[1], rel=0.1)
