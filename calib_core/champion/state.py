@@ -14,12 +14,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.errors import ConfigError, DataFormatError, short
+from calib_core.storage.records import check_record, parse_record
 from calib_core.storage.uris import exists, join, read_versioned, write_versioned
 
 FILE = "champion.json"
 FORMAT = 1
 ACTIONS = ("first", "promoted", "rolled_back")
+
+_FIGURE = {"value": float, "low": float, "high": float}
+_CHANGE = {
+    **{"number": int, "time": str, "action": str, "model": str, "run?": str, "digest?": str},
+    "figures?": {...: (_FIGURE, float, None)},
+}
+_SHAPE = {
+    **{"format": int, "model": str, "number": int, "snapshot": str, "run": str, "history": [_CHANGE]},
+    "split": {"fit_fraction": float, "calibration_fraction": float},
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,25 +102,26 @@ class Champion:
         Raises:
             DataFormatError: they are of no known form; `where` names their source.
         """
-        try:
-            if record["format"] != FORMAT:
-                raise DataFormatError(
-                    f"{where}: field format is {record['format']!r}, this version knows {FORMAT}; "
-                    "update calib-core"
-                )
-            champion = cls(
-                snapshot=record["snapshot"],
-                split=(record["split"]["fit_fraction"], record["split"]["calibration_fraction"]),
-                run=record["run"],
-                history=tuple(Change(**change) for change in record["history"]),
-            )
-            if record["model"] != champion.model:
-                raise DataFormatError(f"{where}: field model isn't the last of history; restore the file")
-        except (KeyError, TypeError, IndexError) as error:
+        advice = "not a champion's file: restore it, or name another folder"
+        check_record(record, {"format": int}, where, advice=advice)
+        if record["format"] != FORMAT:
             raise DataFormatError(
-                f"{where}: not a champion's file ({type(error).__name__}: {error}); restore it, or name "
-                "another folder"
-            ) from None
+                f"{where}: field format is {short(record['format'])}, this version knows {FORMAT}; "
+                "update calib-core"
+            )
+        check_record(record, _SHAPE, where, advice=advice)
+        try:
+            history = tuple(Change(**change) for change in record["history"])
+        except TypeError as error:  # a field that this version doesn't know, and would lose
+            raise DataFormatError(f"{where}: {error}; {advice}") from None
+        champion = cls(
+            snapshot=record["snapshot"],
+            split=(record["split"]["fit_fraction"], record["split"]["calibration_fraction"]),
+            run=record["run"],
+            history=history,
+        )
+        if not champion.history or record["model"] != champion.model:
+            raise DataFormatError(f"{where}: field model isn't the last of history; restore the file")
         return champion
 
     def changed(
@@ -147,11 +159,7 @@ def read_champion(folder: str | Path) -> tuple[Champion, str] | None:
     if found is None:
         return None
     data, version = found
-    try:
-        record = json.loads(data)
-    except ValueError as error:
-        raise DataFormatError(f"{uri}: not valid JSON ({error}); restore the file") from None
-    return Champion.from_dict(record, uri), version
+    return Champion.from_dict(parse_record(data, dict, uri, advice="restore the file"), uri), version
 
 
 def write_champion(folder: str | Path, champion: Champion, *, expected: str | None) -> str:

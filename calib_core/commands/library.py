@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import PurePath
-from typing import Any
+from typing import Any, TypeAlias
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.errors import CalibError, ConfigError, Stopped
@@ -28,7 +28,9 @@ from calib_core.report.text import (
     result_text,
     summary_text,
 )
+from calib_core.runtime.messages import quiet_data, shown_message
 from calib_core.runtime.progress import quiet_libraries
+from calib_core.runtime.secrets import shown, without_secrets
 from calib_core.settings.flags import Parser, add_flags
 from calib_core.settings.parameters import Parameter, config_from, parameters_of
 from calib_core.steps.align import align
@@ -49,7 +51,7 @@ from calib_core.steps.shards import (
 from calib_core.storage.uris import fetch, join, published
 from calib_core.training.config import AlignConfig, FinetuneConfig
 
-Subparsers = argparse._SubParsersAction  # argparse has no public name for it
+Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
 Result = Mapping[str, Any]
 
 WRONG_PATH = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
@@ -75,9 +77,12 @@ def add_commands(commands: Subparsers) -> None:
 
 
 def command(commands: Subparsers, name: str, text: str) -> Parser:
-    """A subcommand's parser, with the option `--json` that all have."""
+    """A subcommand's parser, with the options `--json` and `--quiet-data` that all have."""
     parser: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    parser.add_argument(
+        "--quiet-data", action="store_true", help="quote no values of the data in messages of what is wrong"
+    )
     parser.set_defaults(parser=parser, text=result_text, exit_code=lambda result: 0)
     return parser
 
@@ -85,18 +90,23 @@ def command(commands: Subparsers, name: str, text: str) -> Parser:
 def execute(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Run the command that `arguments` name, print its result, and return the exit code."""
     given = parser.parse_args(arguments)
+    with quiet_data(given.quiet_data):
+        return _run(given)
+
+
+def _run(given: argparse.Namespace) -> int:
     quiet_libraries()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is not the result
             result: Result = given.run(given)
     except CalibError as error:
-        sys.stderr.write(f"error: {given.parser.as_typed(str(error))}\n")
+        sys.stderr.write(f"error: {shown_message(given.parser.as_typed(str(error)))}\n")
         return error.exit_code
     except OSError as error:  # the disk is full, say, or a path leads where nothing can be written
         wrong_path = isinstance(error, WRONG_PATH)
         place = error.filename2 or error.filename or "file system"
         advice = "give another path" if wrong_path else "mend this, and run the command again"
-        sys.stderr.write(f"error: {place}: {error.strerror or error}; {advice}\n")
+        sys.stderr.write(f"error: {shown_message(f'{place}: {error.strerror or error}; {advice}')}\n")
         return ConfigError.exit_code if wrong_path else CalibError.exit_code
     except Stopped as stop:
         sys.stderr.write(f"{stop}\n")
@@ -104,7 +114,11 @@ def execute(parser: Parser, arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("stopped\n")
         return 130
-    text = json.dumps(result, ensure_ascii=False, allow_nan=False) if given.json else given.text(result)
+    text = (
+        json.dumps(shown(result), ensure_ascii=False, allow_nan=False)
+        if given.json
+        else without_secrets(given.text(result))
+    )
     sys.stdout.write(text + "\n")
     return int(given.exit_code(result))
 

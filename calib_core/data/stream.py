@@ -22,7 +22,8 @@ from calib_core.data.questions import Question, answer_key, content_key, read_qu
 from calib_core.data.rows import NoRowsError, OnBadRow
 from calib_core.data.source import FILE_TYPES
 from calib_core.errors import DataFormatError, NotEnoughDataError, short
-from calib_core.storage.files import read_json, sha256_file, sha256_json, write_json
+from calib_core.storage.files import sha256_file, sha256_json, write_json
+from calib_core.storage.records import read_record
 from calib_core.storage.uris import StoredFile, fetch, list_files
 
 HASH_BYTES = 16
@@ -40,6 +41,7 @@ STREAM, TRAINED_ON = "stream", "trained_on"
 FORMAT = 2
 """Of the snapshot; the first one held hashes alone, of texts without their case."""
 
+_SHAPE = {"id": str, "files": [{"name": str, "version": str, "sha256": str}]}
 _SHOWN = 5
 
 
@@ -133,8 +135,8 @@ class Snapshot:
         Raises:
             DataFormatError: the folder is no snapshot, or isn't as it was written.
         """
-        record = read_json(folder / "snapshot.json")
-        if not isinstance(record, dict) or record.get("format") != FORMAT:
+        record = read_record(folder / "snapshot.json", _SHAPE, advice="restore the folder")
+        if record.get("format") != FORMAT:
             raise DataFormatError(
                 f"{folder / 'snapshot.json'}: not of format {FORMAT}, so another version of this "
                 "package wrote it; begin with another champion's folder"

@@ -422,7 +422,7 @@ def _state_facts(cities: list[dict[str, Any]], states: dict[str, str]) -> Iterab
 
 def _asked_by_state(city: dict[str, Any]) -> bool:
     """Whether a US city serves a question on its state; every fifth serves one on its country instead."""
-    return city["countrycode"] == "US" and city["geonameid"] % 5 > 0
+    return bool(city["countrycode"] == "US" and city["geonameid"] % 5 > 0)
 
 
 def _sovereign(countries: dict[str, Any]) -> dict[str, Any]:

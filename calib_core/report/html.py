@@ -20,6 +20,7 @@ from calib_core.metrics.figures import per_subject, reliability_bins, risk_cover
 from calib_core.predictions.table import Predictions
 from calib_core.report import plots, wording
 from calib_core.report.trend import trend_section
+from calib_core.runtime.secrets import shown
 from calib_core.storage.files import whole_file
 
 HEADLINE_FIGURES = ("accuracy", "mean_confidence", "conf_ece", "cw_ece")
@@ -311,7 +312,7 @@ def _history(history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 def _appendix(data: ReportData) -> list[tuple[str, list[tuple[str, str]]]]:
     tables = [
-        ("Parameters", wording.flat(data.parameters)),
+        ("Parameters", wording.flat(shown(data.parameters))),
         ("Versions", wording.flat(data.versions)),
         ("Fingerprints of data and models", wording.flat(data.fingerprints)),
         (

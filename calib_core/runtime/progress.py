@@ -11,6 +11,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from calib_core.runtime.processes import speaks
+from calib_core.runtime.secrets import without_secrets
 
 LINE_INTERVAL_S = 5.0
 
@@ -68,10 +69,10 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Write one line to standard error; of several processes the first one does."""
+    """Write one line to standard error, without secrets; of several processes the first one does."""
     if not speaks():
         return
-    sys.stderr.write(text + "\n")
+    sys.stderr.write(without_secrets(text) + "\n")
     sys.stderr.flush()
 
 

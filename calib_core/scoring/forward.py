@@ -99,7 +99,8 @@ def logits_at(
     with _head_at(model, rows, columns, None if exact is None else exact.to(where)) as seen:
         logits = model(input_ids=ids, attention_mask=mask, **extra).logits
     # A family that doesn't call its output embedding as a module gives logits at every position.
-    return (logits[0] if seen else logits[rows, columns]).float()
+    found: Tensor = (logits[0] if seen else logits[rows, columns]).float()
+    return found
 
 
 def sequence_logits(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Tensor:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NoReturn
 
+from calib_core.runtime.messages import shown_message
 from calib_core.settings.parameters import Parameter, parameters_of
 
 SHOWN_CHOICES = 5
@@ -38,7 +39,7 @@ class Parser(argparse.ArgumentParser):
         if chosen := _CHOSEN.search(message):
             choices = [word.strip().strip("'\"") for word in chosen[2].split(",")]
             message += suggestion(chosen[1], choices)
-        super().error(message)
+        super().error(shown_message(message))
 
     def as_typed(self, message: str) -> str:
         """A message in which parameters that are this parser's options stand as they are typed.

@@ -9,6 +9,7 @@ from typing import Any
 
 from calib_core.metrics.summary import measure
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.steps.folder import read_data, read_pairs, required_pairs
 from calib_core.storage.files import check_output_folder
 from calib_core.training.config import AlignConfig
@@ -61,7 +62,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     record = {
         "method": "dpo",
         "data": prepared.record["preferences"],
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         "training": figures,
         "unaligned": measure(unaligned).to_dict(),
         "win_rate": {"before": before, "after": after},

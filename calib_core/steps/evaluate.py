@@ -12,6 +12,7 @@ from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import write_predictions
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
 from calib_core.settings.parameters import parameter
 from calib_core.steps.folder import check_sizes, read_data, read_pairs
@@ -97,7 +98,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         "model": {**loaded.describe(), "adapter_files": loaded.adapter_files},
         "data": prepared.fingerprints(),
         "predictions": {name: table.digest() for name, table in predictions.items()},
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         "seconds": time.monotonic() - started_s,
     }
     with whole_folder(out) as folder:

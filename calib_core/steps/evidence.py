@@ -20,10 +20,12 @@ from calib_core.errors import CalibError, EvidenceError
 from calib_core.models.adapters import CONFIG, adapter_record, copy_adapter, files_digest, lineage
 from calib_core.predictions.table import Predictions, read_predictions
 from calib_core.storage.files import read_json, sha256_file
+from calib_core.storage.records import check_record
 from calib_core.storage.uris import fetch, is_remote
 
 RECORD = "evaluation.json"
-_FIELDS = ("regime", "figures", "model", "data", "predictions")
+_SHAPE = {"regime": dict, "figures": dict, "model": dict, "data": {...: str}, "predictions": {...: str}}
+_FIELDS = tuple(_SHAPE)
 _MODEL = ("base_digest", "adapter")
 """What evaluation.json and each table's protocol must say alike."""
 
@@ -58,6 +60,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     facts = read_json(path)
     if missing := sorted(set(_FIELDS) - facts.keys()) if isinstance(facts, dict) else list(_FIELDS):
         raise EvidenceError(f"{path}: {', '.join(missing)} missing; make the folder with `evaluate`")
+    check_record(facts, _SHAPE, str(path), advice="make the folder with `evaluate`")
     if absent := sorted(set(FOLDS) - facts["predictions"].keys()):
         raise EvidenceError(
             f"{path}: predictions of {', '.join(absent)} missing; make the folder with `evaluate`"

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime import processes
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.settings.flags import flags_of
 from calib_core.steps.folder import check_sizes, read_data
 from calib_core.storage.disks import cache_dir
@@ -134,7 +135,7 @@ def _finetune(
         "method": method,
         "input_adapter": origin["adapter"],
         "data": prepared.fingerprints(),
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         "prompt": encoder.describe(),
         "history": [
             {**asdict(evaluation), "chosen": index == result.chosen}

@@ -11,9 +11,11 @@ from calib_core.data.preferences import Preference, read_preferences
 from calib_core.data.questions import Question, fingerprint, read_questions
 from calib_core.decisions.bounds import required_examples
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.storage.files import read_json
+from calib_core.storage.records import read_record
 
 OPTIONAL_FOLD = "out_of_domain"
+_FOLD = {"n": int, "fingerprint": str}
+_SHAPE = {"folds": {...: _FOLD}, "preferences?": {...: _FOLD}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +48,7 @@ def read_data(folder: Path, *, shots: int = 0) -> PreparedData:
         DataFormatError: this is no data folder, or a fold isn't as it was written.
         NotEnoughDataError: the fit fold has not more questions than `shots`.
     """
-    record = read_json(folder / "data.json")
-    if not isinstance(record, dict) or "folds" not in record:
-        raise DataFormatError(
-            f"{folder / 'data.json'}: field folds is missing; make the folder with `prepare`"
-        )
+    record = read_record(folder / "data.json", _SHAPE, advice="make the folder with `prepare`")
     names = [*FOLDS, *([OPTIONAL_FOLD] if (folder / f"{OPTIONAL_FOLD}.parquet").is_file() else [])]
     folds = {name: tuple(read_questions(folder / f"{name}.parquet")[0]) for name in names}
     for name, questions in folds.items():

@@ -11,6 +11,7 @@ from calib_core.data.questions import read_questions, write_questions
 from calib_core.data.stream import Fresh, Snapshot, known_questions, read_fresh
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.settings.groups import Splitting
 from calib_core.settings.parameters import parameter
 from calib_core.steps.prepare import PrepareConfig, prepare
@@ -85,7 +86,7 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
         "expected": version,
         "champion": state.to_dict(),
         "stream": stream,
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         **record,
     }
     with whole_folder(snapshot) as folder:

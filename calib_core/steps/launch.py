@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from calib_core.errors import CalibError, ConfigError, Stopped
 from calib_core.runtime.interrupts import SIGNALS, asked, deferred
+from calib_core.runtime.secrets import without_secrets
 from calib_core.steps.task import ERROR_FILE_VARIABLE, error_with
 from calib_core.storage.leftovers import scratch_folder
 
@@ -55,7 +56,7 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
             raise error_with(**json.loads(error_file.read_text(encoding="utf-8")))
     if code in {128 + number for number in SIGNALS}:
         raise Stopped(code - 128)
-    sys.stderr.writelines(withheld)
+    sys.stderr.writelines(map(without_secrets, withheld))
     raise CalibError(
         f"one of {processes} training processes ended without a word, or with what stands above (the "
         f"launcher's exit code is {code}); one that is killed for want of memory leaves none: give more "
@@ -76,7 +77,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[list[str]
                     if withheld or any(words in line for words in LAUNCHER_SPEAKS):
                         withheld.append(line)
                     else:
-                        sys.stderr.write(line)
+                        sys.stderr.write(without_secrets(line))
                         sys.stderr.flush()
                 running.wait()
                 stopped = asked()

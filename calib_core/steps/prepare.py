@@ -29,6 +29,7 @@ from calib_core.data.questions import Question, fingerprint, read_questions, wri
 from calib_core.data.rows import ReadReport
 from calib_core.errors import NotEnoughDataError
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Splitting
 from calib_core.settings.parameters import parameter
@@ -116,7 +117,7 @@ def prepare(
     pairs, showing = _read_pairs(config, folds, sources)
     record = {
         "library_version": __version__,
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         "sources": {name: report.to_dict() for name, report in sources.items()},
         "folds": {
             name: {"n": len(part), "fingerprint": fingerprint(part), "options": _option_counts(part)}

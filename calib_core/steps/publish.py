@@ -27,6 +27,7 @@ from calib_core.steps.evidence import check_summary, copy_promoted
 from calib_core.steps.fresh import STATE_FILE
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.leftovers import scratch_folder
+from calib_core.storage.records import check_record
 from calib_core.storage.uris import is_remote, join
 
 
@@ -112,11 +113,8 @@ def _read_run(snapshot: Path, summary: Path) -> _Run:
     """
     where = summary / "summary.json"
     state, result = read_json(snapshot / STATE_FILE), read_json(where)
-    needed = {"expected", "champion", "snapshot", "data"}
-    if missing := needed - state.keys() if isinstance(state, dict) else needed:
-        raise DataFormatError(
-            f"{snapshot / STATE_FILE}: {', '.join(sorted(missing))} missing; make the folder with `fresh`"
-        )
+    shape = {"expected": (str, None), "champion": dict, "snapshot": str, "data": {...: str}}
+    check_record(state, shape, str(snapshot / STATE_FILE), advice="make the folder with `fresh`")
     before = Champion.from_dict(state["champion"], str(snapshot / STATE_FILE))
     read = Snapshot.read(snapshot)
     if read.id != state["snapshot"]:

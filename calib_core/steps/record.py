@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown, without_secrets
 from calib_core.storage.files import write_json
 from calib_core.storage.uris import join, publish
 from calib_core.version import __version__
@@ -21,15 +20,6 @@ STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED
 
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED")
 UNKNOWN = "UNKNOWN"
-
-HIDDEN = "***"
-_SECRET_NAMES = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
-_SECRET_TEXTS = (
-    (re.compile(r"(?<=://)[^/@\s]+(?=@)"), HIDDEN),  # user and password in a URL
-    (re.compile(r"(://[^\s?#]+\?)[^\s#'\"]+"), rf"\1{HIDDEN}"),  # its query: signatures, tokens
-    (re.compile(r"\b(?:hf_|ghp_|ya29\.|AIza)[\w.-]{12,}"), HIDDEN),
-    (re.compile(r"(?<=Bearer )\S+"), HIDDEN),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +66,7 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
         "platform_state": end.state,
         "error_code": end.error_code,
         "error_message": without_secrets(end.error_message),
-        "parameters": _shown(end.parameters),
+        "parameters": shown(end.parameters),
         "ended": ended.isoformat(),
         "library_version": __version__,
     }
@@ -86,36 +76,3 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
         publish(out, join(folder, f"{name}.json"))
     say(f"run {end.run or '(no name)'} of {end.pipeline}: {written['state']}")
     return written
-
-
-def without_secrets(text: str) -> str:
-    """`text` with what may be a secret replaced by `***`.
-
-    >>> without_secrets("no answer from https://me:pw@models.example/a?sig=1f3")
-    'no answer from https://***@models.example/a?***'
-    """
-    for pattern, instead in _SECRET_TEXTS:
-        text = pattern.sub(instead, text)
-    return text
-
-
-def _shown(value: Any) -> Any:
-    """A parameter's value, or part of one, without what may be a secret."""
-    if isinstance(value, Mapping):
-        return {name: _hidden(name, part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_shown(part) for part in value]
-    if not isinstance(value, str):
-        return value
-    with contextlib.suppress(ValueError):
-        parsed = json.loads(value)
-        if isinstance(parsed, dict | list):
-            shown = _shown(parsed)
-            return value if shown == parsed else json.dumps(shown, ensure_ascii=False)
-    return without_secrets(value)
-
-
-def _hidden(name: str, value: Any) -> Any:
-    """A named value: `***` where the name is a secret's, and it is more than a number (`pass_tokens`)."""
-    secret = value and not isinstance(value, int | float) and _SECRET_NAMES.search(name)
-    return HIDDEN if secret else _shown(value)

@@ -19,11 +19,13 @@ from calib_core.data.questions import Question, fingerprint, read_questions, wri
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.predictions.table import Predictions, concatenate, read_predictions, write_predictions
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import shown
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Loading, PromptStyle, Scoring
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
-from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.records import read_record
 from calib_core.version import __version__
 
 QUESTIONS, EXAMPLES, RECORD = "questions.parquet", "examples.parquet", "shards.json"
@@ -85,7 +87,7 @@ def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
         )
     record = {
         "library_version": __version__,
-        "parameters": asdict(config),
+        "parameters": shown(asdict(config)),
         "source": report.to_dict(),
         "n_questions": len(rest),
         "n_examples": len(examples),
@@ -182,11 +184,7 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
 
 def _read_shards(data: Path) -> tuple[tuple[Question, ...], tuple[Question, ...], int]:
     """Questions, worked examples and number of shards of a folder that `shard_questions` wrote."""
-    record = read_json(data / RECORD)
-    if not isinstance(record, dict) or not isinstance(record.get("n_shards"), int):
-        raise DataFormatError(
-            f"{data / RECORD}: field n_shards is missing; make the folder with `calib shard`"
-        )
+    record = read_record(data / RECORD, {"n_shards": int}, advice="make the folder with `calib shard`")
     questions = tuple(read_questions(data / QUESTIONS)[0])
     examples = tuple(read_questions(data / EXAMPLES)[0]) if (data / EXAMPLES).is_file() else ()
     return questions, examples, record["n_shards"]

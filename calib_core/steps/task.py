@@ -10,6 +10,7 @@ from typing import Any
 
 from calib_core.errors import CalibError, ConfigError, NotEnoughDataError, Stopped
 from calib_core.runtime.interrupts import SIGNALS
+from calib_core.runtime.messages import shown_message
 from calib_core.runtime.progress import quiet_libraries
 from calib_core.storage.files import write_json
 
@@ -31,9 +32,9 @@ def reported_errors() -> Iterator[None]:
         yield
     except (CalibError, Stopped) as error:
         if path := os.environ.get(ERROR_FILE_VARIABLE):
-            write_json(path, {"message": str(error), "exit_code": error.exit_code})
+            write_json(path, {"message": shown_message(error), "exit_code": error.exit_code})
         else:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {shown_message(error)}\n")
         raise SystemExit(error.exit_code) from None
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
+from calib_core.settings.limits import JSON_BYTES
 from calib_core.storage import disks
+from calib_core.storage.json_text import JsonError, parse_json
 from calib_core.storage.leftovers import PART, is_foreign, left_of, remove, temporary_beside
 from calib_core.storage.replacing import home_of, replace_folder, settle
 
@@ -136,16 +138,20 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike[str]) -> Any:
-    """Read a JSON file.
+    """Read a JSON file of settings or results.
 
     Raises:
-        DataFormatError: the file is missing or isn't JSON.
+        DataFormatError: the file is missing, can't be read, isn't JSON, or is larger than the limit
+        `json_bytes`.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        JSON_BYTES.check(Path(path).stat().st_size, str(path))
+        return parse_json(Path(path).read_bytes(), unicode_only=True)
     except FileNotFoundError:
         raise DataFormatError(f"{path}: no such file; check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise DataFormatError(f"{path}: not a file ({error.strerror}); check the path") from None
+    except JsonError as error:
         raise DataFormatError(f"{path}: not valid JSON ({error}); write the file anew") from None
 
 

@@ -17,13 +17,14 @@ class JsonError(ValueError):
     """A text is not JSON, or not such as is read here; the message says why and, where it is known, where."""
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, unicode_only: bool = False) -> Any:
     """The value that a JSON text stands for.
 
     `NaN` and the infinities are read, as Python writes them; a byte order mark is skipped.
 
     Args:
         text: JSON, as text or as UTF-8.
+        unicode_only: whether to refuse halves of surrogate pairs, which UTF-8 can't write.
 
     Raises:
         JsonError: the text is not JSON, gives a key of an object twice, is nested deeper than the limit
@@ -43,6 +44,11 @@ def parse_json(text: str | bytes) -> Any:
     value, end = _value(text, _space(text, 0))
     if (rest := _space(text, end)) < len(text):
         raise JsonError(f"something follows the value: {_place(text, rest)}")
+    if unicode_only and "\\ud" in text.lower():
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise JsonError("half of a surrogate pair, which UTF-8 can't write") from None
     return value
 
 

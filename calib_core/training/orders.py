@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from calib_core.data.questions import MAX_OPTIONS, Question
+from calib_core.data.answers import MAX_OPTIONS
+from calib_core.data.questions import Question
 from calib_core.scoring.orders import may_turn, turned
 from calib_core.scoring.questions import EncodedQuestions
 

@@ -60,9 +60,10 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
     from calib_core.settings.parameters import config_from
     from calib_core.steps import align as step
     from calib_core.steps.task import reported_errors
+    from calib_core.training.config import AlignConfig
 
     with reported_errors():
-        config = config_from(step.AlignConfig, arguments)
+        config = config_from(AlignConfig, arguments)
         step.align(config, model, Path(data.path), Path(adapter.path))
     adapter.metadata["model"] = model
     return (adapter.uri,)

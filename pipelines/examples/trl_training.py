@@ -86,7 +86,7 @@ def train_with_trl(
     folds = json.loads(Path(data.path, "data.json").read_text())["folds"]
     trained = {"method": "sft", "data": {name: fold["fingerprint"] for name, fold in folds.items()}}
     Path(adapter.path, "calibration.json").write_text(json.dumps(trained))
-    return adapter.uri
+    return str(adapter.uri)
 
 
 @dsl.pipeline(name="trl-training")

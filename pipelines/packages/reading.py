@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from calib_pipelines.definitions.offered import OFFERED, declared
 
 FLAG_TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
-_WANTED = {
+_WANTED: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
     "String": ("a text", lambda value: isinstance(value, str)),
     "Integer": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "Float": (

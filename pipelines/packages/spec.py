@@ -20,6 +20,13 @@ NO_LAUNCHER = ("argostub/createpvc", "argostub/deletepvc")
 Node = Mapping[str, Any]
 
 
+def part(node: Node, *keys: str) -> Node:
+    """What lies at `keys`, one below the other; empty where it is left out."""
+    for key in keys:
+        node = node.get(key, {})
+    return node
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """A task of a DAG.
@@ -72,12 +79,12 @@ class Task:
     @property
     def parameters(self) -> Mapping[str, Node]:
         """Where its input parameters come from, by name."""
-        return self.spec.get("inputs", {}).get("parameters", {})
+        return part(self.spec, "inputs", "parameters")
 
     @property
     def artifacts(self) -> Mapping[str, Node]:
         """Where its input artifacts come from, by name."""
-        return self.spec.get("inputs", {}).get("artifacts", {})
+        return part(self.spec, "inputs", "artifacts")
 
     @property
     def conditional(self) -> bool:
@@ -87,7 +94,7 @@ class Task:
     @property
     def ends(self) -> bool:
         """Whether it runs after others however they ended."""
-        return self.spec.get("triggerPolicy", {}).get("strategy") == EXIT_STRATEGY
+        return bool(part(self.spec, "triggerPolicy").get("strategy") == EXIT_STRATEGY)
 
     @property
     def cached(self) -> bool:
@@ -149,7 +156,7 @@ class Dag:
     @property
     def inputs(self) -> Mapping[str, Node]:
         """Its input parameters' definitions by name."""
-        return self.component.get("inputDefinitions", {}).get("parameters", {})
+        return part(self.component, "inputDefinitions", "parameters")
 
     def outputs(self, kind: str) -> Mapping[str, Node]:
         """Where its outputs come from, by name; `kind` is `parameters` or `artifacts`."""
@@ -202,12 +209,12 @@ class Graph:
     @property
     def components(self) -> Mapping[str, Node]:
         """Its components by key."""
-        return self.pipeline.get("components", {})
+        return part(self.pipeline, "components")
 
     @property
     def executors(self) -> Mapping[str, Node]:
         """What runs components, by label."""
-        return self.pipeline.get("deploymentSpec", {}).get("executors", {})
+        return part(self.pipeline, "deploymentSpec", "executors")
 
     @property
     def kubernetes(self) -> Node:

@@ -20,6 +20,7 @@ from kfp.components import load_component_from_file
 import calib_pipelines
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
+from calib_core.runtime.secrets import without_secrets
 from calib_core.steps.task import ERROR_FILE_VARIABLE
 from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.storage.leftovers import scratch_folder
@@ -126,7 +127,7 @@ def _check(pipeline: str, inputs: Mapping[str, Any], parameters: Mapping[str, An
 
 def _gather(results: Path, out: Path, *, seconds: float) -> dict[str, Any]:
     """Put a finished run's results where a user looks for them, the summary last."""
-    summary = read_json(results / "summary.json")
+    summary: dict[str, Any] = read_json(results / "summary.json")
     shutil.rmtree(out / "model", ignore_errors=True)
     if summary["promoted"]:
         with whole_folder(out / "model") as folder:
@@ -205,7 +206,7 @@ class _Screen(io.TextIOBase):
         *lines, self._line = self._line.split("\n")
         for line in lines:
             plain = re.sub(r"\x1b\[\d+m", "", line)
-            self._log.write(plain + "\n")
+            self._log.write(without_secrets(plain) + "\n")
             self._log.flush()
             self._show(plain)
         return len(text)
