@@ -11,11 +11,15 @@ import sys
 from typing import Any
 
 import pytest
+from kfp import compiler
 from kfp.dsl.executor import Executor
 from strict_backend import FAILURE, LOST, Backend, Call, PodLostError, Result, TaskFailedError
 
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions.run_record import record_end
+from calib_pipelines.examples.lm_eval_samples import lm_eval_samples
+from calib_pipelines.examples.trl_training import trl_training
+from calib_pipelines.examples.vertex_batch_prediction import vertex_batch_prediction
 from calib_pipelines.packages.checking import broken, check_package
 from calib_pipelines.packages.rules import BACKENDS
 from calib_pipelines.packages.spec import Graph, read_graph
@@ -136,6 +140,13 @@ def test_every_package_keeps_the_rules_of_every_release(name, packages):
     graph = Graph(packages[name][0], tuple(packages[name][1:]))
     for version in BACKENDS:
         assert broken(graph, "kubeflow", version=version, values={}) == []
+
+
+@pytest.mark.parametrize("pipeline", [lm_eval_samples, trl_training, vertex_batch_prediction])
+def test_examples_keep_the_rules_of_every_release(pipeline, tmp_path):
+    compiler.Compiler().compile(pipeline, str(tmp_path / "package.yaml"))
+    for version in BACKENDS:
+        assert check_package(tmp_path / "package.yaml", "kubeflow", version=version) == []
 
 
 @pytest.mark.slow

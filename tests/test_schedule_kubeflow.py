@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from kfp_standin import KfpServer, error, fault, serving
+from rule_packages import PAIRS
 from small_package import write_small_package
 
 from calib_pipelines.clusters import base as clusters
@@ -110,6 +112,18 @@ def test_change_replaces_it_and_never_lets_two_run(server, capsys, what):
     assert new["recurring_run_id"] == result["id"] != old
     assert new["status"] == "ENABLED"
     assert max(enabled) == 1
+
+
+def test_package_that_the_backend_cannot_run_is_not_scheduled(server, capsys, tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump_all(PAIRS["importer-name"][0]()))
+    given = ["--package", str(path), "--name", "weekly", "--cron", MONDAYS, "--uri", "gs://bucket/model"]
+    code, _, told = schedule(server, capsys, "create", *given)
+    assert (code, "importer-name: " in told) == (2, True)
+    server.tag_name = "2.5.0"
+    code, _, told = create(server, capsys)
+    assert (code, "2.14 or newer is needed" in told) == (2, True)
+    assert not server.stores["recurringruns"]
 
 
 def test_paused_schedule_stays_paused_when_it_is_changed(server, capsys):
