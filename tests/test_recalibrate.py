@@ -26,6 +26,7 @@ from calib_pipelines.run.local import run_local
 SETTINGS: dict[str, Any] = {
     "target_ece": 0.2,  # what 90 questions in a fold can decide on
     "dtype": "float32",
+    "option_orders": "given",  # in this world a cue tells the letter, whatever the option says
     "lora_r": 8,
     "lora_alpha": 16,
     "learning_rate": 5e-3,
