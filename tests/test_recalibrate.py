@@ -106,7 +106,7 @@ def test_drifting_stream_is_followed(too_sure, tmp_path):
         (1, 0.75, {}),
         (2, 0.75, {}),
         (3, 0.35, {"learning_rate": 0.5}),
-        (4, 0.35, {}),
+        (4, 0.35, {"accuracy_margin": 0.1}),  # chance alone moves it by as much on so few questions
     ):
         put_batch(tmp_path / "stream", number, right=right)
         runs.append(run_steps(tmp_path, too_sure, number, **changes))
