@@ -26,6 +26,7 @@ from calib_pipelines.run.local import run_local
 SETTINGS: dict[str, Any] = {
     "target_ece": 0.2,  # what 90 questions in a fold can decide on
     "dtype": "float32",
+    "option_orders": "given",  # in this world a cue tells the letter, whatever the option says
     "lora_r": 8,
     "lora_alpha": 16,
     "learning_rate": 5e-3,
@@ -105,7 +106,7 @@ def test_drifting_stream_is_followed(too_sure, tmp_path):
         (1, 0.75, {}),
         (2, 0.75, {}),
         (3, 0.35, {"learning_rate": 0.5}),
-        (4, 0.35, {}),
+        (4, 0.35, {"accuracy_margin": 0.1}),  # chance alone moves it by as much on so few questions
     ):
         put_batch(tmp_path / "stream", number, right=right)
         runs.append(run_steps(tmp_path, too_sure, number, **changes))

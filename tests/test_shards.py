@@ -188,9 +188,8 @@ shards.score_shard = score_shard
 def test_pipeline_tries_a_failed_shard_again_alone(tiny_llama, questions, tmp_path, monkeypatch):
     package = Path(__file__).parents[1] / "pipelines" / "score-large.yaml"
     spec = yaml.safe_load(package.read_text())
-    loop = spec["components"]["comp-for-loop-1"]["dag"]["tasks"]["score-shard"]
-    assert loop["retryPolicy"]["maxRetryCount"] == 3
-    loop["retryPolicy"]["backoffDuration"] = "0s"
+    shard = spec["components"]["comp-for-loop-1"]["dag"]["tasks"]["score-shard"]
+    shard["retryPolicy"] = {"maxRetryCount": 2, "backoffDuration": "0s"}  # as a cluster's package has it
     (tmp_path / "score-large.yaml").write_text(yaml.safe_dump(spec))
     (tmp_path / "path").mkdir()
     (tmp_path / "path" / "sitecustomize.py").write_text(textwrap.dedent(FAILING_ONCE))

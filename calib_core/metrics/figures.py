@@ -133,7 +133,7 @@ def adaptive_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> fl
     Source: Nguyen & O'Connor 2015; Nixon et al. 2019.
 
     Example:
-        >>> conf, correct = [.52, .61, .70, .79, .83, .88, .93, .99], [1, 0, 1, 1, 0, 1, 1, 1]
+        >>> conf, correct = [0.52, 0.61, 0.70, 0.79, 0.83, 0.88, 0.93, 0.99], [1, 0, 1, 1, 0, 1, 1, 1]
         >>> round(adaptive_ece(conf, correct, n_bins=4), 12)
         0.17875
     """
@@ -194,7 +194,7 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
     Source: Blasiok & Nakkiran 2023, *Smooth ECE*, definitions 1 and 2.
 
     Example:
-        >>> conf, correct = [.52, .61, .70, .79, .83, .88, .93, .99], [1, 0, 1, 1, 0, 1, 1, 1]
+        >>> conf, correct = [0.52, 0.61, 0.70, 0.79, 0.83, 0.88, 0.93, 0.99], [1, 0, 1, 1, 0, 1, 1, 1]
         >>> round(smooth_ece(conf, correct), 3)
         0.079
     """

@@ -1,15 +1,20 @@
 """Questions to token ids: plain and chat prompts, worked examples, and the option letters' tokens after them.
 
-What a user wrote never becomes a control token: `<|im_end|>` in a question stays ten characters of text.
+What a user wrote never becomes a control token: `<|im_end|>` in a question stays ten characters of text, and
+so does `<think>`, which some tokenizers add without calling it special. A prompt depends on model
+and question alone: templates that print the date are shown a fixed one.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
@@ -18,13 +23,23 @@ from calib_core.errors import ConfigError, TokenizationError
 from calib_core.storage.files import sha256_json
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
 PLAIN_ENDING = "\nAnswer:"
 CHAT_ENDING = "\nAnswer with the letter of the correct option only."
 
-TEMPLATE_ARGUMENTS: dict[str, Any] = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+CLOCK = datetime(2024, 7, 26)
+"""What every chat template is told that the time is, so that a model's scores are the same tomorrow."""
+
+TEMPLATE_ARGUMENTS: dict[str, Any] = {
+    "enable_thinking": False,
+    "date_string": CLOCK.strftime("%d %b %Y"),
+}
 """Variables of some chat templates: else a prompt would hold today's date, or open a thinking block."""
+
+TIME_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+"""How a chat template asks for the time; transformers takes no clock but the machine's."""
 
 SLOT = "calibslot{}end"
 """Stands for a message's content while the chat template is rendered, once per encoder."""
@@ -55,7 +70,7 @@ class PromptEncoder:
         if form.form not in ("plain", "chat"):
             raise ConfigError(f"prompt form: {form.form!r} is not one of plain, chat")
         self.tokenizer, self.form = tokenizer, form
-        controls = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        controls = [token.content for token in tokenizer.added_tokens_decoder.values() if _is_markup(token)]
         self._control = re.compile(
             "|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or r"(?!)"
         )
@@ -93,6 +108,7 @@ class PromptEncoder:
             "shots_fingerprint": sha256_json(shots) if shots else None,
             "template": sha256_json([self._frame, self._ending, _block("q", ("a", "b"))]),
             "letters": self.tokenizer.convert_ids_to_tokens(self.letter_ids(2)),
+            **({"clock": CLOCK.date().isoformat()} if self.form.form == "chat" else {}),
         }
 
     @property
@@ -163,9 +179,18 @@ class PromptEncoder:
             for index, text in enumerate(contents)
         ]
         try:
+            template = TIME_CALL.sub(
+                lambda call: repr(CLOCK.strftime(call[2])), self.tokenizer.get_chat_template()
+            )
+            if "strftime_now(" in template:
+                raise ValueError("it prints the time in a form that is made up while it runs")
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=generation, **TEMPLATE_ARGUMENTS
+                    messages,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **TEMPLATE_ARGUMENTS,
                 )
             )
         except (ValueError, TemplateError) as error:
@@ -195,7 +220,50 @@ class PromptEncoder:
 
 def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Ids of a user's text: no BOS, no EOS, and control markup in it stays text."""
+    plain = _without_added_tokens(tokenizer)
+    if plain is not None and plain.markup.search(text):
+        return list(plain.tokenizer.encode(text, add_special_tokens=False).ids)
     return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])
+
+
+@dataclass(frozen=True, eq=False)
+class _Plain:
+    """A tokenizer that knows none of the tokens that were added without being special, and their texts."""
+
+    tokenizer: Tokenizer
+    markup: re.Pattern[str]
+
+
+_PLAIN: WeakKeyDictionary[Any, _Plain | None] = WeakKeyDictionary()
+
+
+def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
+    """The tokenizer for user text with such markup in it; None where there is no such markup.
+
+    `split_special_tokens` leaves added tokens whole that aren't special.
+    """
+    if tokenizer not in _PLAIN:
+        from tokenizers import Tokenizer  # noqa: PLC0415 (importing this module needs no tokenizer)
+
+        added = [t for t in tokenizer.added_tokens_decoder.values() if not t.special and _is_markup(t)]
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        plain = None
+        if added and backend is not None:
+            contents = {token.content for token in added}
+            state = json.loads(backend.to_str())
+            kept = [token for token in state["added_tokens"] if token["content"] not in contents]
+            stripped = Tokenizer.from_str(
+                json.dumps({**state, "added_tokens": kept, "padding": None, "truncation": None})
+            )
+            stripped.encode_special_tokens = True
+            plain = _Plain(stripped, re.compile("|".join(map(re.escape, contents))))
+        _PLAIN[tokenizer] = plain
+    return _PLAIN[tokenizer]
+
+
+def _is_markup(token: Any) -> bool:
+    """Whether an added token stands for more than white space, runs of which some tokenizers add as text."""
+    return bool(token.special or token.content.strip())
 
 
 def leading_bos(tokenizer: PreTrainedTokenizerBase) -> list[int]:
