@@ -37,7 +37,7 @@ COMPONENTS = {
     "score": "score_shard",
     "shard": "shard_questions",
 }
-COMMAND_ONLY = {"help", "json", "out"}
+COMMAND_ONLY = {"help", "json", "out", "quiet_data"}
 ARTIFACTS_OF = {"fresh": {"data", "snapshot"}}
 WORLD, OTHER = make_world(500, 1), make_world(500, 2)
 

@@ -65,11 +65,10 @@ def check_record(value: Any, shape: Shape, where: str, *, advice: str) -> Any:
     Raises:
         DataFormatError: it isn't; the first field that is wrong is named.
 
-    >>> check_record({"n": "3"}, {"n": int}, "data.json", advice="make it anew")
+    >>> check_record({"n": "3"}, {"n": int}, "data.json", advice="rewrite it")
     Traceback (most recent call last):
         ...
-    calib_core.errors.DataFormatError: data.json: field n is '3' where a whole number is expected; make it
-    anew
+    calib_core.errors.DataFormatError: data.json: field n is '3' where a whole number is expected; rewrite it
     """
     if fault := _fault(value, shape, ""):
         raise DataFormatError(f"{where}: {fault}; {advice}")
