@@ -173,7 +173,8 @@ def test_command_that_is_told_to_end_keeps_what_it_has_done(model, data, tmp_pat
         running.send_signal(number)
         told_s = time.monotonic()
         said = running.stderr.read()
-        assert running.wait(60) == 128 + number
+        # Of several processes that end together the one that stops the others may answer for all.
+        assert running.wait(60) in (128 + number, 128 + signal.SIGTERM)
         assert time.monotonic() - told_s < 30  # 10 s are promised, on a machine that does nothing else
     after = read_json(state)
     assert after["batches_done"] > before["batches_done"] or after["batches_done"] % 16

@@ -323,7 +323,8 @@ def test_the_nodes_of_a_job_train_together(cluster, tiny_llama, tmp_path) -> Non
 
     cluster._job = training
     settings = {"platform": "kubeflow", "gpu": False, "cpu": "8", "volume": "claim", "mount": str(volume)}
-    config = replace(FINETUNE, nodes=2, processes=2, batch_size=4, cluster=json.dumps(settings))
+    run = {**vars(FINETUNE), "nodes": 2, "processes": 2, "batch_size": 4}
+    config = JobConfig(**run, cluster=json.dumps(settings))
     places = {"model": tiny_llama, "data": data, "adapter": out}
     train(config, **{name: Place(path=str(path), uri=str(path)) for name, path in places.items()})
     record = read_json(out / "calibration.json")
@@ -393,7 +394,7 @@ def test_two_vertex_nodes_meet_in_one_run(tmp_path) -> None:
         spec = {"cluster": cluster, "task": {"type": pool, "index": 0}, "open_ports": [port]}
         environment = {**os.environ, "CLUSTER_SPEC": json.dumps(spec), "RANK": "7", "WORLD_SIZE": "1"}
         command = [sys.executable, "-m", "calib_components.nodes.replica", "1", "cft", "--model=m"]
-        command += [f"--data={tmp_path}", f"--out={tmp_path}/out", "--nodes=2"]
+        command += [f"--data={tmp_path}", f"--out={tmp_path}/out"]
         running.append(
             subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, cwd=tmp_path)
         )

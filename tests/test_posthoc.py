@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.optimize import minimize_scalar
 
-from calib_core.decisions.temperature import apply_temperature, fit_temperature
+from calib_core.decisions.temperature import apply_temperature, cross_fitted, fit_temperature
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.figures import nll_nats
 from calib_core.predictions.table import Predictions
@@ -111,3 +111,14 @@ def test_a_fit_needs_labelled_rows() -> None:
         fit_temperature(table([[1.0, 0.0]] * 2, [0, -1]))
     with pytest.raises(NotEnoughDataError, match="no rows"):
         fit_temperature(drawn(2, 1.0).subset(np.zeros(2, bool)))
+
+
+def test_cross_fitting_takes_rows_of_any_number_of_options() -> None:
+    random = np.random.default_rng(0)
+    k = np.where(np.arange(50) % 5 == 0, 7, 4)  # all rows with seven options are in one part
+    logits = np.where(np.arange(7) < k[:, None], random.normal(size=(50, 7)), -np.inf)
+    table = Predictions.from_logits([row[:n].tolist() for row, n in zip(logits, k, strict=True)], [0] * 50)
+    crossed = cross_fitted(table)
+    assert crossed.logits.shape == (50, 7)
+    assert (crossed.top() == table.top()).all()
+    assert not np.isnan(crossed.probs()).any()

@@ -263,7 +263,7 @@ def test_quiet_data_keeps_questions_out_of_all_that_a_command_says(name, tmp_pat
     given = ["prepare", "--questions", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "data")]
     assert cli.main([*given, "--quiet-data"]) == 2
     quiet = capsys.readouterr().err
-    assert "line 41" in quiet
+    assert "line 41" in quiet or "2 of 41 rows" in quiet
     assert PERSON not in quiet
     # Rows that are left out are counted, and nothing of them is told, with or without it.
     assert cli.main([*given, "--on-bad-row", "drop"]) == 0

@@ -108,7 +108,8 @@ def cross_fitted(predictions: Predictions, *, folds: int = 5) -> Predictions:
     fold = np.arange(n) % min(folds, n)
     logits = predictions.logits.copy()
     for index in range(min(folds, n)):
-        inside = fold == index
-        temperature = fit_temperature(predictions.subset(np.flatnonzero(~inside)))
-        logits[inside] = apply_temperature(predictions.subset(np.flatnonzero(inside)), temperature).logits
+        inside = np.flatnonzero(fold == index)
+        temperature = fit_temperature(predictions.subset(np.flatnonzero(fold != index)))
+        part = apply_temperature(predictions.subset(inside), temperature).logits
+        logits[inside, : part.shape[1]] = part  # a part may have fewer options than the whole
     return replace(predictions, logits=logits)
