@@ -63,11 +63,15 @@ def too_sure(tmp_path_factory):
         yield trained.train(random, root / "too-sure", trained.world(1000, seed=10, right=1.0), epochs=4)
 
 
+CHANCE = {"accuracy_margin": 0.1}
+"""On 90 questions chance alone moves accuracy by as much."""
+
+
 def put_batch(folder: Path, number: int, *, right: float) -> None:
-    """A batch of 300 questions with annotators who are right at this rate."""
+    """A batch of 600 questions with annotators who are right at this rate."""
     import trained
 
-    write_questions(trained.world(300, seed=100 + number, right=right), folder / f"batch-{number}.parquet")
+    write_questions(trained.world(600, seed=100 + number, right=right), folder / f"batch-{number}.parquet")
 
 
 def run_steps(root: Path, model: Path, number: int, **changes: object) -> dict[str, Any]:
@@ -103,10 +107,10 @@ def test_drifting_stream_is_followed(too_sure, tmp_path):
     runs = []
     # From batch 3 on annotators are right less often; run 3 has a learning rate 100 times too high.
     for number, right, changes in (
-        (1, 0.75, {}),
+        (1, 0.75, CHANCE),
         (2, 0.75, {}),
         (3, 0.35, {"learning_rate": 0.5}),
-        (4, 0.35, {"accuracy_margin": 0.1}),  # chance alone moves it by as much on so few questions
+        (4, 0.35, CHANCE),
     ):
         put_batch(tmp_path / "stream", number, right=right)
         runs.append(run_steps(tmp_path, too_sure, number, **changes))
@@ -149,7 +153,7 @@ def test_compiled_pipeline_trains_promotes_and_then_stops_early(too_sure, regist
     registered, address = registry
     stream, champion = tmp_path / "stream", tmp_path / "champion"
     given = {"stream": str(stream), "champion": str(champion), "model": str(too_sure), **SETTINGS}
-    given["model_registry"] = address
+    given |= {"model_registry": address, **CHANCE}
     put_batch(stream, 1, right=0.75)
     first = run_local(given, tmp_path / "first", pipeline="recalibrate")
     assert (first["regime"], first["branch"], first["promoted"]) == ("calibratable", "cft", True)
