@@ -317,7 +317,7 @@ def test_missing_and_wrong_tokens_are_refused(server, capsys, monkeypatch):
 
 @pytest.mark.parametrize("content", ["", "two words"])
 def test_token_file_without_a_token_is_refused(server, capsys, tmp_path, content):
-    path = tmp_path / "token"
+    path = tmp_path / "given"
     path.write_text(content)
     code, _, told = call(server, capsys, "--model", "m", "--token-file", str(path))
     assert (code, "must hold a token" in told) == (2, True)
