@@ -36,7 +36,10 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TEXTS = (
     (re.compile(r"-----BEGIN[^-]*PRIVATE KEY[^-]*-----.*?(?:-----END[^-]*-----|\Z)", re.DOTALL), HIDDEN),
     (re.compile(r"(?<=://)[^/?#\s'\"]{0,500}(?=@)"), HIDDEN),  # user and password in a URL
-    (re.compile(r"(://[^\s?#'\"]{1,2000}\?)[^\s#'\"]+"), rf"\1{HIDDEN}"),  # its query: signatures, tokens
+    (
+        re.compile(r"(://[^\s?#'\"]{1,2000}\?)(?!project=[\w.:-]+(?![^\s#'\"]))[^\s#'\"]+"),
+        rf"\1{HIDDEN}",
+    ),  # its query: signatures, tokens
     (re.compile(r"\b((?:Set-)?Cookie:\s*)[^\r\n]+", re.IGNORECASE), rf"\1{HIDDEN}"),
     (
         re.compile(
