@@ -143,6 +143,7 @@ def _finetune(
         ],
         "temperature": result.temperature,
         "steps": result.steps,
+        "processes": processes.count(),
         "stopped": result.stopped,
         "seconds": time.monotonic() - started_s,
     }

@@ -72,7 +72,7 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> tuple[list[str]
     ) as running:
         try:
             # A signal is handed on to the processes, which end in good order, and this waits for them.
-            with deferred(lambda _: running.terminate()):
+            with deferred(running.send_signal):
                 for line in running.stdout or ():
                     if withheld or any(words in line for words in LAUNCHER_SPEAKS):
                         withheld.append(line)
