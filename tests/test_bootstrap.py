@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics import bootstrap
-from calib_core.metrics.bootstrap import Interval
+from calib_core.metrics.interval import Interval
 from calib_core.metrics.figures import classwise_ece, conf_ece, debiased_ece
 
 Floats = NDArray[np.float64]

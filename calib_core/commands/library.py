@@ -235,7 +235,11 @@ def _add_report(commands: Subparsers) -> None:
 
 def _report(given: argparse.Namespace) -> Result:
     config = config_from(PromoteConfig, vars(given))
-    options = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    options: dict[str, Any] = {
+        "n_bins": config.n_bins,
+        "n_resamples": config.n_resamples,
+        "seed": config.seed,
+    }
     before = read_predictions(given.table)
     summary: dict[str, Any] = {"before": summarize(before, **options)}
     after = None

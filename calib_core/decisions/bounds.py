@@ -30,13 +30,9 @@ from calib_core.decisions.reasons import regime_reasons, undecided_message
 from calib_core.decisions.target import estimate_bin_targets
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import check_n_bins, folded_normal_mean
-from calib_core.metrics.bootstrap import (
-    Interval,
-    conf_ece_interval,
-    debiased_ece_interval,
-    resample,
-    tail_share,
-)
+from calib_core.metrics.bootstrap import resample_weights
+from calib_core.metrics.gaps import conf_ece_interval, debiased_ece_interval
+from calib_core.metrics.interval import Interval, tail_share
 from calib_core.predictions.table import Predictions, check_same_protocol
 
 Floats = NDArray[np.float64]
@@ -331,13 +327,11 @@ def _measure_means(
 def _means(columns: tuple[Floats, ...], n_resamples: int, seed: int) -> Floats:
     """Means of columns (N,) on the data (first row) and on each resample, (1 + n_resamples, C)."""
     table = np.column_stack(columns)
-    resampled = resample(
-        lambda weights: weights @ table / weights.sum(axis=1, keepdims=True),
-        len(table),
-        n_resamples=n_resamples,
-        seed=seed,
-    )
-    return np.vstack([table.mean(axis=0), resampled])
+    resampled = [
+        weights @ table / weights.sum(axis=1, keepdims=True)
+        for weights in resample_weights(len(table), n_resamples=n_resamples, seed=seed)
+    ]
+    return np.vstack([table.mean(axis=0), *resampled])
 
 
 def _interval(values: Floats, tail: float) -> Interval:

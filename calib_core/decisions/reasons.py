@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from calib_core.metrics.bootstrap import Interval
+from calib_core.metrics.interval import Interval
 
 if TYPE_CHECKING:
     from calib_core.decisions.bounds import RegimeResult

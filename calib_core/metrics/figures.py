@@ -11,33 +11,31 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.fft import dct, idct
-from scipy.optimize import brentq
 
 from calib_core.metrics.binning import (
     bin_index,
     check_conf_correct,
-    check_n_bins,
     check_probs_labels,
     debiased_gap_sum,
 )
-from calib_core.metrics.bootstrap import (
+from calib_core.metrics.gaps import (
     bin_gaps,
-    bootstrap_interval,
     class_gaps,
     classwise_ece_interval,
     conf_ece_interval,
     gap_sum,
-    mean_statistic,
+    mass_gaps,
 )
+from calib_core.metrics.interval import Spread, rising_root
+from calib_core.metrics.means import aurc_linear, auroc_interval, mean_of, share_interval, wilson
 from calib_core.metrics.selective import (
     OperatingPoint,
     RiskCoverage,
     auroc,
     risk_coverage,
     threshold_at_risk,
-    wilson,
 )
 from calib_core.predictions.table import Predictions
 
@@ -141,13 +139,7 @@ def adaptive_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> fl
         >>> round(adaptive_ece(conf, correct, n_bins=4), 12)
         0.17875
     """
-    conf64, correct64 = check_conf_correct(conf, correct)
-    check_n_bins(n_bins)
-    levels, level = np.unique(conf64, return_inverse=True)
-    accuracy = np.bincount(level, correct64) / np.bincount(level)
-    order = np.sort(level)
-    gaps = accuracy[order] - levels[order]
-    return float(sum(abs(run.sum()) for run in np.array_split(gaps, n_bins)) / len(gaps))
+    return gap_sum(mass_gaps(conf, correct, n_bins=n_bins))
 
 
 def debiased_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
@@ -214,8 +206,8 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
             np.abs(idct(spectrum * np.exp(-((frequency * sigma) ** 2) / 2), norm="ortho")).sum() - sigma
         )
 
-    # The root is at most 1, where rounding can leave an excess of 1e-16: search beyond.
-    return min(1.0, float(brentq(excess, 0.0, 2.0, xtol=1e-9))) if excess(0.0) > 0 else 0.0
+    # At 1, the largest error there is, rounding can leave an excess of 1e-16.
+    return rising_root(lambda sigma: -excess(sigma), 0.0, 1.0)
 
 
 def mce(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
@@ -254,8 +246,21 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
 
     Source: Brier 1950.
     """
-    probs64, labels64 = check_probs_labels(probs, labels)
-    return float(((probs64 - np.eye(probs64.shape[1])[labels64]) ** 2).sum(axis=1).mean())
+    return float(_squared_distances(*check_probs_labels(probs, labels)).mean())
+
+
+def brier_of_rows(predictions: Predictions) -> NDArray[np.float64]:
+    """Each labelled row's Brier score, (N,) in [0, 2]; see `brier`."""
+    return _squared_distances(predictions.probs(), predictions.labels)
+
+
+def nll_of_rows(predictions: Predictions) -> NDArray[np.float64]:
+    """Each labelled row's negative log-likelihood in nats, (N,), finite also where probabilities are not."""
+    return np.asarray(-predictions.log_probs()[np.arange(len(predictions)), predictions.labels])
+
+
+def _squared_distances(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(((probs - np.eye(probs.shape[1])[labels]) ** 2).sum(axis=1))
 
 
 def nll_nats(probs: ArrayLike, labels: ArrayLike) -> float:
@@ -331,50 +336,59 @@ def reliability_bins(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -
 
 
 def summarize(
-    predictions: Predictions, *, n_bins: int = 10, n_resamples: int = 1000, seed: int = 0
+    predictions: Predictions,
+    *,
+    n_bins: int = 10,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    cluster_by: str = "group",
 ) -> dict[str, Any]:
     """Every figure of a predictions table, ready for JSON.
 
+    Args:
+        predictions: labelled rows.
+        n_bins: bins of every binned figure.
+        n_resamples: bootstrap resamples behind the intervals of the two ECEs; the others need none.
+        seed: of the resamples.
+        cluster_by: what rows that depend on each other have in common, see `Predictions.clusters`.
+
     Returns:
-        `accuracy`, `mean_confidence`, `conf_ece`, `cw_ece` as {value, low, high} (95 % bootstrap);
-        `adaptive_ece`, `debiased_ece`, `smooth_ece`, `mce`, `brier`, `nll_nats`, `auroc` (null where all rows
-        are right or all wrong), `aurc` and `letter_mass` (mean; null where the table has none) as numbers;
-        `n` and `n_bins`.
+        `accuracy`, `mean_confidence`, `conf_ece`, `cw_ece`, `brier`, `nll_nats`, `auroc` (null where all rows
+        are right or all wrong) and `aurc` as {value, low, high} (95 %); `adaptive_ece`, `debiased_ece`,
+        `smooth_ece`, `mce` and `letter_mass` (mean; null where the table has none) as numbers; `n`,
+        `n_clusters` and `n_bins`.
 
     Raises:
         DataFormatError: a row has no label.
         NotEnoughDataError: no rows.
-        ConfigError: `n_bins` or `n_resamples` is out of range.
+        ConfigError: `n_bins`, `n_resamples` or `cluster_by` is out of range.
     """
-    conf, correct, probs, labels = (
-        predictions.confidence(),
-        predictions.correct(),
-        predictions.probs(),
-        predictions.labels,
-    )
-    check_conf_correct(conf, correct)
-    options = {"n_resamples": n_resamples, "seed": seed}
-    log_probs = predictions.log_probs()
+    conf, correct = check_conf_correct(predictions.confidence(), predictions.correct())
+    probs, labels = predictions.probs(), predictions.labels
+    clusters = predictions.clusters(cluster_by)
+    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed, "clusters": clusters}
+    both_outcomes = 0 < correct.sum() < len(correct)
+    intervals = {
+        "accuracy": share_interval(correct, clusters=clusters),
+        "mean_confidence": mean_of(conf, clusters).interval("logit"),
+        "conf_ece": conf_ece_interval(conf, correct, n_bins=n_bins, **options),
+        "cw_ece": classwise_ece_interval(probs, labels, n_bins=n_bins, **options),
+        "brier": mean_of(brier_of_rows(predictions), clusters).interval("log"),
+        "nll_nats": mean_of(nll_of_rows(predictions), clusters).interval("log"),
+        "auroc": auroc_interval(conf, correct, clusters=clusters) if both_outcomes else None,
+        "aurc": aurc_linear(conf, correct, clusters).interval("log"),
+    }
+    mass = predictions.letter_mass
     return {
         "n": len(predictions),
+        "n_clusters": Spread.of(len(predictions), clusters).n_clusters,
         "n_bins": n_bins,
-        "accuracy": bootstrap_interval(mean_statistic(correct), len(correct), **options).to_dict(),
-        "mean_confidence": bootstrap_interval(mean_statistic(conf), len(conf), **options).to_dict(),
-        "conf_ece": conf_ece_interval(conf, correct, n_bins=n_bins, **options).to_dict(),
-        "cw_ece": classwise_ece_interval(probs, labels, n_bins=n_bins, **options).to_dict(),
+        **{name: interval and interval.to_dict() for name, interval in intervals.items()},
         "adaptive_ece": adaptive_ece(conf, correct, n_bins=n_bins),
         "debiased_ece": debiased_ece(conf, correct, n_bins=n_bins),
         "smooth_ece": smooth_ece(conf, correct),
         "mce": mce(conf, correct, n_bins=n_bins),
-        "brier": brier(probs, labels),
-        # From log-probabilities: a probability below 1e-308 would make it infinite, which JSON has no word
-        # for.
-        "nll_nats": float(-log_probs[np.arange(len(labels)), labels].mean()),
-        "auroc": auroc(conf, correct) if 0 < correct.sum() < len(correct) else None,
-        "aurc": risk_coverage(conf, correct).aurc,
-        "letter_mass": None
-        if predictions.letter_mass is None
-        else float(predictions.letter_mass.mean(dtype=np.float64)),
+        "letter_mass": None if mass is None else float(mass.mean(dtype=np.float64)),
     }
 
 
@@ -400,7 +414,12 @@ def per_subject(
     for name in [*names, *([None] if None in predictions.subjects else [])]:
         own = np.array([subject == name for subject in subjects])
         interval = conf_ece_interval(
-            conf[own], correct[own], n_bins=n_bins, n_resamples=n_resamples, seed=seed
+            conf[own],
+            correct[own],
+            n_bins=n_bins,
+            clusters=predictions.subset(own).clusters(),
+            n_resamples=n_resamples,
+            seed=seed,
         )
         rows.append(
             {

@@ -19,6 +19,7 @@ from calib_core.predictions.foreign import convert_rows, converter_for
 
 MIN_OPTIONS, MAX_OPTIONS = 2, 26
 PROTOCOL_KEY = b"calib.protocol"
+KNOWN_FIELDS = ("id", "label", "letter_mass", "subject", "group")
 VALUE_FIELDS = ("logits", "logprobs", "probs")
 PARQUET_MAGIC = b"PAR1"
 SHOWN_PROBLEMS = 20
@@ -89,7 +90,9 @@ def _ending_by_content(path: Path) -> str:
 def _read_parquet(path: Path) -> tuple[list[dict[str, Any]], set[str], dict[str, Any] | None]:
     try:
         with pq.ParquetFile(path) as file:
-            known = {"id", "label", "letter_mass", "subject", *VALUE_FIELDS} & set(file.schema_arrow.names)
+            known = {"id", "label", "letter_mass", "subject", "group", *VALUE_FIELDS} & set(
+                file.schema_arrow.names
+            )
             table = file.read(columns=sorted(known))
     except (pa.ArrowException, OSError) as error:
         raise DataFormatError(f"{path}: not a readable Parquet file ({error}); write it anew") from None

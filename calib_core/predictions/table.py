@@ -19,7 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from calib_core.data.questions import Question
-from calib_core.errors import DataFormatError, short
+from calib_core.errors import ConfigError, DataFormatError, short
+from calib_core.predictions.clusters import CLUSTER_BY, cluster_index
 from calib_core.predictions.reading import (
     MAX_OPTIONS,
     MIN_OPTIONS,
@@ -48,6 +49,9 @@ class Predictions:
         letter_mass: float32 (N,) in [0, 1], the share of the whole vocabulary's probability that lies on the
             letters; None where the table has none.
         subjects: N names, or None where a question has none.
+        groups: N names, or None where a question stands alone: questions of one group depend on each other
+            (wordings of one question, questions about one text), and intervals take them together. None
+            where the table says nothing about it.
         protocol: how the predictions were made; None for tables from elsewhere.
 
     Raises:
@@ -61,11 +65,14 @@ class Predictions:
     n_options: NDArray[np.int64]
     letter_mass: NDArray[np.float32] | None = None
     subjects: tuple[str | None, ...]
+    groups: tuple[str | None, ...] | None = None
     protocol: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))
         object.__setattr__(self, "subjects", tuple(self.subjects))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "labels", _integers("labels", self.labels))
         object.__setattr__(self, "n_options", _integers("n_options", self.n_options))
         object.__setattr__(self, "logits", _floats("logits", self.logits))
@@ -111,6 +118,26 @@ class Predictions:
             )
         return (self.top() == self.labels).astype(np.float64)
 
+    def clusters(self, by: str = "group") -> NDArray[np.int64] | None:
+        """The cluster of each row for intervals, int64 (N,); None where every row stands alone.
+
+        Args:
+            by: `group` (questions of one group), `subject` (all of one subject; rows without one as for
+                `group`), or `none`.
+
+        Raises:
+            ConfigError: `by` is none of the three.
+        """
+        if by not in CLUSTER_BY:
+            raise ConfigError(f"cluster_by must be one of {', '.join(CLUSTER_BY)}, received {by!r}")
+        groups = self.groups or (None,) * len(self)
+        if by == "none":
+            return None
+        if by == "group":
+            return cluster_index(groups)
+        pairs = zip(self.subjects, groups, strict=True)
+        return cluster_index([("group", group) if name is None and group else name for name, group in pairs])
+
     def subset(self, index: ArrayLike) -> Predictions:
         """The rows that `index` picks (integers, or booleans (N,)), in that order."""
         rows = np.arange(len(self))[np.asarray(index)]
@@ -121,6 +148,7 @@ class Predictions:
             n_options=self.n_options[rows],
             letter_mass=None if self.letter_mass is None else self.letter_mass[rows],
             subjects=tuple(self.subjects[row] for row in rows),
+            groups=None if self.groups is None else tuple(self.groups[row] for row in rows),
             protocol=self.protocol,
         )
 
@@ -136,6 +164,8 @@ class Predictions:
         }
         if self.letter_mass is not None:
             shapes["letter_mass"] = self.letter_mass.shape
+        if self.groups is not None:
+            shapes["groups"] = (len(self.groups),)
         wrong = [f"{name} {shape}" for name, shape in shapes.items() if shape != (n,)]
         if self.logits.ndim != 2 or self.logits.shape[0] != n:
             wrong.append(f"logits {self.logits.shape}")
@@ -164,6 +194,9 @@ class Predictions:
                 seen[key] = row
             if subject is not None and not isinstance(subject, str):
                 problems.append((row, "subject", f"{subject!r} where a string or null is expected"))
+        for row, group in enumerate(self.groups or ()):
+            if group is not None and not isinstance(group, str):
+                problems.append((row, "group", f"{group!r} where a string or null is expected"))
         width = self.logits.shape[1]
         add(
             (self.n_options < MIN_OPTIONS) | (self.n_options > min(width, MAX_OPTIONS)),
@@ -194,11 +227,11 @@ def read_predictions(
     """Read a predictions table, Parquet (`.parquet`) or JSON lines (`.jsonl`); without an ending, either.
 
     Columns: `id` string, `label` integer or null, and exactly one of `logits`, `logprobs` and `probs` (a list
-    with one number per option); optional: `letter_mass` in [0, 1], `subject` string or null. Other columns
-    are ignored. `logprobs` (natural logs, at most 0) are normalised by the softmax over the row's options.
-    `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as
-    the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
-    float32, so that probabilities come back to about 1e-7.
+    with one number per option); optional: `letter_mass` in [0, 1], `subject` and
+    `group` string or null. Other columns are ignored. `logprobs` (natural logs, at most 0) are normalised by
+    the softmax over the row's options. `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised
+    and their logs taken, a 0 counting as the smallest normal float32 (1.2e-38), so that the answer's NLL is
+    at most 87.3 nats. Logits are kept as float32, so that probabilities come back to about 1e-7.
 
     Sample files of lm-eval and output files of Vertex AI's batch prediction are read too, told by their
     columns (`calib_core.predictions.foreign`).
@@ -231,6 +264,7 @@ def read_predictions(
             if has_letter_mass
             else None,
             subjects=tuple(row.get("subject") for row in rows),
+            groups=tuple(row.get("group") for row in rows) if any("group" in row for row in rows) else None,
             protocol=protocol,
         )
     except DataFormatError as error:
@@ -258,6 +292,8 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.letter_mass is not None:
         columns["letter_mass"] = pa.array(predictions.letter_mass, pa.float32())
     columns["subject"] = pa.array(predictions.subjects, pa.string())
+    if predictions.groups is not None:
+        columns["group"] = pa.array(predictions.groups, pa.string())
     table = pa.table(columns)
     if predictions.protocol is not None:
         text = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False)
@@ -269,7 +305,7 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
 def concatenate(tables: Sequence[Predictions]) -> Predictions:
     """The rows of several tables, one after the other, with the first one's protocol.
 
-    Letter masses are kept where all tables have them.
+    Letter masses are kept where all tables have them, groups where one has.
 
     Raises:
         DataFormatError: an id is there twice.
@@ -288,6 +324,9 @@ def concatenate(tables: Sequence[Predictions]) -> Predictions:
         n_options=np.concatenate([table.n_options for table in tables]),
         letter_mass=np.concatenate(masses) if len(masses) == len(tables) else None,
         subjects=tuple(subject for table in tables for subject in table.subjects),
+        groups=tuple(group for table in tables for group in table.groups or (None,) * len(table))
+        if any(table.groups for table in tables)
+        else None,
         protocol=tables[0].protocol,
     )
 

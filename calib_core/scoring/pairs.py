@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from calib_core.data.preferences import Preference
 from calib_core.errors import NAMED, DataFormatError, NotEnoughDataError
-from calib_core.metrics.bootstrap import Interval
-from calib_core.metrics.selective import wilson
+from calib_core.metrics.interval import Interval
+from calib_core.metrics.means import wilson
 from calib_core.models.loading import LoadedModel
 from calib_core.runtime.progress import Progress
 from calib_core.scoring.forward import (

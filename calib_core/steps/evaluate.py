@@ -119,7 +119,11 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         n_resamples=config.n_resamples,
         seed=config.seed,
     )
-    measure = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    measure: dict[str, Any] = {
+        "n_bins": config.n_bins,
+        "n_resamples": config.n_resamples,
+        "seed": config.seed,
+    }
     record = {
         "regime": regime.to_dict(),
         "figures": {name: summarize(table, **measure) for name, table in predictions.items()},

@@ -17,8 +17,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from calib_core.metrics.bootstrap import debiased_ece_interval
 from calib_core.metrics.figures import conf_ece, nll_nats
+from calib_core.metrics.gaps import debiased_ece_interval
 from calib_core.predictions.table import Predictions
 
 
