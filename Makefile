@@ -25,19 +25,21 @@ test: lint ## every check: what CI runs
 quick: lint ## lint and the tests that take seconds
 	@$(BIN)/pytest -m "not slow"
 
-lint: $(STAMP) ## style, format and types, Dockerfiles included
+lint: $(STAMP) ## style, format, types, who may import whom, and Dockerfiles
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo --no-cache
 	@$(BIN)/hadolint images/*/Dockerfile
 
 format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(STAMP) ## write the compiled YAML and the generated tables of the READMEs anew
+docs: $(STAMP) ## write the compiled YAML, the tables of the READMEs and docs/api.md
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
+	@$(BIN)/python scripts/api_page.py
 
 images: $(STAMP) ## build the CPU image with Docker; options for docker build: make images ARGS="--network host"
 	@PYTHON=$(BIN)/python scripts/build_image.sh cpu $(ARGS)

@@ -29,7 +29,7 @@ from calib_core.models.loading import LoadedModel, embedded_model, load_model
 from calib_core.scoring.pairs import sequence_logprobs, win_rate
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
 from calib_core.scoring.questions import score
-from calib_core.steps.align import AlignConfig
+from calib_core.training.config import AlignConfig
 from calib_core.training.dpo import align_with_dpo
 from calib_core.training.lora import attach_lora
 

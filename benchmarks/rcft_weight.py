@@ -27,8 +27,9 @@ from checkout import commit
 from calib_core.models.loading import load_model
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
 from calib_core.scoring.questions import encode_questions, score_encoded
-from calib_core.steps.finetune import FinetuneConfig, rcft
+from calib_core.steps.finetune import rcft
 from calib_core.steps.folder import read_data
+from calib_core.training.config import FinetuneConfig
 from calib_core.training.stopping import evaluate_heldout
 from calib_pipelines.run.demo import MEMORISED
 

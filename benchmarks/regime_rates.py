@@ -29,7 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from checkout import commit
 from synthetic import World, make_world, memorised, tempered
 
-from calib_core.decisions.bounds import RegimeResult, regime_test, required_examples
+from calib_core.decisions.bounds import regime_test, required_examples
+from calib_core.decisions.result import RegimeResult
 from calib_core.metrics.binning import bin_index
 from calib_core.predictions.table import Predictions
 

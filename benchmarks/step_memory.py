@@ -61,7 +61,7 @@ def _finetune(loaded: Any, rows: list[list[int]]) -> None:
     import torch  # noqa: PLC0415
 
     from calib_core.scoring.forward import logits_at, padded  # noqa: PLC0415
-    from calib_core.steps.finetune import FinetuneConfig  # noqa: PLC0415
+    from calib_core.training.config import FinetuneConfig  # noqa: PLC0415
     from calib_core.training.lora import attach_lora, trainable_parameters  # noqa: PLC0415
     from calib_core.training.losses import sequence_nll_nats  # noqa: PLC0415
 
@@ -81,7 +81,7 @@ def _finetune(loaded: Any, rows: list[list[int]]) -> None:
 def _align(loaded: Any, rows: list[list[int]]) -> None:
     """Two steps of DPO; half of each row is the prompt, and every second row the answer that lost."""
     from calib_core.data.preferences import Preference  # noqa: PLC0415
-    from calib_core.steps.align import AlignConfig  # noqa: PLC0415
+    from calib_core.training.config import AlignConfig  # noqa: PLC0415
     from calib_core.training.dpo import align_with_dpo  # noqa: PLC0415
     from calib_core.training.lora import attach_lora  # noqa: PLC0415
 

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 
 class CalibError(Exception):
-    """Base of all errors raised on purpose by this package."""
+    """Base of all errors raised on purpose by this package; `exit_code` is what a command ends with.
+
+    Example:
+        >>> from calib_core import conf_ece
+        >>> try:
+        ...     conf_ece([1.7], [1])
+        ... except CalibError as error:
+        ...     error.exit_code, str(error).partition(",")[0]
+        (2, 'conf must be probabilities in [0')
+    """
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""Compile every component and pipeline to the YAML that stands beside its source.
+"""Compile every component and pipeline, on no platform in particular, to the YAML beside its source.
 
 Run as `python -m calib_pipelines.compile`. The container image is a compile-time setting: `$CALIB_IMAGE`,
 else `calib:<package version>`.
@@ -17,6 +17,9 @@ import calib_pipelines
 from calib_pipelines.definitions import recalibrate, restore_calibration, score_large
 from calib_pipelines.definitions.placement import Definition
 
+GENERATED = "# Compiled by calib from Python; change the source and compile again."
+"""First line of every compiled YAML."""
+
 DEFINITIONS: dict[str, Definition] = {
     module.NAME: module.define for module in (restore_calibration, recalibrate, score_large)
 }
@@ -31,8 +34,6 @@ PIPELINES: dict[str, BaseComponent] = {
 @functools.cache
 def targets() -> dict[Path, BaseComponent]:
     """Where each compiled YAML stands, and what it is compiled from."""
-    from calib_pipelines.targets.compiling import TARGETS, package  # noqa: PLC0415 - which imports this module
-
     components = Path(calib_components.__file__).parent
     pipelines = Path(calib_pipelines.__file__).parent
     found: dict[Path, BaseComponent] = {
@@ -41,8 +42,6 @@ def targets() -> dict[Path, BaseComponent]:
     }
     for name, pipeline in PIPELINES.items():
         found[pipelines / f"{name}.yaml"] = pipeline
-        for platform, target in TARGETS.items():
-            found[pipelines / f"{name}-{platform}.yaml"] = package(platform, target.settings(), pipeline=name)
     return found
 
 
@@ -50,6 +49,8 @@ def write(source: BaseComponent, path: Path) -> None:
     """Compile `source` to the file `path`, whose name ends in `.yaml` or `.json`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(source, str(path))
+    if path.suffix == ".yaml":
+        path.write_text(f"{GENERATED}\n{path.read_text(encoding='utf-8')}", encoding="utf-8")
 
 
 def main() -> None:

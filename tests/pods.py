@@ -22,6 +22,7 @@ def pods(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 def _pod(label: str, container: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     unknown = config.keys() - {
         "activeDeadlineSeconds",
+        "emptyDirMounts",
         "nodeSelector",
         "pvcMount",
         "secretAsEnv",
@@ -37,25 +38,28 @@ def _pod(label: str, container: dict[str, Any], config: dict[str, Any]) -> dict[
                 "command": container["command"],
                 "args": container["args"],
                 "resources": _resources(container.get("resources", {})),
-                "env": [
-                    {
-                        "name": pair["envVar"],
-                        "valueFrom": {
-                            "secretKeyRef": {"name": secret["secretName"], "key": pair["secretKey"]}
-                        },
-                    }
-                    for secret in config.get("secretAsEnv", [])
-                    for pair in secret["keyToEnv"]
-                ],
+                "env": [*container.get("env", []), *_secrets(config)],
                 "volumeMounts": [
-                    {"name": mount["constant"], "mountPath": mount["mountPath"]}
-                    for mount in config.get("pvcMount", [])
+                    *(
+                        {"name": mount["constant"], "mountPath": mount["mountPath"]}
+                        for mount in config.get("pvcMount", [])
+                    ),
+                    *(
+                        {"name": mount["volumeName"], "mountPath": mount["mountPath"]}
+                        for mount in config.get("emptyDirMounts", [])
+                    ),
                 ],
             }
         ],
         "volumes": [
-            {"name": mount["constant"], "persistentVolumeClaim": {"claimName": mount["constant"]}}
-            for mount in config.get("pvcMount", [])
+            *(
+                {"name": mount["constant"], "persistentVolumeClaim": {"claimName": mount["constant"]}}
+                for mount in config.get("pvcMount", [])
+            ),
+            *(
+                {"name": mount["volumeName"], "emptyDir": {"medium": mount["medium"]}}
+                for mount in config.get("emptyDirMounts", [])
+            ),
         ],
         "tolerations": [dict(toleration) for toleration in config.get("tolerations", [])],
         "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
@@ -63,6 +67,17 @@ def _pod(label: str, container: dict[str, Any], config: dict[str, Any]) -> dict[
     if "activeDeadlineSeconds" in config:
         spec["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": label}, "spec": spec}
+
+
+def _secrets(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": pair["envVar"],
+            "valueFrom": {"secretKeyRef": {"name": secret["secretName"], "key": pair["secretKey"]}},
+        }
+        for secret in config.get("secretAsEnv", [])
+        for pair in secret["keyToEnv"]
+    ]
 
 
 def _resources(given: dict[str, Any]) -> dict[str, dict[str, str]]:

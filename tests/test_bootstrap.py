@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics import bootstrap
-from calib_core.metrics.interval import Interval
 from calib_core.metrics.figures import classwise_ece, conf_ece, debiased_ece
+from calib_core.metrics.interval import Interval
 
 Floats = NDArray[np.float64]
 

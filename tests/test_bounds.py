@@ -25,8 +25,8 @@ from calib_core.decisions.bounds import (
 )
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import bin_index
-from calib_core.metrics.gaps import debiased_ece_interval
 from calib_core.metrics.figures import conf_ece
+from calib_core.metrics.gaps import debiased_ece_interval
 
 ROUNDING = 1e-12
 

@@ -15,6 +15,7 @@ from synthetic import make_world, memorised, tempered
 import calib_components
 from calib_core.commands.champion import add_champion_commands
 from calib_core.commands.library import add_commands
+from calib_core.metrics import Interval
 from calib_core.predictions.table import write_predictions
 from calib_core.version import __version__
 from calib_pipelines.commands import main as cli
@@ -103,7 +104,7 @@ def test_metrics_prints_every_figure(tables, capsys):
     rows = {line.split("  ")[0]: line.split("  ")[-1] for line in capsys.readouterr().out.splitlines()}
     ece = figures["conf_ece"]
     assert rows["conf-ECE"].strip() == f"{ece['value']:.3f} ({ece['low']:.3f} to {ece['high']:.3f})"
-    assert rows["AUROC of confidence"].strip() == f"{figures['auroc']:.3f}"
+    assert rows["AUROC of confidence"].strip() == str(Interval(**figures["auroc"]))
 
 
 @pytest.mark.parametrize(
@@ -171,8 +172,12 @@ def test_wrong_flags_and_values_end_with_2(tables, tmp_path, capsys):
 
 
 def test_standard_output_has_the_result_alone(tables, monkeypatch, capsys):
+    class Counted:
+        def to_dict(self):
+            return {"n": 1}
+
     monkeypatch.setattr(
-        "calib_core.commands.library.summarize", lambda *_, **__: print("advice of a library") or {"n": 1}
+        "calib_core.commands.library.measure", lambda *_, **__: print("advice of a library") or Counted()
     )
     assert cli.main(["metrics", str(tables / "sure.parquet"), "--json"]) == 0
     shown = capsys.readouterr()

@@ -14,22 +14,22 @@ import yaml
 from kfp.components import load_component_from_file
 
 import calib_components
+from calib_components.register_model.registries import RegisterConfig
+from calib_components.variants import variant
 from calib_core.settings.parameters import parameters_of
-from calib_core.steps.align import AlignConfig
 from calib_core.steps.calibrate import CalibrateConfig
 from calib_core.steps.convert import ConvertConfig
 from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.fresh import FreshConfig
 from calib_core.steps.measure import MeasureConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.publish import PublishConfig
 from calib_core.steps.shards import ScoreConfig, ShardConfig
+from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import __version__
 from calib_pipelines import compile as compiling
 from calib_pipelines import docs
-from calib_pipelines.clusters.registries import RegisterConfig
 
 ROOT = Path(calib_components.__file__).parent
 CONFIGS = {
@@ -49,8 +49,15 @@ CONFIGS = {
     "publish_champion": PublishConfig,
     "register_model": RegisterConfig,
 }
-GIVEN_BY_PIPELINES = {"model_before", "model_after", "branch", "shard", "stream", "champion"}
-GIVEN_TO = {"register_model": {"model", "number"}}
+GIVEN_BY_PIPELINES = {
+    *("model", "source", "shard", "stream", "champion", "number"),
+    *("before", "after", "model_before", "model_after", "branch"),
+}
+OWN = {"fresh_data": {"model"}}
+"""Parameters that bear such a name, and are a config's all the same."""
+VARIANTS = {"em_ece_finetune": {"calib_components.cft_finetune.component", "calib_components.variants"}}
+"""Components that are another one with some words replaced, and what they are made from."""
+
 TYPES = {str: "String", int: "Integer", float: "Float", bool: "Boolean"}
 
 
@@ -66,7 +73,7 @@ def test_parameters_mirror_the_config(name):
     found = {
         key: (given.type, given.default, " ".join((given.description or "").split()))
         for key, given in spec.inputs.items()
-        if not given.type.startswith("system.") and key not in GIVEN_BY_PIPELINES | GIVEN_TO.get(name, set())
+        if not given.type.startswith("system.") and key not in GIVEN_BY_PIPELINES - OWN.get(name, set())
     }
     expected = {
         parameter.name: (
@@ -92,11 +99,13 @@ def test_outputs_are_described_and_typed(name):
 def test_source_is_light(name):
     tree = ast.parse((ROOT / name / "component.py").read_text())
     modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-    assert modules <= {"typing", "kfp", "kfp.dsl", "calib_components.image"}
+    assert modules <= VARIANTS.get(name, {"typing", "kfp", "kfp.dsl", "calib_components.image"})
     assert not [node for node in tree.body if isinstance(node, ast.Import)]
-    (function,) = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
-    first, last = function.body[1], function.body[-1]  # the first statement is the docstring
-    assert last.end_lineno - first.lineno < 36
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert len(functions) == (name not in VARIANTS)
+    for function in functions:
+        first, last = function.body[1], function.body[-1]  # the first statement is the docstring
+        assert last.end_lineno - first.lineno < 36
 
 
 @pytest.mark.parametrize("path", compiling.targets(), ids=lambda path: f"{path.parent.name}/{path.name}")
@@ -116,6 +125,25 @@ def test_compiled_yaml_loads_and_needs_no_pip(name):
     (executor,) = yaml.safe_load(path.read_text())["deploymentSpec"]["executors"].values()
     assert executor["container"]["image"] == f"calib:{__version__}"
     assert "pip install" not in path.read_text()
+
+
+def test_variant_differs_in_what_was_replaced_and_runs_by_its_own_name():
+    sources = {}
+    for name in ("cft_finetune", "em_ece_finetune"):
+        container = getattr(calib_components, name).component_spec.implementation.container
+        assert container.args[-1] == name
+        sources[name] = container.command[-1]
+        assert f"def {name}(" in sources[name]
+    assert "cft_finetune" not in sources["em_ece_finetune"]
+    assert '"cft"' not in sources["em_ece_finetune"]
+    assert sources["em_ece_finetune"].count('"rcft"') == sources["cft_finetune"].count('"cft"') == 2
+    with pytest.raises(ValueError, match="cft_finetune has no 'nowhere' in its source, which other replaces"):
+        variant(calib_components.cft_finetune, "other", {"nowhere": "there"})
+
+
+@pytest.mark.parametrize("path", compiling.targets(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_compiled_yaml_says_that_it_is_generated(path):
+    assert path.read_text().startswith("# Compiled by calib from Python; change the source")
 
 
 def test_image_is_a_compile_time_setting(tmp_path):

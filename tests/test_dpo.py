@@ -16,7 +16,7 @@ from calib_core.data.preferences import Preference
 from calib_core.errors import CalibError, DataFormatError
 from calib_core.models.loading import LoadedModel, adapter_digest, load_model
 from calib_core.scoring.pairs import PreferenceLogprobs, sequence_logprobs, win_rate
-from calib_core.steps.align import AlignConfig
+from calib_core.training.config import AlignConfig
 from calib_core.training.dpo import align_with_dpo
 from calib_core.training.lora import attach_lora, save_adapter, trainable_parameters
 

@@ -17,10 +17,11 @@ from calib_core.data.questions import write_questions
 from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
 from calib_core.settings.parameters import flags_of
 from calib_core.steps import launch as launching
-from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.launch import launch
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.storage.files import read_json
+from calib_core.training.config import FinetuneConfig
 from calib_pipelines.commands import main as cli
 
 TWO = FinetuneConfig(

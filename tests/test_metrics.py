@@ -294,35 +294,6 @@ def test_wrong_numbers_of_bins_are_refused(n_bins: Any) -> None:
             metric(CONF, CORRECT, n_bins=n_bins)
 
 
-def test_summarize_has_every_figure_and_is_json() -> None:
-    table = random_predictions()
-    summary = metrics.summarize(table, n_resamples=200)
-    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
-    conf, correct = table.confidence(), table.correct()
-    assert summary["n"] == 60
-    assert summary["letter_mass"] == 0.5
-    assert summary["accuracy"]["value"] == pytest.approx(correct.mean())
-    assert summary["mean_confidence"]["value"] == pytest.approx(conf.mean())
-    assert summary["conf_ece"]["value"] == metrics.conf_ece(conf, correct)
-    assert summary["cw_ece"]["value"] == metrics.classwise_ece(table.probs(), table.labels)
-    assert summary["nll_nats"] == pytest.approx(metrics.nll_nats(table.probs(), table.labels), abs=1e-12)
-    assert summary["brier"] == metrics.brier(table.probs(), table.labels)
-    assert summary["aurc"] == metrics.risk_coverage(conf, correct).aurc
-    for name in ("adaptive_ece", "debiased_ece", "smooth_ece", "mce", "auroc"):
-        assert summary[name] == getattr(metrics, name)(conf, correct)
-    for name in ("accuracy", "mean_confidence", "conf_ece", "cw_ece"):
-        assert 0 <= summary[name]["low"] <= summary[name]["value"] <= summary[name]["high"] <= 1
-        assert summary[name]["low"] < summary[name]["high"]
-
-
-def test_summarize_where_all_are_right_or_labels_are_missing() -> None:
-    table = random_predictions()
-    right = table.subset(np.flatnonzero(table.correct() == 1))
-    assert metrics.summarize(right, n_resamples=50)["auroc"] is None
-    with pytest.raises(NotEnoughDataError):
-        metrics.summarize(table.subset(np.zeros(60, bool)))
-
-
 def test_per_subject_rows() -> None:
     subjects = ("b",) * 20 + (None,) * 10 + ("a",) * 30
     table = random_predictions(subjects=subjects)

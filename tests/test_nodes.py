@@ -29,7 +29,7 @@ from calib_components.nodes.nodes import KubeflowSettings, Place, finetune, read
 from calib_core.commands.library import add_commands
 from calib_core.errors import CalibError, ConfigError
 from calib_core.settings.parameters import config_from
-from calib_core.steps.finetune import FinetuneConfig
+from calib_core.training.config import FinetuneConfig
 
 pytestmark = pytest.mark.slow  # jobs are polled, a second each
 

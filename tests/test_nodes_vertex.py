@@ -23,7 +23,7 @@ from calib_components.image import IMAGE
 from calib_components.nodes import vertex as nodes_vertex
 from calib_components.nodes.nodes import Place, finetune
 from calib_core.errors import CalibError, ConfigError
-from calib_core.steps.finetune import FinetuneConfig
+from calib_core.training.config import FinetuneConfig
 
 SETTINGS = {
     "platform": "vertex",

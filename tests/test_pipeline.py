@@ -13,13 +13,12 @@ import pytest
 from calib_core.data.questions import write_questions
 from calib_core.errors import CalibError, ConfigError
 from calib_core.settings.parameters import parameters_of
-from calib_core.steps.align import AlignConfig
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.storage import uris as storage
+from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_pipelines.commands import main as cli
 from calib_pipelines.definitions.restore_calibration import restore_calibration
 from calib_pipelines.packages.reading import check_parameters, load_package
@@ -349,7 +348,7 @@ def test_restored_model_is_found_calibrated_and_left_alone(trained_models, resto
     assert summary["before"]["conf_ece"] == first["after"]["conf_ece"]
     (run,) = (tmp_path / "run").iterdir()
     tasks = {path.name for path in run.iterdir()}
-    assert tasks == {"data-prep", "evaluate", "keep", "keep-2", "keep-3", "promote"}
+    assert tasks == {"data-prep", "evaluate", "end-branch-2", "end-branch-4", "end-branch-6", "promote"}
 
 
 @pytest.mark.slow

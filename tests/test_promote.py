@@ -12,7 +12,7 @@ from synthetic import Floats, make_world, memorised, tempered
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import write_json
@@ -34,7 +34,7 @@ def write_evaluation(folder: Path, probs: dict[str, Floats], **facts: object) ->
     regime = regime_test(tables["fit"], tables["calibration"], n_resamples=300)
     evaluation = {
         "regime": regime.to_dict(),
-        "figures": {fold: summarize(table, n_resamples=100) for fold, table in tables.items()},
+        "figures": {fold: measure(table, n_resamples=100).to_dict() for fold, table in tables.items()},
         "model": {"base": "a-model"},
         "data": {fold: f"fingerprint of {fold}" for fold in tables},
         **facts,

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from registry_standin import KubeflowRegistry, serving
 
+from calib_components.register_model.registries import RegisterConfig
 from calib_core.champion.history import read_figures
 from calib_core.champion.state import read_champion
 from calib_core.data.questions import read_questions, write_questions
 from calib_core.settings.parameters import parameters_of
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.publish import PublishConfig, publish
-from calib_pipelines.clusters.registries import RegisterConfig
+from calib_core.training.config import FinetuneConfig
 from calib_pipelines.definitions.recalibrate import recalibrate
 from calib_pipelines.run.local import run_local
 

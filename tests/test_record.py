@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,7 +16,16 @@ END = RunEnd(
     state="FAILED",
     error_code=9,
     error_message="task evaluate failed: no answer from https://me:pw@hub.example/m",
-    parameters="model=gs://bucket/model\nquestions=\nhub_token=abc\nnote=two\nlines\nepochs=3",
+    parameters={
+        "model": "gs://bucket/model",
+        "questions": "",
+        "hub_token": "abc",
+        "note": 'two\nlines, "quoted" \\ {{$.inputs}}',
+        "epochs": 3,
+        "pass_tokens": 2048,
+        "align": True,
+        "cluster": '{"platform": "kubeflow", "memory": "64Gi"}',
+    },
 )
 
 
@@ -27,14 +37,18 @@ def test_record_says_how_the_run_ended(tmp_path):
         "pipeline": "restore-calibration",
         "run": END.run,
         "state": "FAILED",
+        "platform_state": "FAILED",
         "error_code": 9,
         "error_message": "task evaluate failed: no answer from https://***@hub.example/m",
         "parameters": {
             "model": "gs://bucket/model",
             "questions": "",
             "hub_token": "***",
-            "note": "two\nlines",
-            "epochs": "3",
+            "note": 'two\nlines, "quoted" \\ {{$.inputs}}',
+            "epochs": 3,
+            "pass_tokens": 2048,
+            "align": True,
+            "cluster": '{"platform": "kubeflow", "memory": "64Gi"}',
         },
         "library_version": __version__,
     }
@@ -59,6 +73,40 @@ def test_folder_can_be_in_a_bucket(tmp_path, request):
 def test_without_a_folder_there_is_no_copy(tmp_path):
     record(END, tmp_path / "out" / "record")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize(
+    ("word", "state"),
+    [
+        ("SUCCEEDED", "SUCCEEDED"),  # Vertex's own words
+        ("FAILED", "FAILED"),
+        ("CANCELLED", "CANCELLED"),
+        ("COMPLETE", "SUCCEEDED"),  # Kubeflow's
+        ("CANCELED", "CANCELLED"),
+        ("RUNNING", "UNKNOWN"),
+        ("", "UNKNOWN"),
+    ],
+)
+def test_state_is_told_in_the_same_words_on_every_platform(tmp_path, word, state):
+    written = record(replace(END, state=word), tmp_path / "record")
+    assert (written["state"], written["platform_state"]) == (state, word)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ('{"api_key": "abc", "gpu": true}', '{"api_key": "***", "gpu": true}'),
+        ('[{"token": ["abc"]}, 1]', '[{"token": "***"}, 1]'),
+        ('{"token_file": "", "pass_tokens": 5}', '{"token_file": "", "pass_tokens": 5}'),
+        ('{"source": "https://me:pw@host/q"}', '{"source": "https://***@host/q"}'),
+        ('"https://me:pw@host/q"', '"https://***@host/q"'),
+        ({"secret": {"a": 1}, "note": "é"}, {"secret": "***", "note": "é"}),
+        ('{"not": json', '{"not": json'),
+    ],
+)
+def test_secrets_are_left_out_of_json_too(tmp_path, value, expected):
+    written = record(replace(END, parameters={"given": value}), tmp_path / "record")
+    assert written["parameters"] == {"given": expected}
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from registry_standin import Answer, KubeflowRegistry, serving
 
+from calib_components.register_model.registries import RegisterConfig, register
 from calib_core.errors import ConfigError
-from calib_pipelines.clusters.registries import RegisterConfig, register
 from calib_pipelines.commands import main as cli
 
 MODEL = "gs://bucket/champion/runs/0a/model"

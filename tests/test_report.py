@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calib_core.metrics.figures import reliability_bins
 from calib_core.metrics.interval import Interval
-from calib_core.metrics.figures import reliability_bins, summarize
+from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions
-from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_report
+from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_page
 
 HOSTILE = '<script>alert(1)</script> & "co"'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -63,7 +64,10 @@ def regime(name: str = "calibratable", **changes: Any) -> dict[str, Any]:
 @functools.cache
 def full() -> ReportData:
     before, after = predictions(0, accuracy=0.3), predictions(1, accuracy=0.65)
-    figures = {"before": summarize(before, n_resamples=20), "after": summarize(after, n_resamples=20)}
+    figures = {
+        "before": measure(before, n_resamples=20).to_dict(),
+        "after": measure(after, n_resamples=20).to_dict(),
+    }
     history = [
         {
             "step": step,
@@ -108,7 +112,7 @@ def plain() -> ReportData:
     before = predictions(0, accuracy=0.3, subjects=False)
     return ReportData(
         title="table",
-        summary={"before": summarize(before, n_resamples=20)},
+        summary={"before": measure(before, n_resamples=20).to_dict()},
         before=before,
         regime={},
         parameters={},
@@ -223,9 +227,9 @@ def test_bins_are_those_of_the_summary() -> None:
     assert len(bars) == sum(1 for bar in expected if bar.count)
 
 
-def test_write_report_writes_what_render_report_makes(tmp_path: Any) -> None:
+def test_write_page_writes_what_render_report_makes(tmp_path: Any) -> None:
     data = plain()
-    write_report(data, tmp_path / "report.html")
+    write_page(data, tmp_path / "report.html")
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_report(data)
 
 

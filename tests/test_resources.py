@@ -58,7 +58,7 @@ def test_a_model_beyond_the_table_is_refused():
 def test_parameters_of_a_lora_agree_with_pefts_own(tiny_model):
     """The formula, put to a model whose shape is known; rank 128 on all seven linear layers."""
     from calib_core.models.loading import load_model
-    from calib_core.steps.finetune import FinetuneConfig
+    from calib_core.training.config import FinetuneConfig
     from calib_core.training.lora import attach_lora, trainable_parameters
 
     loaded = attach_lora(load_model(tiny_model("llama"), dtype="float32"), FinetuneConfig())

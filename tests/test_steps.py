@@ -17,11 +17,12 @@ from calib_core.data.questions import Question, read_questions, write_questions
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.models.loading import load_model
 from calib_core.predictions.table import check_same_protocol, read_predictions
-from calib_core.steps.align import AlignConfig, align
+from calib_core.steps.align import align
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
-from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.storage.files import read_json
+from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.training.stopping import evaluate_heldout
 
 # At a target of 0.3 the regime test needs 26 questions in fit and calibration.

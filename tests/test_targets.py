@@ -21,15 +21,23 @@ import calib_pipelines
 from calib_core.errors import ConfigError
 from calib_core.settings.parameters import parameters_of
 from calib_pipelines.commands import main as cli
+from calib_pipelines.compile import DEFINITIONS
 from calib_pipelines.definitions.placement import KINDS, Cluster, Settings, build
 from calib_pipelines.definitions.restore_calibration import define, restore_calibration
 from calib_pipelines.targets.compiling import TARGETS, package
-from calib_pipelines.targets.kubeflow import SPOT, KubeflowSettings
+from calib_pipelines.targets.kubeflow import SPOT, Kubeflow, KubeflowSettings
 from calib_pipelines.targets.vertex import MACHINES, VertexSettings
 
 FOLDER = Path(calib_pipelines.__file__).parent
 WITH_A_MODEL = {"dpo-align", "evaluate", "evaluate-2", "evaluate-3", "cft-finetune", "em-ece-finetune"}
-WITHOUT = {"data-prep", "keep", "keep-2", "keep-3", "promote", "record-end"}
+WITHOUT = {
+    "data-prep",
+    *(f"end-branch{number}" for number in ("", "-2", "-3", "-4", "-5", "-6")),
+    "promote",
+    "record-end",
+}
+FINE_TUNING = {"cft-finetune", "em-ece-finetune"}
+SHARED_MEMORY = {"shared-memory": "/dev/shm"}  # noqa: S108
 
 
 def compiled(component: Any, folder: Path) -> list[dict[str, Any]]:
@@ -53,6 +61,7 @@ def kubeflow(tmp_path_factory):
         run_records="/var/runs/calib",
         retries=3,
         timeout_hours=1.5,
+        cache="/data/cache",
     )
     return compiled(package("kubeflow", settings), tmp_path_factory.mktemp("kubeflow"))
 
@@ -82,7 +91,7 @@ def tasks(documents: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         name: task
         for dag in dags
         for name, task in dag.get("dag", {}).get("tasks", {}).items()
-        if not name.startswith(("condition", "exit-handler", "importer"))
+        if not name.startswith(("condition", "exit-handler"))
     }
 
 
@@ -144,16 +153,35 @@ def test_hardware_goes_to_the_tasks_that_load_a_model(kubeflow):
 
 def test_secrets_are_named_where_they_are_used_and_nowhere_else(kubeflow):
     for name, pod in pods(kubeflow).items():
-        env = {e["name"]: e["valueFrom"]["secretKeyRef"] for e in pod["spec"]["containers"][0]["env"]}
-        if name in WITH_A_MODEL | {"data-prep"}:
+        env = {
+            e["name"]: e["valueFrom"]["secretKeyRef"]
+            for e in pod["spec"]["containers"][0]["env"]
+            if "valueFrom" in e
+        }
+        if name in WITH_A_MODEL | {"data-prep", "promote", "record-end"}:
             assert env == {
                 "HF_TOKEN": {"name": "hub", "key": "token"},
                 "PROXY": {"name": "net", "key": "proxy"},
             }
         else:
             assert env == {}
+
+
+def test_volumes_are_mounted_where_they_are_needed(kubeflow):
+    for name, pod in pods(kubeflow).items():
         mounts = {m["name"]: m["mountPath"] for m in pod["spec"]["containers"][0]["volumeMounts"]}
-        assert mounts == {"data": "/data", "runs": "/var/runs"}
+        shared = SHARED_MEMORY if name in FINE_TUNING else {}
+        assert mounts == {"data": "/data", "runs": "/var/runs", **shared}
+        if shared:
+            (volume,) = [v for v in pod["spec"]["volumes"] if v["name"] == "shared-memory"]
+            assert volume["emptyDir"] == {"medium": "Memory"}
+
+
+def test_downloads_and_checkpoints_outlive_the_pod_where_a_claim_keeps_them(kubeflow):
+    for name, pod in pods(kubeflow).items():
+        env = {e["name"]: e["value"] for e in pod["spec"]["containers"][0]["env"] if "value" in e}
+        kept = {"CALIB_CACHE": "/data/cache/calib", "HF_HOME": "/data/cache/huggingface"}
+        assert env == (kept if name in WITH_A_MODEL else {})
 
 
 @pytest.mark.slow
@@ -166,12 +194,27 @@ def test_spot_nodes_are_asked_for_as_each_provider_marks_them(provider, tmp_path
     assert made["data-prep"]["spec"]["nodeSelector"] == {}
 
 
-def test_without_settings_the_kubeflow_package_has_nothing_of_kubernetes():
-    documents = list(yaml.safe_load_all((FOLDER / "restore-calibration-kubeflow.yaml").read_text()))
-    assert len(documents) == 1
-    assert {
-        name for name, task in tasks(documents).items() if "retryPolicy" in task
-    } == WITH_A_MODEL | WITHOUT
+@pytest.mark.parametrize("name", DEFINITIONS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_pipeline_compiles_for_every_platform_without_settings(target, name, tmp_path):
+    documents = compiled(package(target, TARGETS[target].settings(), pipeline=name), tmp_path)
+    json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
+    assert all("retryPolicy" in task for task in tasks(documents).values() if is_container(documents, task))
+    executors = documents[0]["deploymentSpec"]["executors"].values()
+    assert not any("importer" in executor for executor in executors)
+    mounts = [
+        mount["mountPath"]
+        for document in documents[1:]
+        for config in document["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values()
+        for mount in config["emptyDirMounts"]
+    ]
+    shared = set(SHARED_MEMORY.values()) if target == "kubeflow" and name != "score-large" else set()
+    assert set(mounts) == shared
+
+
+def is_container(documents: list[dict[str, Any]], task: dict[str, Any]) -> bool:
+    """Whether a task runs a container, and no tasks of its own."""
+    return "executorLabel" in documents[0]["components"][task["componentRef"]["name"]]
 
 
 @pytest.mark.slow
@@ -265,9 +308,16 @@ def test_tasks_are_cached_by_what_is_deterministic_and_retried(name, request):
             "maxRetryCount": 3 if name == "kubeflow" else 2,
             "backoffDuration": "60s",
             "backoffFactor": 2.0,
-            "backoffMaxDuration": "600s",
+            "backoffMaxDuration": f"{30 * 24 * 3600}s" if name == "kubeflow" else "600s",
         }
     assert not KINDS["record-end"].cached
+
+
+@pytest.mark.parametrize(("retries", "hours"), [(1, 24.0), (2, 300.0), (10, 100.0)])
+def test_kubeflow_has_time_for_all_attempts(retries, hours):
+    """Argo counts from the start of the first attempt, and stops an attempt that is still running then."""
+    needed_s = (retries + 1) * hours * 3600 + sum(60 * 2**attempt for attempt in range(retries))
+    assert Kubeflow(KubeflowSettings(retries=retries, timeout_hours=hours)).backoff_limit_s() >= needed_s
 
 
 def test_retries_can_be_turned_off(tmp_path):
@@ -317,6 +367,11 @@ def test_a_run_here_has_neither_retries_nor_an_exit_handler():
         (KubeflowSettings, {"pvc": "work:relative"}, "pvc is 'work:relative'; give claim:/path"),
         (KubeflowSettings, {"spot": "gke", "retries": 0}, "spot is 'gke' and retries is 0"),
         (KubeflowSettings, {"run_records": "/runs"}, "ends with the pod; mount a claim there"),
+        (
+            KubeflowSettings,
+            {"cache": "/cache", "pvc": "a:/data"},
+            "cache is '/cache', which ends with the pod",
+        ),
         (KubeflowSettings, {"timeout_hours": -1.0}, "timeout_hours is -1.0"),
         (VertexSettings, {"machine_type": "huge"}, "machine_type is 'huge'; give one of"),
         (
@@ -496,13 +551,16 @@ def test_end_of_a_run_is_recorded(stage, error, tmp_path):  # noqa: F811
         local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "root"), raise_on_error=False
     )
     source = "https://me:pw@data.example/q.jsonl?sig=1234"
-    pipeline(model="/models/start", questions=source, target_ece=0.11)
+    cluster = json.dumps({"platform": "kubeflow", "note": 'two\nlines, "quoted" \\'})
+    pipeline(model="/models/start", questions=source, target_ece=0.11, cluster=cluster)
     (path,) = records.glob("restore-calibration-*.json")
     record = json.loads(path.read_text())
     assert record["state"] == ("FAILED" if error else "SUCCEEDED")
     assert record["pipeline"] == "restore-calibration"
     assert record["parameters"]["model"] == "/models/start"
-    assert record["parameters"]["target_ece"] == "0.11"
+    assert record["parameters"]["target_ece"] == 0.11
+    assert record["parameters"]["align"] is False
+    assert record["parameters"]["cluster"] == cluster
     assert record["parameters"]["questions"] == "https://***@data.example/q.jsonl?***"
     assert record["parameters"].keys() == restore_calibration.component_spec.inputs.keys()
     (artifact,) = (tmp_path / "root").glob("*/record-end/record")

@@ -20,11 +20,11 @@ from calib_core.models.loading import LoadedModel, adapter_digest, load_model
 from calib_core.predictions.table import Predictions
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
 from calib_core.scoring.questions import encode_questions, score_encoded
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.storage.files import read_json
 from calib_core.training import loop as training
 from calib_core.training.batches import LengthGroupedBatches, cft_loss, rcft_loss
 from calib_core.training.checkpoints import load_checkpoint
+from calib_core.training.config import FinetuneConfig
 from calib_core.training.loop import Finetuning, TrainingResult
 from calib_core.training.lora import attach_lora, save_adapter, trainable_parameters
 from calib_core.training.stopping import Evaluation, evaluate_heldout

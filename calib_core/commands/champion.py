@@ -62,7 +62,7 @@ def _add_publish(commands: Subparsers) -> None:
     parser.add_argument("--champion", required=True, help=FOLDER)
     parser.add_argument("--snapshot", required=True, help="snapshot folder that `fresh` wrote")
     parser.add_argument("--summary", required=True, help="folder that `promote` wrote")
-    parser.add_argument("--model", required=True, help="folder of the run's output model")
+    parser.add_argument("--model", required=True, help="path or URI of the run's output model")
     add_flags(parser, parameters_of(PublishConfig))
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
@@ -71,7 +71,7 @@ def _add_publish(commands: Subparsers) -> None:
             champion=given.champion,
             snapshot=fetch(given.snapshot),
             summary=fetch(given.summary),
-            model=fetch(given.model),
+            model=given.model,
         )
 
     parser.set_defaults(run=run)

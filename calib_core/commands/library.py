@@ -9,17 +9,15 @@ import argparse
 import contextlib
 import json
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.decisions.gate import decide
 from calib_core.errors import CalibError, ConfigError
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.predictions.table import read_predictions
-from calib_core.report import ReportData, write_report
+from calib_core.report import write_report
 from calib_core.report.text import (
     evaluation_text,
     figures_table,
@@ -29,13 +27,14 @@ from calib_core.report.text import (
     result_text,
     summary_text,
 )
+from calib_core.runtime.progress import quiet_libraries
 from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
-from calib_core.steps.align import AlignConfig, align
+from calib_core.steps.align import align
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.convert import ConvertConfig, convert_predictions
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
-from calib_core.steps.finetune import FinetuneConfig, cft, rcft
-from calib_core.steps.measure import MeasureConfig, measure
+from calib_core.steps.finetune import cft, rcft
+from calib_core.steps.measure import MeasureConfig, measure_table
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
 from calib_core.steps.shards import (
@@ -46,7 +45,7 @@ from calib_core.steps.shards import (
     shard_questions,
 )
 from calib_core.storage.uris import fetch, join, published
-from calib_core.version import versions
+from calib_core.training.config import AlignConfig, FinetuneConfig
 
 Subparsers = argparse._SubParsersAction  # argparse has no public name for it
 Result = Mapping[str, Any]
@@ -86,7 +85,7 @@ def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentPars
 def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Run the command that `arguments` name, print its result, and return the exit code."""
     given = parser.parse_args(arguments)
-    warnings.filterwarnings("ignore", category=FutureWarning)  # what libraries will change: not the user's
+    quiet_libraries()
     try:
         with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is not the result
             result: Result = given.run(given)
@@ -198,11 +197,12 @@ def _add_calibrate(commands: Subparsers) -> None:
 def _add_metrics(commands: Subparsers) -> None:
     parser = command(commands, "metrics", "measure a predictions table: every figure, no model needed")
     parser.add_argument("table", help="predictions table (.parquet or .jsonl)")
-    add_flags(parser, _measuring("n_bins", "n_resamples", "seed"))
+    flags = _measuring("n_bins", "cluster_by", "n_resamples", "seed")
+    add_flags(parser, flags)
 
     def run(given: argparse.Namespace) -> Result:
-        options = {name: getattr(given, name) for name in ("n_bins", "n_resamples", "seed")}
-        return summarize(read_predictions(given.table), **options)
+        options = {flag.name: getattr(given, flag.name) for flag in flags}
+        return measure(read_predictions(given.table), **options).to_dict()
 
     parser.set_defaults(run=run, text=lambda result: figures_table({f"n = {result['n']}": result}))
 
@@ -212,7 +212,8 @@ def _add_regime(commands: Subparsers) -> None:
     parser.add_argument("--fit", required=True, help="table for the questions that it is fine-tuned on")
     parser.add_argument("--heldout", required=True, help="table for questions that it never saw")
     flags = _measuring(
-        "target_ece", "tolerance", "critical_accuracy", "on_undecided", "n_bins", "n_resamples", "seed"
+        *("target_ece", "tolerance", "critical_accuracy", "repairs", "on_undecided"),
+        *("n_bins", "cluster_by", "n_resamples", "seed"),
     )
     add_flags(parser, flags)
 
@@ -223,49 +224,32 @@ def _add_regime(commands: Subparsers) -> None:
     parser.set_defaults(run=run, text=regime_text)
 
 
+_REPORT_FLAGS = tuple(
+    parameter
+    for parameter in parameters_of(PromoteConfig)
+    if parameter.name not in ("total_accuracy_margin", "win_rate_margin")  # need a history, and pairs
+)
+
+
 def _add_report(commands: Subparsers) -> None:
     parser = command(commands, "report", "write the HTML report of one predictions table, or of two compared")
     parser.add_argument("table", help="predictions table of the (input) model")
     parser.add_argument("--after", help="table of its successor, for the same questions")
     parser.add_argument("--title", help="title of the report (default: the table's name)")
     parser.add_argument("--out", required=True, help="HTML file to write")
-    add_flags(parser, parameters_of(PromoteConfig))
+    add_flags(parser, _REPORT_FLAGS)
     parser.set_defaults(run=_report, text=report_text)
 
 
 def _report(given: argparse.Namespace) -> Result:
-    config = config_from(PromoteConfig, vars(given))
-    options: dict[str, Any] = {
-        "n_bins": config.n_bins,
-        "n_resamples": config.n_resamples,
-        "seed": config.seed,
-    }
-    before = read_predictions(given.table)
-    summary: dict[str, Any] = {"before": summarize(before, **options)}
-    after = None
-    if given.after is not None:
-        after = read_predictions(given.after)
-        gate = decide(before, after, accuracy_margin=config.accuracy_margin, **options)
-        summary |= {
-            "after": summarize(after, **options),
-            "promoted": gate.promoted,
-            "reasons": list(gate.reasons),
-        }
-    data = ReportData(
+    summary = write_report(
+        given.out,
+        before=read_predictions(given.table),
+        after=None if given.after is None else read_predictions(given.after),
         title=given.title or PurePath(given.table).stem,
-        summary=summary,
-        before=before,
-        after=after,
-        regime={},
-        history=None,
-        parameters={"table": given.table, "after": given.after, **options},
-        versions=versions(),
-        fingerprints={
-            side: table.protocol or {} for side, table in (("before", before), ("after", after)) if table
-        },
+        parameters={"table": given.table, "after": given.after},
+        **{flag.name: getattr(given, flag.name) for flag in _REPORT_FLAGS},
     )
-    with published(given.out) as out:
-        write_report(data, out)
     return {**summary, "report": given.out}
 
 
@@ -279,7 +263,7 @@ def _add_measure(commands: Subparsers) -> None:
     def run(given: argparse.Namespace) -> Result:
         config = config_from(MeasureConfig, vars(given))
         with published(given.out) as out:
-            result = measure(config, fetch(given.predictions), out, fit=given.fit and fetch(given.fit))
+            result = measure_table(config, fetch(given.predictions), out, fit=given.fit and fetch(given.fit))
         return {**result, "report": given.out}
 
     parser.set_defaults(run=run, text=measurement_text)

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calib_core.decisions.budget import LEVEL, History
-from calib_core.decisions.temperature import apply_temperature, cross_fitted
+from calib_core.decisions.temperature import apply_temperature, cross_fitted, one_temperature_apart
 from calib_core.decisions.verdict import KEPT, PROMOTED, GateResult, Margins, findings
 from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import check_n_bins
@@ -33,9 +33,6 @@ from calib_core.metrics.means import auroc_interval, mean_of, share_change
 from calib_core.predictions.table import Predictions, check_same_protocol
 
 Floats = NDArray[np.float64]
-
-SAME_LOGITS = 1e-5
-"""Logits this close together, as a share of the largest, are the same: float32 keeps seven digits."""
 
 
 def decide(  # noqa: PLR0913
@@ -79,6 +76,13 @@ def decide(  # noqa: PLR0913
             were made in different ways (all but the adapter).
         NotEnoughDataError: fewer than two rows.
         ConfigError: a parameter is out of range.
+
+    Example:
+        >>> labels = [0, 1, 0, 0] * 50
+        >>> sure = Predictions.from_probs([[0.99, 0.01]] * 200, labels)
+        >>> mended = Predictions.from_probs([[0.74, 0.26]] * 200, labels)
+        >>> decide(sure, mended).promoted, decide(mended, sure).promoted
+        (True, False)
     """
     margins = Margins(
         accuracy=accuracy_margin,
@@ -88,7 +92,7 @@ def decide(  # noqa: PLR0913
     )
     history = history or History()
     check_n_bins(n_bins)
-    _check_same_questions(before, after)
+    check_same_questions(before, after)
     check_same_protocol(before, after)
     if len(before) < 2:
         raise NotEnoughDataError(f"the gate needs two test questions at least, received {len(before)}")
@@ -107,7 +111,7 @@ def decide(  # noqa: PLR0913
         seed=seed,
     )
     accuracy_change = share_change(hits_before, hits_after, clusters=clusters, confidence=confidence)
-    if _one_temperature_apart(before, after):  # no answer differs, on these questions or on others
+    if one_temperature_apart(before, after):  # no answer differs, on these questions or on others
         accuracy_change = Interval(0.0, 0.0, 0.0)
     scaled = cross_fitted(before) if temperature is None else apply_temperature(before, temperature)
     result = GateResult(
@@ -155,21 +159,6 @@ def _auroc(table: Predictions, clusters: Clusters | None, confidence: float) -> 
     return auroc_interval(table.confidence(), correct, clusters=clusters, confidence=confidence)
 
 
-def _one_temperature_apart(before: Predictions, after: Predictions) -> bool:
-    """Whether the second table is the first one with its logits divided by a positive number."""
-    own = np.arange(before.logits.shape[1]) < before.n_options[:, None]
-    x, y = (
-        np.where(own, table.logits - table.logits.max(axis=1, keepdims=True), 0.0).astype(np.float64)
-        for table in (before, after)
-    )
-    square = float((x**2).sum())
-    if square == 0:
-        return not y.any()
-    slope = float((x * y).sum()) / square
-    largest = float(np.abs(y).max())
-    return slope > 0 and float(np.abs(y - slope * x).max()) <= SAME_LOGITS * largest
-
-
 def _check_wins(one: Floats, other: Floats) -> None:
     if one.ndim != 1 or one.shape != other.shape or not len(one):
         raise DataFormatError(
@@ -179,7 +168,12 @@ def _check_wins(one: Floats, other: Floats) -> None:
         raise DataFormatError("wins must be 1 (chosen is more probable), 0 or 0.5 (a tie)")
 
 
-def _check_same_questions(before: Predictions, after: Predictions) -> None:
+def check_same_questions(before: Predictions, after: Predictions) -> None:
+    """Refuse two tables that are not of the same questions, in the same order, with the same labels.
+
+    Raises:
+        DataFormatError: they are not; the difference is named.
+    """
     if before.ids != after.ids:
         if sorted(before.ids) == sorted(after.ids):
             raise DataFormatError(

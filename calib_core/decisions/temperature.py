@@ -13,6 +13,9 @@ from calib_core.predictions.table import Predictions
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e2
 
+SAME_LOGITS = 1e-5
+"""Logits this close together, as a share of the largest, are the same: float32 keeps seven digits."""
+
 
 def fit_temperature(predictions: Predictions) -> float:
     """The temperature in [0.01, 100] that gives the labels the lowest NLL.
@@ -30,6 +33,12 @@ def fit_temperature(predictions: Predictions) -> float:
         CalibError: the search didn't converge.
 
     Source: Guo et al. 2017, section 4.2.
+
+    Example:
+        >>> sure = Predictions.from_probs([[0.99, 0.01]] * 4, [0, 0, 0, 1])
+        >>> temperature = fit_temperature(sure)
+        >>> round(temperature, 2), apply_temperature(sure, temperature).confidence().round(3).tolist()
+        (4.18, [0.75, 0.75, 0.75, 0.75])
     """
     if not len(predictions):
         raise NotEnoughDataError("no rows to fit a temperature on; give labelled predictions")
@@ -66,6 +75,10 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
 
     Raises:
         ConfigError: `temperature` isn't a positive finite number.
+
+    Example:
+        >>> apply_temperature(Predictions.from_probs([[0.9, 0.1]]), 2).confidence().round(6).tolist()
+        [0.75]
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"temperature must be a positive number, received {temperature!r}")
@@ -102,3 +115,18 @@ def cross_fitted(predictions: Predictions, *, folds: int = 5) -> Predictions:
         temperature = fit_temperature(predictions.subset(np.flatnonzero(~inside)))
         logits[inside] = apply_temperature(predictions.subset(np.flatnonzero(inside)), temperature).logits
     return replace(predictions, logits=logits)
+
+
+def one_temperature_apart(before: Predictions, after: Predictions) -> bool:
+    """Whether the second table is the first one with its logits divided by a positive number."""
+    own = np.arange(before.logits.shape[1]) < before.n_options[:, None]
+    x, y = (
+        np.where(own, table.logits - table.logits.max(axis=1, keepdims=True), 0.0).astype(np.float64)
+        for table in (before, after)
+    )
+    square = float((x**2).sum())
+    if square == 0:
+        return not y.any()
+    slope = float((x * y).sum()) / square
+    largest = float(np.abs(y).max())
+    return slope > 0 and float(np.abs(y - slope * x).max()) <= SAME_LOGITS * largest

@@ -12,7 +12,6 @@ from calib_core.metrics.figures import (
     per_subject,
     reliability_bins,
     smooth_ece,
-    summarize,
 )
 from calib_core.metrics.interval import Interval
 from calib_core.metrics.selective import (
@@ -22,8 +21,10 @@ from calib_core.metrics.selective import (
     risk_coverage,
     threshold_at_risk,
 )
+from calib_core.metrics.summary import Figures, measure
 
 __all__ = [
+    "Figures",
     "Interval",
     "OperatingPoint",
     "ReliabilityBin",
@@ -35,11 +36,11 @@ __all__ = [
     "conf_ece",
     "debiased_ece",
     "mce",
+    "measure",
     "nll_nats",
     "per_subject",
     "reliability_bins",
     "risk_coverage",
     "smooth_ece",
-    "summarize",
     "threshold_at_risk",
 ]

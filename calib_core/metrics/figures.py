@@ -23,13 +23,12 @@ from calib_core.metrics.binning import (
 from calib_core.metrics.gaps import (
     bin_gaps,
     class_gaps,
-    classwise_ece_interval,
     conf_ece_interval,
     gap_sum,
     mass_gaps,
 )
-from calib_core.metrics.interval import Spread, rising_root
-from calib_core.metrics.means import aurc_linear, auroc_interval, mean_of, share_interval, wilson
+from calib_core.metrics.interval import rising_root
+from calib_core.metrics.means import wilson
 from calib_core.metrics.selective import (
     OperatingPoint,
     RiskCoverage,
@@ -55,7 +54,6 @@ __all__ = [
     "reliability_bins",
     "risk_coverage",
     "smooth_ece",
-    "summarize",
     "threshold_at_risk",
     "wilson",
 ]
@@ -188,6 +186,11 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
         NotEnoughDataError: no rows.
 
     Source: Blasiok & Nakkiran 2023, *Smooth ECE*, definitions 1 and 2.
+
+    Example:
+        >>> conf, correct = [.52, .61, .70, .79, .83, .88, .93, .99], [1, 0, 1, 1, 0, 1, 1, 1]
+        >>> round(smooth_ece(conf, correct), 3)
+        0.079
     """
     conf64, correct64 = check_conf_correct(conf, correct)
     residuals = (correct64 - conf64) / len(conf64)
@@ -245,6 +248,10 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
         NotEnoughDataError: no rows.
 
     Source: Brier 1950.
+
+    Example:
+        >>> round(brier([[0.8, 0.2], [0.4, 0.6]], [0, 0]), 12)  # .08 and .72
+        0.4
     """
     return float(_squared_distances(*check_probs_labels(probs, labels)).mean())
 
@@ -274,6 +281,10 @@ def nll_nats(probs: ArrayLike, labels: ArrayLike) -> float:
         DataFormatError: wrong shapes, NaN, values outside [0, 1], rows that don't sum to 1, labels outside
             0..K-1.
         NotEnoughDataError: no rows.
+
+    Example:
+        >>> round(nll_nats([[0.5, 0.5], [0.25, 0.75]], [0, 0]), 6)  # ln 2 and ln 4
+        1.039721
     """
     probs64, labels64 = check_probs_labels(probs, labels)
     with np.errstate(divide="ignore"):
@@ -333,63 +344,6 @@ def reliability_bins(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -
             figures = (float(conf64[rows].mean()), accuracy, *wilson(accuracy, count))
         bars.append(ReliabilityBin(float(edges[b]), float(edges[b + 1]), count, *figures))
     return tuple(bars)
-
-
-def summarize(
-    predictions: Predictions,
-    *,
-    n_bins: int = 10,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    cluster_by: str = "group",
-) -> dict[str, Any]:
-    """Every figure of a predictions table, ready for JSON.
-
-    Args:
-        predictions: labelled rows.
-        n_bins: bins of every binned figure.
-        n_resamples: bootstrap resamples behind the intervals of the two ECEs; the others need none.
-        seed: of the resamples.
-        cluster_by: what rows that depend on each other have in common, see `Predictions.clusters`.
-
-    Returns:
-        `accuracy`, `mean_confidence`, `conf_ece`, `cw_ece`, `brier`, `nll_nats`, `auroc` (null where all rows
-        are right or all wrong) and `aurc` as {value, low, high} (95 %); `adaptive_ece`, `debiased_ece`,
-        `smooth_ece`, `mce` and `letter_mass` (mean; null where the table has none) as numbers; `n`,
-        `n_clusters` and `n_bins`.
-
-    Raises:
-        DataFormatError: a row has no label.
-        NotEnoughDataError: no rows.
-        ConfigError: `n_bins`, `n_resamples` or `cluster_by` is out of range.
-    """
-    conf, correct = check_conf_correct(predictions.confidence(), predictions.correct())
-    probs, labels = predictions.probs(), predictions.labels
-    clusters = predictions.clusters(cluster_by)
-    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed, "clusters": clusters}
-    both_outcomes = 0 < correct.sum() < len(correct)
-    intervals = {
-        "accuracy": share_interval(correct, clusters=clusters),
-        "mean_confidence": mean_of(conf, clusters).interval("logit"),
-        "conf_ece": conf_ece_interval(conf, correct, n_bins=n_bins, **options),
-        "cw_ece": classwise_ece_interval(probs, labels, n_bins=n_bins, **options),
-        "brier": mean_of(brier_of_rows(predictions), clusters).interval("log"),
-        "nll_nats": mean_of(nll_of_rows(predictions), clusters).interval("log"),
-        "auroc": auroc_interval(conf, correct, clusters=clusters) if both_outcomes else None,
-        "aurc": aurc_linear(conf, correct, clusters).interval("log"),
-    }
-    mass = predictions.letter_mass
-    return {
-        "n": len(predictions),
-        "n_clusters": Spread.of(len(predictions), clusters).n_clusters,
-        "n_bins": n_bins,
-        **{name: interval and interval.to_dict() for name, interval in intervals.items()},
-        "adaptive_ece": adaptive_ece(conf, correct, n_bins=n_bins),
-        "debiased_ece": debiased_ece(conf, correct, n_bins=n_bins),
-        "smooth_ece": smooth_ece(conf, correct),
-        "mce": mce(conf, correct, n_bins=n_bins),
-        "letter_mass": None if mass is None else float(mass.mean(dtype=np.float64)),
-    }
 
 
 def per_subject(

@@ -25,11 +25,18 @@ class Interval:
         value: the figure on the data as they are.
         low: lower limit.
         high: upper limit.
+
+    Example:
+        >>> print(Interval(0.26, 0.21, 0.31))
+        0.260 (0.210 to 0.310)
     """
 
     value: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
     def to_dict(self) -> dict[str, float]:
         """JSON form, `{"value", "low", "high"}`."""

@@ -113,6 +113,19 @@ def change(before: Linear, after: Linear) -> Linear:
     )
 
 
+def independent_difference(one: Interval, other: Interval) -> Interval:
+    """The difference of two figures of different rows, `one` minus `other`.
+
+    Source: Zou & Donner 2008 (method of variance estimates recovery).
+    """
+    value = one.value - other.value
+    return Interval(
+        value,
+        value - math.hypot(one.value - one.low, other.high - other.value),
+        value + math.hypot(one.high - one.value, other.value - other.low),
+    )
+
+
 def mean_of(values: ArrayLike, clusters: Clusters | None = None) -> Linear:
     """The mean of `values` (N,)."""
     column = np.asarray(values, dtype=np.float64)

@@ -25,6 +25,10 @@ def auroc(conf: ArrayLike, correct: ArrayLike) -> float:
         NotEnoughDataError: all rows are right, or all are wrong, or there are none.
 
     Source: Mann & Whitney 1947, with mid-ranks.
+
+    Example:
+        >>> auroc([0.9, 0.8, 0.6, 0.5], [1, 0, 1, 0])  # three of the four pairs are in order
+        0.75
     """
     conf64, correct64 = check_conf_correct(conf, correct)
     n_right = int(correct64.sum())

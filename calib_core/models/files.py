@@ -15,7 +15,7 @@ from calib_core.errors import ConfigError
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.uris import fetch, is_remote
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@([\w.-][\w./-]*))?")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 
@@ -35,12 +35,26 @@ class AdapterOrigin:
     digest: str
 
 
+def split_revision(model: str) -> tuple[str, str]:
+    """A hub id without its revision, and the revision; of other names the name itself, and "".
+
+    >>> split_revision("owner/name@v1.0")
+    ('owner/name', 'v1.0')
+    """
+    found = HUB_ID.fullmatch(model)
+    return (found[1], found[2] or "") if found else (model, "")
+
+
 def resolve(model: str, revision: str = "") -> Path:
-    """The folder of a model: the path itself, or the copy here of a `gs://` folder or of the hub's snapshot.
+    """The folder of a model: the path itself, or the copy here of a bucket's folder or of the hub's snapshot.
+
+    Args:
+        model: a path, a bucket's URI, or a hub id, with or without `@revision`.
+        revision: commit, tag or branch of a hub id that names none itself.
 
     Raises:
         ConfigError: there is no such folder, and the hub doesn't give it either.
-        DataFormatError: nothing is at the `gs://` URI, or a folder in part.
+        DataFormatError: nothing is at the bucket's URI, or a folder in part.
     """
     folder = fetch(model).expanduser()
     if folder.is_dir():
@@ -53,11 +67,14 @@ def resolve(model: str, revision: str = "") -> Path:
         raise ConfigError(f"{model}: is a single object; give the folder that holds the model's files")
     if not HUB_ID.fullmatch(model):
         raise ConfigError(f"{model}: no such folder, and not a hub id (owner/name); check the path")
+    name, named = split_revision(model)
+    if named and revision not in ("", named):
+        raise ConfigError(f"{model}: names a revision, and revision is {revision!r}; give one of the two")
     try:
         return Path(
             snapshot_download(
-                model,
-                revision=revision or None,
+                name,
+                revision=named or revision or None,
                 allow_patterns=HUB_FILES,
                 local_files_only=is_offline_mode(),  # older hub libraries forget it where a commit is named
             )

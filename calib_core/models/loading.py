@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.models.files import adapter_origin, base_digest, check_base, resolve
+from calib_core.models.files import adapter_origin, base_digest, check_base, resolve, split_revision
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.runtime.progress import say
 from calib_core.storage.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
@@ -94,7 +94,8 @@ def load_model(
 
     Args:
         model: a model folder (config.json, *.safetensors, tokenizer), an adapter folder (adapter_config.json,
-            adapter_model.safetensors, calibration.json where we made it), or a hub id.
+            adapter_model.safetensors, calibration.json where we made it), by path or bucket URI, or a hub id
+            with or without `@revision`.
         base_model: folder or hub id of an adapter's base, where the one that the adapter names has moved;
             without meaning for a model that is no adapter.
         revision: commit or branch of `model` on the hub.
@@ -246,7 +247,7 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        base=str(Path(name).absolute()) if Path(name).is_dir() else name,
+        base=str(Path(name).absolute()) if Path(name).is_dir() else split_revision(name)[0],
         base_revision=folder.name if folder.parent.name == "snapshots" else "",
         base_digest=base_digest(folder, weights),
         adapter_digest=None,

@@ -161,7 +161,7 @@ def _row_problems(
             problems.append(
                 (index, "label", f"{label!r} where an option's number, from 0, or null is expected")
             )
-        if message := _value_problem(row.get(kind), kind):
+        if message := value_problem(row.get(kind), kind):
             problems.append((index, kind, message))
         if has_letter_mass and not _is_number(row.get("letter_mass")):
             problems.append((index, "letter_mass", f"{row.get('letter_mass')!r} where a number is expected"))
@@ -195,7 +195,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _value_problem(values: object, kind: str) -> str:
+def value_problem(values: object, kind: str) -> str:
     """Why a row's list of option scores can't be used, or an empty string."""
     if not isinstance(values, list) or not all(_is_number(value) for value in values):
         return f"{short(values)} where a list of numbers is expected"

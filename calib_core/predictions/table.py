@@ -29,6 +29,7 @@ from calib_core.predictions.reading import (
     read_rows,
     refuse,
     to_logits,
+    value_problem,
 )
 from calib_core.storage.files import whole_file
 from calib_core.storage.uris import fetch, published
@@ -57,6 +58,13 @@ class Predictions:
     Raises:
         DataFormatError: shapes don't agree, or rows break the rules above; the first 20 rows are named, all
             counted.
+
+    Example:
+        >>> predictions = Predictions.from_probs([[0.7, 0.3], [0.1, 0.9], [0.6, 0.4]], [0, 1, 1])
+        >>> predictions
+        Predictions(n=3, options=2, labelled=3, model=None)
+        >>> predictions.confidence().round(6).tolist(), predictions.correct().tolist()
+        ([0.7, 0.9, 0.6], [1.0, 1.0, 0.0])
     """
 
     ids: tuple[str, ...]
@@ -82,6 +90,93 @@ class Predictions:
         refuse("predictions", self._problems())
         used = int(self.n_options.max()) if len(self) else self.logits.shape[1]
         object.__setattr__(self, "logits", self.logits[:, :used])
+
+    @classmethod
+    def from_probs(
+        cls,
+        probs: ArrayLike | Sequence[Sequence[float]],
+        labels: ArrayLike | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        subjects: Sequence[str | None] | None = None,
+    ) -> Predictions:
+        """A table from option probabilities that a program has at hand.
+
+        Args:
+            probs: (N, K), or N lists with a number for each of a question's 2 to 26 options; each row lies in
+                [0, 1] and sums to 1 within 1e-3.
+            labels: the right options (N,), counted from 0; -1 where one isn't known, as all are if left out.
+            ids: a name for each question; its row, counted from 0, if left out.
+            subjects: a subject for each question, or None.
+
+        Raises:
+            DataFormatError: rows are no distributions (the first 20 are named, all counted), or fields have
+                different numbers of rows.
+
+        Example:
+            >>> Predictions.from_probs([[0.7, 0.2, 0.1], [0.5, 0.5]], [0, 1])
+            Predictions(n=2, options=2 to 3, labelled=2, model=None)
+        """
+        return cls._from_scores(probs, "probs", labels, ids, subjects)
+
+    @classmethod
+    def from_logits(
+        cls,
+        logits: ArrayLike | Sequence[Sequence[float]],
+        labels: ArrayLike | None = None,
+        *,
+        ids: Sequence[str] | None = None,
+        subjects: Sequence[str | None] | None = None,
+    ) -> Predictions:
+        """A table from option logits, or log-probabilities, that a program has at hand.
+
+        Args:
+            logits: (N, K), or N lists with a finite number for each of a question's 2 to 26 options.
+            labels: as in `from_probs`.
+            ids: as in `from_probs`.
+            subjects: as in `from_probs`.
+
+        Raises:
+            DataFormatError: a number is missing, not finite or too many, or the numbers of rows differ.
+
+        Example:
+            >>> Predictions.from_logits([[2.0, 0.0], [0.0, 0.0]]).confidence().round(3).tolist()
+            [0.881, 0.5]
+        """
+        return cls._from_scores(logits, "logits", labels, ids, subjects)
+
+    @classmethod
+    def _from_scores(
+        cls,
+        scores: Any,
+        kind: str,
+        labels: ArrayLike | None,
+        ids: Sequence[str] | None,
+        subjects: Sequence[str | None] | None,
+    ) -> Predictions:
+        rows = [np.asarray(row).tolist() for row in scores]
+        problems = [
+            (row, kind, text) for row, values in enumerate(rows) if (text := value_problem(values, kind))
+        ]
+        refuse("predictions", problems)
+        n_options = np.array([len(row) for row in rows], dtype=np.int64)
+        logits = np.full((len(rows), int(n_options.max(initial=0))), -np.inf)
+        for target, row in zip(logits, rows, strict=True):
+            target[: len(row)] = to_logits(row, kind)
+        return cls(
+            ids=tuple(map(str, range(len(rows)))) if ids is None else tuple(ids),
+            labels=np.full(len(rows), -1) if labels is None else np.asarray(labels),
+            logits=logits,
+            n_options=n_options,
+            subjects=(None,) * len(rows) if subjects is None else tuple(subjects),
+        )
+
+    def __repr__(self) -> str:
+        sizes = sorted(set(self.n_options.tolist())) or [0]
+        options = str(sizes[0]) if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
+        labelled = int((self.labels >= 0).sum())
+        made_by = (self.protocol or {}).get("model")
+        return f"Predictions(n={len(self)}, options={options}, labelled={labelled}, model={made_by!r})"
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -245,6 +340,14 @@ def read_predictions(
         ConfigError: the URI can't be reached; see `calib_core.storage.uris.fetch`.
         DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
             or lines, count from 1).
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> row = '{"id": "a", "label": 1, "probs": [0.2, 0.8]}'
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     _ = pathlib.Path(folder, "table.jsonl").write_text(row)
+        ...     read_predictions(f"{folder}/table.jsonl")
+        Predictions(n=1, options=2, labelled=1, model=None)
     """
     path = fetch(uri)
     rows, kind, has_letter_mass, protocol = read_rows(path, questions or {})
@@ -277,6 +380,13 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     Raises:
         ConfigError: the URI can't be written to; see `calib_core.storage.uris.publish`.
         DataFormatError: `uri` neither ends in `.parquet` nor has no ending (an artifact's).
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_predictions(Predictions.from_probs([[0.2, 0.8]], [1]), f"{folder}/table.parquet")
+        ...     read_predictions(f"{folder}/table.parquet")
+        Predictions(n=1, options=2, labelled=1, model=None)
     """
     if PurePath(uri).suffix not in (".parquet", ""):
         raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")

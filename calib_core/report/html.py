@@ -97,7 +97,7 @@ def render_report(data: ReportData) -> str:
     )
 
 
-def write_report(data: ReportData, path: str | os.PathLike[str]) -> None:
+def write_page(data: ReportData, path: str | os.PathLike[str]) -> None:
     """Write the report's HTML, whole or not at all."""
     page = render_report(data)
     with whole_file(path) as temporary:

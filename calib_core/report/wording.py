@@ -39,7 +39,8 @@ BOUNDS: Mapping[str, str] = {
     "critical_accuracy": "Critical accuracy",
     "accuracy_heldout": "Accuracy on held-out questions",
     "upper_bound": "Upper bound: held-out ECE as measured",
-    "information_bound": "Upper bound from information",
+    "fine_ece": "Held-out ECE over narrow bins",
+    "unexplained": "Accuracy on fine-tuning questions above that of held-out ones of the same confidence",
 }
 WIN_RATE: Mapping[str, str] = {**FIGURES, "n": "Pairs"}
 HISTORY: Mapping[str, str] = {"accuracy": "Accuracy", "mean_confidence": "Confidence", "conf_ece": "ECE"}
@@ -91,9 +92,12 @@ def verdict(summary: Mapping[str, Any], regime: Mapping[str, Any]) -> Verdict:
     elif after:
         status, headline = "Kept", "The input model is kept: the new one did not pass the gate."
     elif summary.get("branch") == "none":
+        calibrated = regime.get("regime", "calibrated") == "calibrated"
         status, headline = (
             "Kept",
-            "The input model is kept as it is: on questions it never saw, it is calibrated.",
+            "The input model is kept as it is: on questions it never saw, it is calibrated."
+            if calibrated
+            else "The input model is kept as it is: no repair that is allowed can help.",
         )
         sentences.append(_plain_state(right, sure))
     else:
@@ -110,14 +114,22 @@ def branch_reason(branch: str | None, regime: Mapping[str, Any]) -> str:
     if not regime or branch is None:
         return ""
     target = f"{regime['target_ece']:g}"
+    temperature = (regime.get("temperature") or {}).get("value", float("nan"))
     above = (
         f"the calibration error on held-out questions is not shown to be at or below the target of {target}"
     )
     match (branch, regime["regime"]):
+        case ("none", "calibratable" | "non_calibratable"):
+            return f"No branch was taken: {above}, but no repair that is allowed can help."
         case ("none", _):
             return (
                 "No branch was taken: the calibration error on held-out questions is at or below the target "
                 f"of {target}, so nothing needs repair."
+            )
+        case ("temperature", _):
+            return (
+                f"A temperature of {temperature:.3g} was chosen: {above}, and dividing the option logits by one "
+                "number, which changes no answer, is enough."
             )
         case ("cft", _):
             return (

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+import warnings
 from types import TracebackType
 
 from tqdm import tqdm
@@ -71,3 +73,13 @@ def say(text: str) -> None:
         return
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def quiet_libraries() -> None:
+    """Silence what libraries tell their developers; for programs of this project, never for its importers.
+
+    bitsandbytes, which PEFT imports where it is installed, advises on some CPUs to install a package that
+    fetches machine code from a hub.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

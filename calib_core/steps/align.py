@@ -3,68 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
 from calib_core.steps.folder import read_data, read_pairs, required_pairs
 from calib_core.storage.files import check_output_folder
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlignConfig:
-    """Parameters of DPO (Rafailov et al. 2023).
-
-    Attributes:
-        beta: Strength of the pull towards the reference model.
-        learning_rate: Peak learning rate of AdamW.
-        epochs: Passes over the preference pairs.
-        batch_size: Pairs in one optimiser step.
-        lora_r: Rank of the LoRA update.
-        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
-        lora_dropout: Dropout on the LoRA input in later fine-tuning of the adapter; DPO itself uses none.
-        warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
-        max_grad_norm: Gradient norm above which gradients are scaled down.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template), where
-            the test questions are measured.
-        shots: How many worked examples, taken from the fit fold, stand before each question there.
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
-            moved.
-        seed: Seed of the LoRA weights, the order of pairs and dropout.
-    """
-
-    beta: float = 0.1
-    learning_rate: float = 5e-5
-    epochs: int = 1
-    batch_size: int = 8
-    lora_r: int = 128
-    lora_alpha: int = 64
-    lora_dropout: float = 0.05
-    warmup_fraction: float = 0.1
-    max_grad_norm: float = 1.0
-    prompt_form: str = "plain"
-    shots: int = 0
-    dtype: str = "auto"
-    base_model: str = ""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.one_of("prompt_form", ("plain", "chat"))
-        check.one_of("dtype", ("auto", "float32", "bfloat16"))
-        for name in ("epochs", "batch_size", "lora_r", "lora_alpha"):
-            check.value(name, lambda n: n >= 1, "1 or more")
-        for name in ("beta", "learning_rate", "max_grad_norm"):
-            check.value(name, lambda x: x > 0, "more than 0")
-        for name in ("lora_dropout", "warmup_fraction"):
-            check.value(name, lambda share: 0 <= share < 1, "a share from 0 to below 1")
-        for name in ("shots", "seed"):
-            check.value(name, lambda n: n >= 0, "0 or more")
-        check.finish()
+from calib_core.training.config import AlignConfig
 
 
 def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
@@ -116,7 +63,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
         "data": prepared.record["preferences"],
         "parameters": asdict(config),
         "training": figures,
-        "unaligned": summarize(unaligned),
+        "unaligned": measure(unaligned).to_dict(),
         "win_rate": {"before": before, "after": after},
         "seconds": time.monotonic() - started_s,
     }

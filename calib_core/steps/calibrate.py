@@ -10,9 +10,10 @@ from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import config_from
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
-from calib_core.steps.finetune import FinetuneConfig, cft, rcft
+from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import check_output_folder
+from calib_core.training.config import FinetuneConfig
 
 MODES = ("auto", "cft", "rcft")
 

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.metrics.figures import summarize
+from calib_core.decisions.repair import REPAIRS, is_repairs
+from calib_core.metrics.summary import measure
+from calib_core.predictions.clusters import CLUSTER_BY
+from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
 from calib_core.predictions.table import write_predictions
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
@@ -32,8 +35,11 @@ class EvaluateConfig:
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
+        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
         on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
             the target.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
     """
@@ -47,7 +53,9 @@ class EvaluateConfig:
     target_ece: float = 0.08
     tolerance: float = 0.05
     critical_accuracy: float | None = None
+    repairs: str = REPAIRS
     on_undecided: str = "branch"
+    cluster_by: str = "group"
     n_resamples: int = 1000
     seed: int = 0
 
@@ -56,6 +64,8 @@ class EvaluateConfig:
         check.one_of("prompt_form", ("plain", "chat"))
         check.one_of("dtype", ("auto", "float32", "bfloat16"))
         check.one_of("on_undecided", ("branch", "stop"))
+        check.one_of("cluster_by", CLUSTER_BY)
+        check.value("repairs", is_repairs, f"some of {REPAIRS}, with commas between them")
         for name in ("shots", "seed"):
             check.value(name, lambda n: n >= 0, "0 or more")
         for name in ("batch_tokens", "n_bins", "n_resamples"):
@@ -74,7 +84,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         model: model folder, adapter folder or hub id.
         data: data folder of `prepare`.
         out: evaluation folder to write, whole or not at all: `<fold>.parquet` (predictions) for `fit`,
-            `calibration`, `test` and, where there is one, `out_of_domain`; and `evaluation.json`.
+            `calibration`, `test` and, where there is one, `out_of_domain`; `preferences.parquet` where there
+            are held-out pairs; and `evaluation.json`.
 
     Returns:
         What `evaluation.json` says: regime with its bounds and reasons, figures per fold, win rate on
@@ -107,27 +118,30 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         for name, fold in encoded.items()
     }
     pairs = read_pairs(data, "test")
-    wins = win_rate(sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens)) if pairs else None
+    preferences = sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens) if pairs else None
     regime = regime_test(
         predictions["fit"],
         predictions["calibration"],
         target_ece=config.target_ece,
         tolerance=config.tolerance,
         critical_accuracy=config.critical_accuracy,
+        repairs=config.repairs,
         on_undecided=config.on_undecided,
         n_bins=config.n_bins,
+        cluster_by=config.cluster_by,
         n_resamples=config.n_resamples,
         seed=config.seed,
     )
-    measure: dict[str, Any] = {
+    options: dict[str, Any] = {
         "n_bins": config.n_bins,
+        "cluster_by": config.cluster_by,
         "n_resamples": config.n_resamples,
         "seed": config.seed,
     }
     record = {
         "regime": regime.to_dict(),
-        "figures": {name: summarize(table, **measure) for name, table in predictions.items()},
-        "win_rate": wins,
+        "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
+        "win_rate": preferences and win_rate(preferences),
         "model": loaded.describe(),
         "data": prepared.fingerprints(),
         "parameters": asdict(config),
@@ -136,6 +150,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     with whole_folder(out) as folder:
         for name, table in predictions.items():
             write_predictions(table, folder / f"{name}.parquet")
+        if preferences:
+            write_preference_logprobs(preferences, folder / PREFERENCES_FILE)
         write_json(folder / "evaluation.json", record)
-    say(f"regime: {regime.regime}. {' '.join(regime.reasons)}")
+    say(f"regime: {regime.regime}; branch: {regime.branch}. {' '.join(regime.reasons)}")
     return record

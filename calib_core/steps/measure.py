@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.metrics.figures import summarize
+from calib_core.decisions.repair import REPAIRS, is_repairs
+from calib_core.metrics.summary import measure
+from calib_core.predictions.clusters import CLUSTER_BY
 from calib_core.predictions.table import read_predictions
-from calib_core.report import ReportData, write_report
+from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
 from calib_core.version import versions
@@ -25,8 +27,11 @@ class MeasureConfig:
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
+        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
         on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
             the target.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
     """
@@ -35,13 +40,17 @@ class MeasureConfig:
     target_ece: float = 0.08
     tolerance: float = 0.05
     critical_accuracy: float | None = None
+    repairs: str = REPAIRS
     on_undecided: str = "branch"
+    cluster_by: str = "group"
     n_resamples: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
         check.one_of("on_undecided", ("branch", "stop"))
+        check.one_of("cluster_by", CLUSTER_BY)
+        check.value("repairs", is_repairs, f"some of {REPAIRS}, with commas between them")
         check.value("seed", lambda n: n >= 0, "0 or more")
         for name in ("n_bins", "n_resamples"):
             check.value(name, lambda n: n >= 1, "1 or more")
@@ -51,7 +60,7 @@ class MeasureConfig:
         check.finish()
 
 
-def measure(
+def measure_table(
     config: MeasureConfig, predictions: Path, out: Path, *, fit: Path | None = None
 ) -> dict[str, Any]:
     """Measure a predictions table and write its report.
@@ -72,11 +81,17 @@ def measure(
         NotEnoughDataError: the tables are too small for the regime test.
     """
     table = read_predictions(predictions)
-    figures = summarize(table, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed)
+    figures = measure(
+        table,
+        n_bins=config.n_bins,
+        cluster_by=config.cluster_by,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    ).to_dict()
     regime = None
     if fit is not None:
         regime = regime_test(read_predictions(fit), table, **asdict(config)).to_dict()
-    write_report(
+    write_page(
         ReportData(
             title=predictions.stem,
             summary={"before": figures},
@@ -89,5 +104,5 @@ def measure(
         out,
     )
     if regime:
-        say(f"regime: {regime['regime']}. {' '.join(regime['reasons'])}")
+        say(f"regime: {regime['regime']}; branch: {regime['branch']}. {' '.join(regime['reasons'])}")
     return {"figures": figures, "regime": regime, "report": str(out)}

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calib_core.champion.history import figures_row, read_figures
-from calib_core.champion.state import now
+from calib_core.champion.state import now, read_champion
+from calib_core.decisions.budget import History
 from calib_core.decisions.gate import decide
 from calib_core.decisions.temperature import apply_temperature, fit_temperature
 from calib_core.errors import CalibError, ConfigError, DataFormatError
-from calib_core.metrics.figures import summarize
+from calib_core.metrics.summary import measure
+from calib_core.predictions.clusters import CLUSTER_BY
+from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
 from calib_core.predictions.table import Predictions, read_predictions
-from calib_core.report import ReportData, write_report
+from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
 from calib_core.storage.files import read_json, write_json
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
-BRANCHES = ("none", "cft", "rcft")
+BRANCHES = ("none", "temperature", "cft", "rcft")
+
+DAYS_OF_A_YEAR = 365
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +39,31 @@ class PromoteConfig:
 
     Attributes:
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is promoted.
+        total_accuracy_margin: How far it may have fallen since the first champion, likewise.
+        brier_margin: How far the Brier score may rise above that of the input model after one temperature.
+        win_rate_margin: How far the preference win rate may fall, as a share of all held-out pairs.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         n_bins: Equal-width confidence bins of every binned figure.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
     """
 
     accuracy_margin: float = 0.01
+    total_accuracy_margin: float = 0.03
+    brier_margin: float = 0.02
+    win_rate_margin: float = 0.05
+    cluster_by: str = "group"
     n_bins: int = 10
     n_resamples: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
-        check.value("accuracy_margin", lambda margin: 0 <= margin <= 1, "a share from 0 to 1")
+        for name in ("accuracy_margin", "total_accuracy_margin", "win_rate_margin"):
+            check.value(name, lambda margin: 0 <= margin <= 1, "a share from 0 to 1")
+        check.value("brier_margin", lambda margin: 0 <= margin <= 2, "a number from 0 to 2")
+        check.one_of("cluster_by", CLUSTER_BY)
         check.value("n_bins", lambda n: n >= 1, "1 or more")
         check.value("n_resamples", lambda n: n >= 1, "1 or more")
         check.finish()
@@ -62,8 +83,8 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
 ) -> dict[str, Any]:
     """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
 
-    The output model is promoted where the paired interval of the ECE change lies below zero and accuracy does
-    not fall by more than the margin. Temperature scaling, fitted on the calibration fold, is measured too.
+    The output model is promoted where all criteria of `decisions.gate` hold. Temperature scaling, fitted on
+    the calibration fold, is measured too.
 
     Args:
         config: parameters of the gate.
@@ -71,16 +92,17 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         after: evaluation folder of the output model; not read where `branch` is `none`.
         model_before: path or URI of the input model.
         model_after: path or URI of the output model.
-        branch: `none`, `cft` or `rcft`.
+        branch: `none`, `temperature`, `cft` or `rcft`.
         out: folder for both files; other files in it stay.
         report: path or URI under which the report will be found, for the summary.
-        champion: champion's folder, whose figures over time the report shows; "" for none.
+        champion: champion's folder, whose history says how often models were compared and what promotions
+            may have cost, and whose figures over time the report shows; "" for none.
 
     Returns:
         The summary, as in `summary.json`.
 
     Raises:
-        ConfigError: `branch` is none of the three.
+        ConfigError: `branch` is none of the four.
         DataFormatError: a folder is no evaluation, or the two were made in different ways.
         NotEnoughDataError: too few test questions to decide on.
     """
@@ -92,33 +114,30 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         facts["after"], test["after"] = _facts(after), _fold(after, "test")
     regime = facts["before"]["regime"]
     trained = {model: _training(model) for model in {model_before, model_after}}
-    promoted, reasons, gate = (
-        False,
-        ["The input model is calibrated, so nothing was fine-tuned and it is kept."],
-        None,
-    )
+    temperature = fit_temperature(_fold(before, "calibration"))
+    gate = None
     if branch != "none":
-        result = decide(
+        gate = decide(
             test["before"],
             test["after"],
-            accuracy_margin=config.accuracy_margin,
-            n_bins=config.n_bins,
-            n_resamples=config.n_resamples,
-            seed=config.seed,
+            wins=_wins(before, after, facts),
+            temperature=temperature,
+            history=_history(champion),
+            **asdict(config),
         )
-        promoted, reasons, gate = result.promoted, list(result.reasons), result.to_dict()
+    promoted = gate is not None and gate.promoted
     figures = {side: _figures(config, predictions) for side, predictions in test.items()}
     summary = {
         "regime": regime["regime"],
         "branch": branch,
         "before": figures["before"],
         "after": figures.get("after", figures["before"]),
-        "baselines": _baselines(config, before, test["before"], trained[model_before]),
+        "baselines": _baselines(config, test["before"], temperature, trained[model_before]),
         "promoted": promoted,
-        "reasons": [*regime["reasons"], *reasons],
+        "reasons": [*regime["reasons"], *(gate.reasons if gate else [_why_nothing(regime)])],
         "report": report,
         "model": model_after if promoted else model_before,
-        "gate": gate,
+        "gate": gate and gate.to_dict(),
         "bounds": regime,
         "out_of_domain": _each_side(facts, lambda side: side["figures"].get("out_of_domain")),
         "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
@@ -142,7 +161,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
             "models": _each_side(facts, lambda side: side["model"]),
         },
     )
-    write_report(data, out / "report.html")
+    write_page(data, out / "report.html")
     write_json(out / "summary.json", summary)  # last: where it is, the report is there too
     return summary
 
@@ -164,22 +183,61 @@ def _fold(folder: Path, name: str) -> Predictions:
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
-    return summarize(predictions, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed)
+    return measure(
+        predictions,
+        n_bins=config.n_bins,
+        cluster_by=config.cluster_by,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    ).to_dict()
 
 
-def _temperature_scaling(config: PromoteConfig, folder: Path, test: Predictions) -> dict[str, Any]:
-    """Figures of the input model after one temperature, fitted on other questions than the test fold's."""
-    temperature = fit_temperature(_fold(folder, "calibration"))
-    return {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
+def _why_nothing(regime: Mapping[str, Any]) -> str:
+    if regime["regime"] == "calibrated":
+        return "The input model is calibrated, so nothing was fine-tuned and it is kept."
+    return "No repair that is allowed can help, so nothing was done and the input model is kept."
+
+
+def _wins(
+    before: Path, after: Path, facts: Mapping[str, Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Which held-out preference pairs each model gets right; None where there are none.
+
+    Raises:
+        DataFormatError: a model was measured on pairs and the other wasn't, or on other ones.
+    """
+    if not any(side.get("win_rate") for side in facts.values()):
+        return None
+    one, other = (read_preference_logprobs(folder / PREFERENCES_FILE) for folder in (before, after))
+    if one.ids != other.ids:
+        raise DataFormatError(
+            f"{before} and {after}: measured on different preference pairs; evaluate both on one data folder"
+        )
+    return one.wins(), other.wins()
+
+
+def _history(champion: str) -> History:
+    """How often models were compared within a year, and what promotions since the first may have cost."""
+    if not champion:
+        return History()
+    begin = datetime.now(UTC) - timedelta(days=DAYS_OF_A_YEAR)
+    compared = [row for row in read_figures(champion) if row["branch"] != "none" and row["time"] >= begin]
+    found = read_champion(champion)
+    figures = found[0].history[-1].figures if found else {}
+    return History(comparisons=len(compared), accuracy_change=float(figures.get("accuracy_since_first", 0.0)))
 
 
 def _baselines(
-    config: PromoteConfig, folder: Path, test: Predictions, training: Mapping[str, Any]
+    config: PromoteConfig, test: Predictions, temperature: float, training: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the output model is seen against, beside the input model: all on the test fold."""
+    """What the output model is seen against, beside the input model: all on the test fold.
+
+    The temperature is the input model's, fitted on other questions than the test fold's.
+    """
+    scaled = {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
     unaligned = training.get("unaligned")
-    scaled = {"temperature_scaling": _temperature_scaling(config, folder, test)}
-    return {"unaligned": unaligned, **scaled} if unaligned else scaled
+    baselines = {"temperature_scaling": scaled}
+    return {"unaligned": unaligned, **baselines} if unaligned else baselines
 
 
 def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.steps.fresh import STATE_FILE
 from calib_core.storage.files import read_json, sha256_file, sha256_json
-from calib_core.storage.uris import is_remote, join
+from calib_core.storage.uris import fetch, is_remote, join
 from calib_core.storage.uris import publish as upload
 
 
@@ -31,7 +31,7 @@ class PublishConfig:
 
 
 def publish(
-    config: PublishConfig, *, champion: str, snapshot: Path, summary: Path, model: Path
+    config: PublishConfig, *, champion: str, snapshot: Path, summary: Path, model: str | Path
 ) -> dict[str, Any]:
     """Publish a run: its model where it was promoted, its snapshot, its report and its figures.
 
@@ -44,7 +44,7 @@ def publish(
         champion: Folder or bucket prefix of `champion.json`.
         snapshot: Snapshot folder of `fresh`.
         summary: Folder with what `promote` wrote.
-        model: Folder of the output model; not read where it wasn't promoted.
+        model: Path or URI of the output model's folder; not read where it wasn't promoted.
 
     Returns:
         `model` (path or URI of the champion now), `number` of its last change, `promoted`, `run` (the key).
@@ -71,10 +71,11 @@ def publish(
         after = replace(before, snapshot=state["snapshot"], run=key)
         if promoted:
             figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
+            figures["accuracy_since_first"] = result["gate"].get("accuracy_since_first", 0.0)
             after = after.changed(
                 "promoted", join(place, "model"), run=config.run_name or key, figures=figures
             )
-        _upload_run(place, snapshot, summary, model if promoted else None)
+        _upload_run(place, snapshot, summary, fetch(model) if promoted else None)
         try:
             write_champion(champion, after, expected=state["expected"])
         except StaleVersionError:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from calib_core.runtime.progress import say
-from calib_core.storage.files import read_json, write_json
+from calib_core.storage.files import write_json
+from calib_core.storage.uris import join, publish
 from calib_core.version import __version__
+
+STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED"}
+"""Words of Kubeflow's metadata store, in Vertex's words."""
+
+ENDS = ("SUCCEEDED", "FAILED", "CANCELLED")
+UNKNOWN = "UNKNOWN"
 
 HIDDEN = "***"
 _SECRET_NAMES = re.compile(r"token|secret|password|passwd|api_?key|credential", re.IGNORECASE)
@@ -29,10 +39,10 @@ class RunEnd:
     Attributes:
         pipeline: The pipeline's name.
         run: The run's name on the platform.
-        state: `SUCCEEDED`, `FAILED`, `CANCELLED`, or another word of the platform's.
+        state: Its word for how it ended. Kubeflow's `RUNNING` means that it doesn't know.
         error_code: The platform's code; None where there was no error.
-        error_message: What failed; empty where nothing did.
-        parameters: The run's parameters, one `name=value` a line.
+        error_message: What failed; empty where nothing did, and on Kubeflow, which says nothing of it.
+        parameters: The run's parameters by name.
     """
 
     pipeline: str
@@ -40,7 +50,7 @@ class RunEnd:
     state: str
     error_code: int | None = None
     error_message: str = ""
-    parameters: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
@@ -52,35 +62,30 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
         folder: gets the copy, named by pipeline, run and time; none where it is empty.
 
     Returns:
-        What was written. Secrets are left out: values of parameters that are named like one, user names,
-        passwords and queries in URLs, and tokens of known forms, in the message too.
+        What was written. `state` is `SUCCEEDED`, `FAILED`, `CANCELLED`, or `UNKNOWN` where the platform
+        doesn't know; `platform_state` is its own word. Secrets are left out: values that are named like one,
+        in JSON texts too, user names, passwords and queries in URLs, and tokens of known forms, in the
+        message too.
     """
     ended = datetime.now(UTC).replace(microsecond=0)
+    state = STATES.get(end.state, end.state)
     written = {
         "pipeline": end.pipeline,
         "run": end.run,
-        "state": end.state,
+        "state": state if state in ENDS else UNKNOWN,
+        "platform_state": end.state,
         "error_code": end.error_code,
         "error_message": without_secrets(end.error_message),
-        "parameters": _parameters(end.parameters),
+        "parameters": _shown(end.parameters),
         "ended": ended.isoformat(),
         "library_version": __version__,
     }
     write_json(out, written)
     if folder:
         name = re.sub(r"[^\w.-]+", "-", f"{end.pipeline}-{end.run.rpartition('/')[2]}-{ended:%Y%m%dT%H%M%SZ}")
-        _copy(out, f"{folder.rstrip('/')}/{name}.json")
-    say(f"run {end.run or '(no name)'} of {end.pipeline}: {end.state or '(no state)'}")
+        publish(out, join(folder, f"{name}.json"))
+    say(f"run {end.run or '(no name)'} of {end.pipeline}: {written['state']}")
     return written
-
-
-def _copy(source: Path, to: str) -> None:
-    if to.startswith("gs://"):
-        from calib_core.storage.uris import publish  # noqa: PLC0415 - an extra
-
-        publish(source, to)
-    else:
-        write_json(to, read_json(source))
 
 
 def without_secrets(text: str) -> str:
@@ -94,18 +99,23 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def _parameters(lines: str) -> dict[str, str]:
-    """Parameters by name; a line that begins with no name belongs to the value before it."""
-    found: dict[str, str] = {}
-    name = ""
-    for line in lines.splitlines():
-        start = re.match(r"([A-Za-z_]\w*)=", line)
-        if start:
-            name = start[1]
-            found[name] = line[start.end() :]
-        elif name:
-            found[name] += f"\n{line}"
-    return {
-        key: HIDDEN if value and _SECRET_NAMES.search(key) else without_secrets(value)
-        for key, value in found.items()
-    }
+def _shown(value: Any) -> Any:
+    """A parameter's value, or part of one, without what may be a secret."""
+    if isinstance(value, Mapping):
+        return {name: _hidden(name, part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_shown(part) for part in value]
+    if not isinstance(value, str):
+        return value
+    with contextlib.suppress(ValueError):
+        parsed = json.loads(value)
+        if isinstance(parsed, dict | list):
+            shown = _shown(parsed)
+            return value if shown == parsed else json.dumps(shown, ensure_ascii=False)
+    return without_secrets(value)
+
+
+def _hidden(name: str, value: Any) -> Any:
+    """A named value: `***` where the name is a secret's, and it is more than a number (`pass_tokens`)."""
+    secret = value and not isinstance(value, int | float) and _SECRET_NAMES.search(name)
+    return HIDDEN if secret else _shown(value)

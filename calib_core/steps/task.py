@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.runtime.progress import quiet_libraries
 from calib_core.storage.files import write_json
 
 ERROR_FILE_VARIABLE = "CALIB_ERROR_FILE"
@@ -24,6 +25,7 @@ def reported_errors() -> Iterator[None]:
     Raises:
         SystemExit: with the error's exit code.
     """
+    quiet_libraries()
     try:
         yield
     except CalibError as error:

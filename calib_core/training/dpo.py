@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import datasets
 import torch
@@ -28,9 +28,7 @@ from calib_core.errors import CalibError
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.runtime.progress import Progress
 from calib_core.scoring.pairs import EncodedPreference, encode_preferences, encoded_logprobs
-
-if TYPE_CHECKING:
-    from calib_core.steps.align import AlignConfig
+from calib_core.training.config import AlignConfig
 
 
 class _TokenizedTrainer(DPOTrainer):

@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -42,11 +42,9 @@ from calib_core.training.checkpoints import (
     save_checkpoint,
     shared_checkpoint,
 )
+from calib_core.training.config import FinetuneConfig
 from calib_core.training.lora import trainable_parameters
 from calib_core.training.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
-
-if TYPE_CHECKING:
-    from calib_core.steps.finetune import FinetuneConfig
 
 ScoreFold = Callable[[], Predictions]
 

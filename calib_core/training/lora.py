@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -14,11 +14,8 @@ from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import whole_tensors
 from calib_core.runtime import processes
 from calib_core.storage.files import share, whole_folder, write_json
+from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import __version__
-
-if TYPE_CHECKING:
-    from calib_core.steps.align import AlignConfig
-    from calib_core.steps.finetune import FinetuneConfig
 
 
 def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> LoadedModel:

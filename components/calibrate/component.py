@@ -10,13 +10,16 @@ from calib_components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def calibrate(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     adapter: Output[Model],
     summary: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
     accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
     n_bins: int = 10,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -28,7 +31,9 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    repairs: str = "temperature,cft,rcft",
     on_undecided: str = "branch",
+    cluster_by: str = "group",
     aim: str = "calibration",
     epochs: int = 5,
     learning_rate: float = 0.0005,
@@ -56,10 +61,14 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     For backends on which merged branches fail. The same library functions do the work.
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Data folder of `data_prep`.
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
             promoted.
+        total_accuracy_margin: How far it may have fallen since the first champion, likewise.
+        brier_margin: How far the Brier score may rise above that of the input model after one temperature.
+        win_rate_margin: How far the preference win rate may fall, as a share of all held-out pairs.
         n_bins: Equal-width confidence bins of the targets and of every binned figure.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the LoRA weights, the order of questions, dropout and the bootstrap.
@@ -73,8 +82,11 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
+        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
         on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
             the target.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
@@ -121,15 +133,15 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     with reported_errors():
         result = step.calibrate(
             config_from(step.CalibrateConfig, arguments),
-            model=model.path,
+            model=model,
             data=Path(data.path),
             out=Path(summary.path),
             adapter=Path(adapter.path),
-            model_uri=model.uri,
             adapter_uri=adapter.uri,
             report=report.uri,
         )
     Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
+    adapter.metadata["model"] = model
     log_figures(metrics, result["before"], prefix="before_")
     log_figures(metrics, result["after"], prefix="after_")
     return (result["regime"], result["promoted"], result["model"])

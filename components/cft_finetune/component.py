@@ -10,7 +10,7 @@ from calib_components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def cft_finetune(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     adapter: Output[Model],
     aim: str = "calibration",
@@ -49,7 +49,8 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     For models in the calibratable regime (Xiao et al. 2025).
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Data folder of `data_prep`.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
@@ -96,15 +97,16 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     arguments = locals()
     from calib_components.nodes.nodes import Place, finetune
     from calib_core.settings.parameters import config_from
-    from calib_core.steps.finetune import FinetuneConfig
     from calib_core.steps.task import reported_errors
+    from calib_core.training.config import FinetuneConfig
 
     with reported_errors():
         finetune(
             "cft",
             config_from(FinetuneConfig, arguments),
-            model=Place(path=model.path, uri=model.uri),
+            model=Place(path=model, uri=model),
             data=Place(path=data.path, uri=data.uri),
             adapter=Place(path=adapter.path, uri=adapter.uri),
         )
+    adapter.metadata["model"] = model
     return (adapter.uri, "cft")

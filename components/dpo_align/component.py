@@ -10,7 +10,7 @@ from calib_components.image import IMAGE
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def dpo_align(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     adapter: Output[Model],
     beta: float = 0.1,
@@ -31,7 +31,8 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
     """Align a model with preference pairs by DPO; an adapter comes out.
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Data folder of `data_prep`.
         beta: Strength of the pull towards the reference model.
         learning_rate: Peak learning rate of AdamW.
@@ -63,5 +64,6 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
 
     with reported_errors():
         config = config_from(step.AlignConfig, arguments)
-        step.align(config, model.path, Path(data.path), Path(adapter.path))
+        step.align(config, model, Path(data.path), Path(adapter.path))
+    adapter.metadata["model"] = model
     return (adapter.uri,)

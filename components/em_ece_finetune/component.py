@@ -1,110 +1,16 @@
 """Component `em_ece_finetune`: regularized fine-tuning, for the non-calibratable regime."""
 
-from typing import NamedTuple, Optional
+from calib_components.cft_finetune.component import cft_finetune
+from calib_components.variants import variant
 
-from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
-
-from calib_components.image import IMAGE
-
-
-@dsl.component(base_image=IMAGE, install_kfp_package=False)
-def em_ece_finetune(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
-    data: Input[Dataset],
-    adapter: Output[Model],
-    aim: str = "calibration",
-    epochs: int = 5,
-    learning_rate: float = 0.0005,
-    batch_size: int = 8,
-    pass_tokens: int = 2048,
-    gradient_accumulation: int = 1,
-    warmup_fraction: float = 0.1,
-    max_grad_norm: float = 1.0,
-    lora_r: int = 128,
-    lora_alpha: int = 64,
-    lora_dropout: float = 0.05,
-    evaluations_per_epoch: int = 2,
-    patience: int = 2,
-    lambda_ece: float = 1.0,
-    e_steps_per_epoch: int = 4,
-    estimation_fold: str = "holdout",
-    prompt_form: str = "plain",
-    shots: int = 0,
-    dtype: str = "auto",
-    base_model: str = "",
-    batch_tokens: int = 4096,
-    n_bins: int = 10,
-    target_ece: float = 0.08,
-    tolerance: float = 0.05,
-    critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
-    seed: int = 0,
-    placement: str = "whole",
-    processes: int = 1,
-    nodes: int = 1,
-    cluster: str = "",
-) -> NamedTuple("Outputs", uri=str, branch=str):  # type: ignore[valid-type]
-    """Restore calibration by fine-tuning with the EM-ECE regularizer (RCFT).
-
-    For models in the non-calibratable regime (Xiao et al. 2025).
-
-    Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
-        data: Data folder of `data_prep`.
-        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
-            accuracy rises).
-        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
-        learning_rate: Peak learning rate of AdamW.
-        batch_size: Questions whose mean loss gives one gradient, over all processes.
-        pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
-            in several, which changes its memory and not its gradient.
-        gradient_accumulation: Batches whose gradients are added up into one optimiser step.
-        warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
-        max_grad_norm: Gradient norm above which gradients are scaled down.
-        lora_r: Rank of the LoRA update (an input adapter keeps its own).
-        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
-        lora_dropout: Dropout on the LoRA input.
-        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
-        patience: Evaluations without improvement after which training stops.
-        lambda_ece: Weight of the EM-ECE loss in RCFT.
-        e_steps_per_epoch: How often RCFT estimates its target confidences again.
-        estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial`
-            (fit, once, before training).
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        shots: How many worked examples, taken from the fit fold, stand before each question.
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
-            moved.
-        batch_tokens: Padded tokens in one forward pass of an evaluation.
-        n_bins: Equal-width confidence bins of the targets and of every binned figure.
-        target_ece: Expected calibration error at or below which a model counts as calibrated.
-        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
-            if left out.
-        seed: Seed of the LoRA weights, the order of questions and dropout.
-        placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
-            the processes) or `qlora` (a copy in each process, in 4 bits).
-        processes: Processes on each machine, one for each of its GPUs.
-        nodes: Machines; more than one are started as a job on the cluster that `cluster` describes.
-        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
-
-    Returns:
-        adapter: Adapter folder in PEFT's format, with calibration.json.
-        uri: The adapter's URI, so that branches of a pipeline can be merged on a string.
-        branch: `rcft`, the name of the branch that this component is.
-    """
-    arguments = locals()
-    from calib_components.nodes.nodes import Place, finetune
-    from calib_core.settings.parameters import config_from
-    from calib_core.steps.finetune import FinetuneConfig
-    from calib_core.steps.task import reported_errors
-
-    with reported_errors():
-        finetune(
-            "rcft",
-            config_from(FinetuneConfig, arguments),
-            model=Place(path=model.path, uri=model.uri),
-            data=Place(path=data.path, uri=data.uri),
-            adapter=Place(path=adapter.path, uri=adapter.uri),
-        )
-    return (adapter.uri, "rcft")
+em_ece_finetune = variant(
+    cft_finetune,
+    "em_ece_finetune",
+    {
+        "def cft_finetune(": "def em_ece_finetune(",
+        "by fine-tuning on the answers alone (CFT)": "by fine-tuning with the EM-ECE regularizer (RCFT)",
+        "in the calibratable regime": "in the non-calibratable regime",
+        "`cft`": "`rcft`",
+        '"cft"': '"rcft"',
+    },
+)

@@ -3,14 +3,14 @@
 from typing import NamedTuple, Optional
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Dataset, Input, Metrics, Output
 
 from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def evaluate(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     evaluation: Output[Dataset],
     metrics: Output[Metrics],
@@ -23,14 +23,17 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    repairs: str = "temperature,cft,rcft",
     on_undecided: str = "branch",
+    cluster_by: str = "group",
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> NamedTuple("Outputs", regime=str, uri=str):  # type: ignore[valid-type]
     """Score every fold with one model, measure it, and name the regime that its bounds put it in.
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Data folder of `data_prep`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.
@@ -43,8 +46,11 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
+        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
         on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
             the target.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
 
@@ -63,6 +69,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
 
     with reported_errors():
         config = config_from(step.EvaluateConfig, arguments)
-        result = step.evaluate(config, model.path, Path(data.path), Path(evaluation.path))
+        result = step.evaluate(config, model, Path(data.path), Path(evaluation.path))
+    evaluation.metadata["model"] = model
     log_figures(metrics, result["figures"]["test"])
     return (result["regime"]["regime"], evaluation.uri)

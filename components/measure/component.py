@@ -18,7 +18,9 @@ def measure(  # noqa: D417 - outputs stand under Returns
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    repairs: str = "temperature,cft,rcft",
     on_undecided: str = "branch",
+    cluster_by: str = "group",
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> NamedTuple("Outputs", conf_ece=float, regime=str):  # type: ignore[valid-type]
@@ -33,8 +35,11 @@ def measure(  # noqa: D417 - outputs stand under Returns
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
             if left out.
+        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
         on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
             the target.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
 
@@ -54,6 +59,6 @@ def measure(  # noqa: D417 - outputs stand under Returns
     with reported_errors():
         config = config_from(step.MeasureConfig, arguments)
         fitted = Path(fit.path) if fit else None
-        result = step.measure(config, Path(predictions.path), Path(report.path), fit=fitted)
+        result = step.measure_table(config, Path(predictions.path), Path(report.path), fit=fitted)
     log_figures(metrics, result["figures"])
     return (result["figures"]["conf_ece"]["value"], result["regime"]["regime"] if result["regime"] else "")

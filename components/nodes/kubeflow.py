@@ -36,11 +36,11 @@ from kubernetes import client as kubernetes
 from kubernetes import config as kubernetes_config
 from urllib3.exceptions import HTTPError
 
-from calib_components.nodes.nodes import Job, KubeflowSettings, Place, ended_by_signal, job_of
+from calib_components.nodes.job import Job, KubeflowSettings, Place, ended_by_signal, job_of
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.storage.files import whole_folder
+from calib_core.training.config import FinetuneConfig
 
 POLL_S = 10.0
 LOST_POLLS = 30
@@ -76,7 +76,7 @@ def train_job(
     What the nodes can't reach under its URI is copied to the volume, and the adapter back from it.
 
     Raises:
-        CalibError: as `calib_components.nodes.nodes.finetune` says.
+        CalibError: as `calib_components.nodes.job.finetune` says.
     """
     uris = {"model": model.uri, "data": data.uri, "adapter": adapter.uri}
     work = Path(settings.mount) / job_of(method, config, uris, uris).name

@@ -15,10 +15,10 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError, Transp
 from google.cloud import aiplatform
 from google.cloud.aiplatform_v1.types import JobState
 
-from calib_components.nodes.nodes import Job, Place, VertexSettings, ended_by_signal, job_of
+from calib_components.nodes.job import Job, Place, VertexSettings, ended_by_signal, job_of
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
-from calib_core.steps.finetune import FinetuneConfig
+from calib_core.training.config import FinetuneConfig
 
 POLL_S = 30.0
 LOST_POLLS = 20
@@ -45,7 +45,7 @@ def custom_job(
     """Fine-tune by a custom job, and cancel it when this process is told to stop.
 
     Raises:
-        CalibError: as `calib_components.nodes.nodes.finetune` says.
+        CalibError: as `calib_components.nodes.job.finetune` says.
     """
     uris = {"model": model.uri, "data": data.uri, "adapter": adapter.uri}
     places = {

@@ -3,15 +3,15 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Dataset, Input, Metrics, Output
+from kfp.dsl import HTML, Artifact, Metrics, Output
 
 from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def promote(  # noqa: D417 - outputs stand under Returns
-    before: Input[Dataset],
-    after: Input[Dataset],
+    before: str,
+    after: str,
     model_before: str,
     model_after: str,
     branch: str,
@@ -20,21 +20,31 @@ def promote(  # noqa: D417 - outputs stand under Returns
     metrics: Output[Metrics],
     champion: str = "",
     accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
+    cluster_by: str = "group",
     n_bins: int = 10,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> NamedTuple("Outputs", promoted=bool, winner=str):  # type: ignore[valid-type]
-    """Promote the model only where it is better calibrated and no less accurate, and report why.
+    """Promote the model only where it is shown to be better calibrated and no less accurate, and say why.
 
     Args:
-        before: Evaluation folder of the input model.
-        after: Evaluation folder of the output model, or the same again.
+        before: URI of the input model's evaluation: the output `uri` of `evaluate`.
+        after: URI of the output model's evaluation, or the same again.
         model_before: URI of the input model.
         model_after: URI of the output model.
-        branch: Branch that was taken: `none`, `cft` or `rcft`.
-        champion: Champion's folder, whose figures over time the report shows; none if left out.
+        branch: Branch that was taken: `none`, `temperature`, `cft` or `rcft`.
+        champion: Champion's folder, whose history the gate minds and whose figures over time the report
+            shows; none if left out.
         accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
             promoted.
+        total_accuracy_margin: How far it may have fallen since the first champion, likewise.
+        brier_margin: How far the Brier score may rise above that of the input model after one temperature.
+        win_rate_margin: How far the preference win rate may fall, as a share of all held-out pairs.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         n_bins: Equal-width confidence bins of every binned figure.
         n_resamples: Bootstrap resamples behind every interval.
         seed: Seed of the bootstrap.
@@ -52,12 +62,13 @@ def promote(  # noqa: D417 - outputs stand under Returns
     from calib_core.settings.parameters import config_from
     from calib_core.steps import promote as step
     from calib_core.steps.task import log_figures, reported_errors
+    from calib_core.storage.uris import fetch
 
     with reported_errors():
         result = step.promote(
             config_from(step.PromoteConfig, arguments),
-            before=Path(before.path),
-            after=Path(after.path),
+            before=fetch(before),
+            after=fetch(after),
             model_before=model_before,
             model_after=model_after,
             branch=branch,
@@ -66,6 +77,7 @@ def promote(  # noqa: D417 - outputs stand under Returns
             champion=champion,
         )
     Path(report.path).write_bytes((Path(summary.path) / "report.html").read_bytes())
+    summary.metadata.update(before=before, after=after)
     log_figures(metrics, result["before"], prefix="before_")
     log_figures(metrics, result["after"], prefix="after_")
     return (result["promoted"], result["model"])

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Artifact, Input, Model
+from kfp.dsl import Artifact, Input
 
 from calib_components.image import IMAGE
 
@@ -12,7 +12,7 @@ from calib_components.image import IMAGE
 def publish_champion(
     snapshot: Input[Artifact],
     summary: Input[Artifact],
-    model: Input[Model],
+    model: str,
     champion: str,
     run_name: str = "",
 ) -> NamedTuple("Outputs", champion_model=str, number=int):  # type: ignore[valid-type]
@@ -21,7 +21,7 @@ def publish_champion(
     Args:
         snapshot: Snapshot of `fresh_data`.
         summary: Summary folder of `promote`.
-        model: Output model of the run, or the champion again.
+        model: URI of the run's output model, or of the champion again; read where it was promoted.
         champion: Folder or bucket prefix of champion.json.
         run_name: Name of the run, for the champion's history.
 
@@ -42,6 +42,6 @@ def publish_champion(
             champion=champion,
             snapshot=Path(snapshot.path),
             summary=Path(summary.path),
-            model=Path(model.path),
+            model=model,
         )
     return (result["model"], result["number"])

@@ -17,10 +17,12 @@ def register_model(
     model_name: str = "calibrated",
     serving_image: str = "",
 ) -> NamedTuple("Outputs", entry=str):  # type: ignore[valid-type]
-    """Enter a model with its figures in Kubeflow's or Vertex AI's Model Registry, once.
+    """Enter a promoted model with its figures in Kubeflow's or Vertex AI's Model Registry, once.
+
+    Where the run promoted no model, or no registry is named, nothing is entered.
 
     Args:
-        summary: Summary folder of `promote`, for the figures.
+        summary: Summary folder of `promote`, for the decision and the figures.
         model: URI of the model.
         number: Number of the model's version.
         model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`.
@@ -28,16 +30,16 @@ def register_model(
         serving_image: Image that serves the model; Vertex AI's registry asks for one.
 
     Returns:
-        entry: Name of the entry in the registry.
+        entry: Name of the entry in the registry; empty where there is none.
     """
     arguments = locals()
     from pathlib import Path
 
-    from calib_core.settings.parameters import config_from
+    from calib_components.register_model import registries
     from calib_core.steps.task import reported_errors
-    from calib_pipelines.clusters import registries
 
     with reported_errors():
-        config = config_from(registries.RegisterConfig, arguments)
-        entry = registries.register(config, summary=Path(summary.path), model=model, number=number)
+        entry = registries.register_promoted(
+            arguments, summary=Path(summary.path), model=model, number=number
+        )
     return (entry,)

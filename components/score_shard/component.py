@@ -3,14 +3,14 @@
 from typing import Optional
 
 from kfp import dsl
-from kfp.dsl import Dataset, Input, Model, Output
+from kfp.dsl import Dataset, Input, Output
 
 from calib_components.image import IMAGE
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def score_shard(  # noqa: D417 - outputs stand under Returns
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     predictions: Output[Dataset],
     shard: Optional[int] = None,  # noqa: UP045 (KFP reads no `| None`)
@@ -22,7 +22,8 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
     """Score one shard of the questions; the shards' tables together are what one task would have made.
 
     Args:
-        model: Model folder (safetensors), adapter folder, or an artifact whose URI is a hub id.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         data: Folder of `shard_questions`.
         shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
@@ -43,4 +44,5 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
 
     with reported_errors():
         config = config_from(step.ScoreConfig, arguments)
-        step.score_shard(config, model.path, Path(data.path), Path(predictions.path), shard=shard)
+        step.score_shard(config, model, Path(data.path), Path(predictions.path), shard=shard)
+    predictions.metadata["model"] = model

@@ -1,1 +1,1 @@
-"""The platforms' services: runs, schedules, model registries."""
+"""The platforms' services: runs and schedules."""

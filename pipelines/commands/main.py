@@ -15,10 +15,9 @@ from calib_core.errors import ConfigError
 from calib_core.report.text import summary_text
 from calib_core.runtime.processes import launched
 from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.storage.uris import fetch
+from calib_core.training.config import FinetuneConfig
 from calib_core.version import __version__
-from calib_pipelines.clusters.registries import RegisterConfig, register
 
 DEFAULT_PIPELINE = "restore-calibration"
 SCENARIOS = ("fresh", "memorised", "calibrated")
@@ -38,25 +37,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_demo(commands)
     try:
         _add_pipeline(commands, given)
+        _add_register(commands, given)
     except ModuleNotFoundError as error:
         if error.name != "kfp":
             raise
         sys.stderr.write(
-            "error: `calib pipeline` needs KFP; install it with: pip install 'calib-core[pipelines]'\n"
+            f"error: `calib {given[0]}` needs KFP; install it with: pip install 'calib-core[pipelines]'\n"
         )
         return ConfigError.exit_code
     add_commands(commands)
     for method in ("cft", "rcft"):
         _add_nodes(commands.choices[method], method)
     add_champion_commands(commands)
-    _add_register(commands)
     return execute(parser, given)
 
 
-def _add_register(commands: Subparsers) -> None:
-    parser = command(
-        commands, "register", "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
-    )
+def _add_register(commands: Subparsers, given: Sequence[str]) -> None:
+    """Add `calib register`; its flags, which import KFP, only where it is asked for."""
+    text = "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
+    parser = command(commands, "register", text)
+    if given[:1] != ["register"]:
+        return
+    from calib_components.register_model.registries import RegisterConfig, register  # noqa: PLC0415
+
     parser.add_argument("--summary", required=True, help="folder with the run's summary.json")
     parser.add_argument("--model", required=True, help="URI of the model")
     parser.add_argument("--number", required=True, type=int, help="number of the model's version")

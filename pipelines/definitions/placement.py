@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from calib_core.models.budget import (
     parse_parameters,
 )
 from calib_core.settings.checks import ConfigCheck
-from calib_pipelines.definitions.run_record import record_end
+from calib_pipelines.definitions.run_record import recorder_of
 
 Definition = Callable[..., Any]
 
@@ -52,22 +52,25 @@ KINDS = {
     "cft-finetune": Kind(work="lora", outside=True, cached=True),
     "em-ece-finetune": Kind(work="lora", outside=True, cached=True),
     "calibrate": Kind(work="lora", outside=True, cached=True),
-    "promote": Kind(cached=True),
+    "promote": Kind(outside=True),
     "shard-questions": Kind(outside=True, cached=True),
     "score-shard": Kind(work="scoring", outside=True, cached=True),
     "merge-predictions": Kind(cached=True),
     "measure": Kind(cached=True),
     "convert-predictions": Kind(outside=True, cached=True),
-    "keep": Kind(cached=True),
     "fresh-data": Kind(outside=True),
     "publish-champion": Kind(outside=True),
     "register-model": Kind(outside=True),
-    "record-end": Kind(),
+    "end-branch": Kind(),
+    "record-end": Kind(outside=True),
 }
 """By a component's name. One that isn't here loads no model and is never cached."""
 
 DEFAULT_BATCH = 8
 """Questions of `QUESTION_TOKENS` in a pass of fine-tuning, and pairs in one of DPO, by default."""
+
+FIRST_PAUSE_S, PAUSE_FACTOR, LONGEST_PAUSE_S = 60, 2.0, 600
+"""Pauses between the attempts of a task."""
 
 LIGHT_CPU, LIGHT_GIB = "1", 4
 """What tasks get that load no model."""
@@ -199,7 +202,7 @@ class Settings:
         if most["dpo"] < DEFAULT_BATCH:
             texts.append(
                 f"DPO (align) takes {most['dpo']} pairs of 2 x {QUESTION_TOKENS} tokens at a time "
-                f"(batch_size: {most['dpo']})"
+                f"(dpo_batch_size: {most['dpo']})"
             )
         if not texts:
             return ""
@@ -213,12 +216,23 @@ class Settings:
 class Placement:
     """Places tasks on no platform in particular: as the components are, with caching set."""
 
-    def __call__(self, component: BaseComponent) -> Callable[..., dsl.PipelineTask]:
-        """What makes a task of `component` here; it takes the component's inputs."""
+    def __call__(
+        self, component: BaseComponent, given: Mapping[str, Any] | None = None
+    ) -> Callable[..., dsl.PipelineTask]:
+        """What makes a task of `component` here; it takes the component's inputs.
+
+        Args:
+            component: what is to run.
+            given: the pipeline's parameters; the task gets those that bear the names of its inputs, where it
+                isn't given another value.
+        """
         kind = KINDS.get(component.name, Kind())
+        named = {
+            name: value for name, value in (given or {}).items() if name in component.component_spec.inputs
+        }
 
         def make(**inputs: Any) -> dsl.PipelineTask:
-            task = self.component(component, kind)(**inputs)
+            task = self.component(component, kind)(**{**named, **inputs})
             task.set_caching_options(kind.cached)
             self.set_up(task, kind)
             return task
@@ -242,7 +256,12 @@ class Cluster(Placement):
     def set_up(self, task: dsl.PipelineTask, kind: Kind) -> None:
         """Try a failed task again, with growing pauses."""
         if self.settings.retries:
-            task.set_retry(self.settings.retries, "60s", 2.0, "600s")
+            limit_s = self.backoff_limit_s()
+            task.set_retry(self.settings.retries, f"{FIRST_PAUSE_S}s", PAUSE_FACTOR, f"{limit_s}s")
+
+    def backoff_limit_s(self) -> int:
+        """What the platform is told as the retries' longest backoff, in whatever sense it takes that."""
+        return LONGEST_PAUSE_S
 
 
 def build(definition: Definition, place: Placement, *, name: str) -> BaseComponent:
@@ -259,14 +278,11 @@ def build(definition: Definition, place: Placement, *, name: str) -> BaseCompone
         bound.__doc__ = definition.__doc__
         return dsl.pipeline(name=name)(bound)
     signature = inspect.signature(functools.partial(definition, place))
+    recorder = recorder_of(signature)
 
     def under_exit_handler(*values: Any) -> None:
         given = dict(zip(signature.parameters, values, strict=True))
-        end = place(record_end)(
-            pipeline=name,
-            parameters="\n".join(f"{parameter}={value}" for parameter, value in given.items()),
-            folder=place.settings.run_records,
-        )
+        end = place(recorder)(pipeline=name, folder=place.settings.run_records, **given)
         with dsl.ExitHandler(end, name="run"):
             definition(place, **given)
 

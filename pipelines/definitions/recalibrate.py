@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Model
+from kfp.dsl import HTML, Artifact
 
 from calib_components import fresh_data, promote, publish_champion, register_model
 from calib_pipelines.definitions.placement import Placement, build
@@ -64,7 +64,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
     Args:
         stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
         champion: Folder or bucket prefix of champion.json.
-        model: First champion, where the champion's folder has none yet; not looked at later.
+        model: First champion, where the champion's folder has none yet; not looked at later. A hub id (`name`
+            or `name@revision`), a bucket's URI, or a path on a mounted volume.
         trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
             never count as new.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
@@ -114,83 +115,28 @@ def define(  # noqa: D417 - outsiders don't see `place`
         promoted: Whether a challenger took the champion's place.
         champion_model: Path or URI of the model in use from now on.
     """
-    found = place(fresh_data)(
-        stream=stream,
-        champion=champion,
-        model=model,
-        trained_on=trained_on,
-        preset=preset,
-        on_bad_row=on_bad_row,
-        fit_fraction=fit_fraction,
-        calibration_fraction=calibration_fraction,
-        max_fit=max_fit,
-        max_calibration=max_calibration,
-        max_test=max_test,
-    )
-    data, start_uri = found.outputs["data"], found.outputs["champion_model"]
-    measuring = {
-        "base_model": base_model,
-        "dtype": dtype,
-        "prompt_form": prompt_form,
-        "shots": shots,
-        "target_ece": target_ece,
-        "tolerance": tolerance,
-        "seed": seed,
-    }
-    training = {
-        **measuring,
-        "aim": aim,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "pass_tokens": pass_tokens,
-        "evaluations_per_epoch": evaluations_per_epoch,
-        "lambda_ece": lambda_ece,
-        "e_steps_per_epoch": e_steps_per_epoch,
-        "placement": placement,
-        "processes": processes,
-        "nodes": nodes,
-        "cluster": cluster,
-        "lora_r": lora_r,
-        "lora_alpha": lora_alpha,
-        "lora_dropout": lora_dropout,
-    }
-    start = dsl.importer(artifact_uri=start_uri, artifact_class=Model, reimport=False)
-    start.set_display_name("champion-model")
-    repaired = repair(place, start.output, start_uri, data, measuring=measuring, training=training)
-    gate = place(promote)(
+    given = locals()
+    found = place(fresh_data, given)()
+    start = found.outputs["champion_model"]
+    repaired = repair(place, start, found.outputs["data"], given)
+    gate = place(promote, given)(
         before=repaired.before,
         after=repaired.after,
-        model_before=start_uri,
+        model_before=start,
         model_after=repaired.model,
         branch=repaired.branch,
-        champion=champion,
-        accuracy_margin=accuracy_margin,
-        seed=seed,
     )
-    gate.set_caching_options(False)  # the trend grows
-    winner = dsl.importer(artifact_uri=gate.outputs["winner"], artifact_class=Model, reimport=False)
-    winner.set_display_name("winner")
-    published = place(publish_champion)(
+    published = place(publish_champion, given)(
         snapshot=found.outputs["snapshot"],
         summary=gate.outputs["summary"],
-        model=winner.output,
-        champion=champion,
+        model=gate.outputs["winner"],
         run_name=dsl.PIPELINE_JOB_NAME_PLACEHOLDER,
     )
-    # In this order: kfp.local can't resolve a task's named output in a condition at the top.
-    with (
-        dsl.If(model_registry != "", "registry-given"),
-        dsl.If(gate.outputs["promoted"] == True, "promoted"),  # noqa: E712 - this builds the condition
-    ):
-        place(register_model)(
-            summary=gate.outputs["summary"],
-            model=published.outputs["champion_model"],
-            number=published.outputs["number"],
-            model_registry=model_registry,
-            model_name=model_name,
-            serving_image=serving_image,
-        )
+    place(register_model, given)(
+        summary=gate.outputs["summary"],
+        model=published.outputs["champion_model"],
+        number=published.outputs["number"],
+    )
     return Outputs(
         summary=gate.outputs["summary"],
         report=gate.outputs["report"],

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from kfp import dsl
-from kfp.dsl import Dataset
 
 from calib_components import cft_finetune, em_ece_finetune, evaluate
 from calib_components.image import IMAGE
@@ -15,8 +14,8 @@ class Repaired(NamedTuple):
     """Channels that later tasks go on with.
 
     Attributes:
-        before: Evaluation folder of the input model.
-        after: Evaluation folder of the output model, or the same again.
+        before: URI of the input model's evaluation.
+        after: URI of the output model's evaluation, or the same again.
         model: URI of the output model, or of the input model.
         branch: `none`, `cft` or `rcft`.
     """
@@ -28,13 +27,16 @@ class Repaired(NamedTuple):
 
 
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
-def keep(
+def end_branch(
     model: str,
     evaluation: str = "",
     regime: str = "",
     branch: str = "none",
 ) -> NamedTuple("Outputs", model=str, evaluation=str, regime=str, branch=str):  # type: ignore[valid-type]
-    """Hand on what there is: the branch of a condition in which nothing is done.
+    """Hand on what a branch of a condition came to, as its last task.
+
+    KFP's backend takes a merged value from a branch that counts as complete, and only a task that really ran
+    makes it so. So this one is never cached, and takes something from each task that ends its branch.
 
     Args:
         model: URI of the model.
@@ -45,60 +47,54 @@ def keep(
     return (model, evaluation, regime, branch)
 
 
-def repair(
-    place: Placement,
-    model: Any,
-    model_uri: Any,
-    data: Any,
-    *,
-    measuring: Mapping[str, Any],
-    training: Mapping[str, Any],
-) -> Repaired:
+def repair(place: Placement, model: Any, data: Any, given: Mapping[str, Any]) -> Repaired:
     """Add the tasks that evaluate a model, fine-tune it where it isn't calibrated, and evaluate the result.
 
     Args:
         place: Where they run.
-        model: The model's artifact.
-        model_uri: Its URI.
+        model: The model's URI.
         data: Data folder.
-        measuring: Parameters of the evaluations.
-        training: Parameters of the fine-tuning.
+        given: The pipeline's parameters.
     """
-    before = place(evaluate)(model=model, data=data, **measuring)
+    before = place(evaluate, given)(model=model, data=data)
     before.set_display_name("evaluate-before")
 
     # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
     # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
     with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
-        cft = place(cft_finetune)(model=model, data=data, **training)
-        after_cft = place(evaluate)(model=cft.outputs["adapter"], data=data, **measuring)
+        cft = place(cft_finetune, given)(model=model, data=data)
+        after_cft = place(evaluate, given)(model=cft.outputs["uri"], data=data)
         after_cft.set_display_name("evaluate-cft")
+        tuned = place(end_branch)(
+            model=cft.outputs["uri"],
+            evaluation=after_cft.outputs["uri"],
+            regime=after_cft.outputs["regime"],
+            branch=cft.outputs["branch"],
+        )
     with dsl.Else("not-calibratable"):
-        kept = place(keep)(
-            model=model_uri, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
+        kept = place(end_branch)(
+            model=model, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
         )
-    first_model = dsl.OneOf(cft.outputs["uri"], kept.outputs["model"])
-    first_evaluation = dsl.OneOf(after_cft.outputs["uri"], kept.outputs["evaluation"])
-    first_regime = dsl.OneOf(after_cft.outputs["regime"], kept.outputs["regime"])
-    first_branch = dsl.OneOf(cft.outputs["branch"], kept.outputs["branch"])
+    first = {
+        name: dsl.OneOf(tuned.outputs[name], kept.outputs[name])
+        for name in ("model", "evaluation", "regime", "branch")
+    }
 
-    with dsl.If(first_regime == "non_calibratable", "non-calibratable"):
-        rcft = place(em_ece_finetune)(model=model, data=data, **training)
-        after_rcft = place(evaluate)(model=rcft.outputs["adapter"], data=data, **measuring)
+    with dsl.If(first["regime"] == "non_calibratable", "non-calibratable"):
+        rcft = place(em_ece_finetune, given)(model=model, data=data)
+        after_rcft = place(evaluate, given)(model=rcft.outputs["uri"], data=data)
         after_rcft.set_display_name("evaluate-rcft")
-    with dsl.Else("within-bounds"):
-        passed = place(keep)(
-            model=first_model, evaluation=first_evaluation, regime=first_regime, branch=first_branch
+        regularized = place(end_branch)(
+            model=rcft.outputs["uri"],
+            evaluation=after_rcft.outputs["uri"],
+            regime=after_rcft.outputs["regime"],
+            branch=rcft.outputs["branch"],
         )
-    after = dsl.importer(
-        artifact_uri=dsl.OneOf(after_rcft.outputs["uri"], passed.outputs["evaluation"]),
-        artifact_class=Dataset,
-        reimport=False,
-    )
-    after.set_display_name("last-evaluation")
+    with dsl.Else("within-bounds"):
+        passed = place(end_branch)(**first)
     return Repaired(
-        before=before.outputs["evaluation"],
-        after=after.output,
-        model=dsl.OneOf(rcft.outputs["uri"], passed.outputs["model"]),
-        branch=dsl.OneOf(rcft.outputs["branch"], passed.outputs["branch"]),
+        before=before.outputs["uri"],
+        after=dsl.OneOf(regularized.outputs["evaluation"], passed.outputs["evaluation"]),
+        model=dsl.OneOf(regularized.outputs["model"], passed.outputs["model"]),
+        branch=dsl.OneOf(regularized.outputs["branch"], passed.outputs["branch"]),
     )

@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Artifact, Model
+from kfp.dsl import HTML, Artifact
 
 from calib_components import data_prep, dpo_align, promote
 from calib_pipelines.definitions.placement import Placement, build
-from calib_pipelines.definitions.repair import keep, repair
+from calib_pipelines.definitions.repair import end_branch, repair
 
 
 class Outputs(NamedTuple):
@@ -37,6 +37,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     align: bool = False,
     dpo_epochs: int = 1,
     dpo_learning_rate: float = 5e-5,
+    dpo_batch_size: int = 8,
     base_model: str = "",
     dtype: str = "auto",
     prompt_form: str = "plain",
@@ -64,7 +65,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
     """Measure a model's calibration, restore it by the branch that its bounds choose, and gate the result.
 
     Args:
-        model: Model folder, adapter folder, hub id or URI of the model to measure and repair.
+        model: Model or adapter to measure and repair: a hub id (`name` or `name@revision`), a bucket's URI,
+            or a path on a mounted volume.
         questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
         fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
             and `test`.
@@ -83,6 +85,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
             aligned already.
         dpo_epochs: Passes over the preference pairs.
         dpo_learning_rate: Peak learning rate of AdamW in DPO.
+        dpo_batch_size: Preference pairs in one optimiser step of DPO.
         base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
             moved.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
@@ -119,69 +122,27 @@ def define(  # noqa: D417 - outsiders don't see `place`
         promoted: Whether the output model passed the gate.
         winner: URI of the model to use: the output model where it was promoted, else the input model.
     """
-    prepared = place(data_prep)(
-        questions=questions,
-        fit=fit,
-        calibration=calibration,
-        test=test,
-        out_of_domain=out_of_domain,
-        preferences=preferences,
-        data_snapshot=data_snapshot,
-        preset=preset,
-        on_bad_row=on_bad_row,
-        max_fit=max_fit,
-        max_calibration=max_calibration,
-        max_test=max_test,
-    )
-    data = prepared.outputs["data"]
-    loading = {"base_model": base_model, "dtype": dtype}
-    prompt = {"prompt_form": prompt_form, "shots": shots}
-    limits = {"target_ece": target_ece, "tolerance": tolerance}
-    lora = {"lora_r": lora_r, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
-    measuring = {**loading, **prompt, **limits, "seed": seed}
-    training = {
-        **measuring,
-        **lora,
-        "aim": aim,
-        "epochs": epochs,
-        "learning_rate": learning_rate,
-        "batch_size": batch_size,
-        "pass_tokens": pass_tokens,
-        "evaluations_per_epoch": evaluations_per_epoch,
-        "lambda_ece": lambda_ece,
-        "e_steps_per_epoch": e_steps_per_epoch,
-        "placement": placement,
-        "processes": processes,
-        "nodes": nodes,
-        "cluster": cluster,
-    }
-
+    given = locals()
+    data = place(data_prep, given)().outputs["data"]
     with dsl.If(align == True, "align"):  # noqa: E712 - this builds the condition, it doesn't compare
-        given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
-        aligned = place(dpo_align)(
-            model=given.output,
+        aligned = place(dpo_align, given)(
+            model=model,
             data=data,
             epochs=dpo_epochs,
             learning_rate=dpo_learning_rate,
-            seed=seed,
-            **loading,
-            **prompt,
-            **lora,
+            batch_size=dpo_batch_size,
         )
+        made = place(end_branch)(model=aligned.outputs["uri"])
     with dsl.Else("is-aligned"):
-        as_given = place(keep)(model=model)
-    input_uri = dsl.OneOf(aligned.outputs["uri"], as_given.outputs["model"])
-    start = dsl.importer(artifact_uri=input_uri, artifact_class=Model, reimport=False)
-    start.set_display_name("input-model")
-    repaired = repair(place, start.output, input_uri, data, measuring=measuring, training=training)
-    gate = place(promote)(
+        as_given = place(end_branch)(model=model)
+    start = dsl.OneOf(made.outputs["model"], as_given.outputs["model"])
+    repaired = repair(place, start, data, given)
+    gate = place(promote, given)(
         before=repaired.before,
         after=repaired.after,
-        model_before=input_uri,
+        model_before=start,
         model_after=repaired.model,
         branch=repaired.branch,
-        accuracy_margin=accuracy_margin,
-        seed=seed,
     )
     return Outputs(
         summary=gate.outputs["summary"],

@@ -3,13 +3,10 @@
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset, Model
+from kfp.dsl import HTML, Dataset
 
 from calib_components import measure, merge_predictions, score_shard, shard_questions
 from calib_pipelines.definitions.placement import Placement, build
-
-RETRIES = 3
-"""How often a shard is tried again by itself, before the run fails."""
 
 
 class Outputs(NamedTuple):
@@ -35,7 +32,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
     """Score a large set of questions in shards, merge them into one predictions table, and measure it.
 
     Args:
-        model: Model folder, adapter folder, hub id or URI of the model.
+        model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
+            volume.
         questions: File, gs:// URI or hub id of the questions to score.
         preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
@@ -52,26 +50,10 @@ def define(  # noqa: D417 - outsiders don't see `place`
         predictions: Predictions table of all questions (Parquet).
         report: The report, one self-contained page.
     """
-    cut = place(shard_questions)(
-        questions=questions,
-        preset=preset,
-        on_bad_row=on_bad_row,
-        shots=shots,
-        questions_per_shard=questions_per_shard,
-    )
-    given = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
-    given.set_display_name("input-model")
+    given = locals()
+    cut = place(shard_questions, given)()
     with dsl.ParallelFor(cut.outputs["Output"], name="shards") as shard:
-        part = place(score_shard)(
-            model=given.output,
-            data=cut.outputs["data"],
-            shard=shard,
-            prompt_form=prompt_form,
-            dtype=dtype,
-            base_model=base_model,
-            batch_tokens=batch_tokens,
-        )
-        part.set_retry(RETRIES, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="600s")
+        part = place(score_shard, given)(data=cut.outputs["data"], shard=shard)
     merged = place(merge_predictions)(
         data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"])
     )

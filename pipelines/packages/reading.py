@@ -11,11 +11,11 @@ from typing import Any
 from calib_core.errors import ConfigError
 from calib_core.settings.parameters import Parameter, config_from, parameters_of
 from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.finetune import FinetuneConfig
 from calib_core.steps.fresh import FreshConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.storage.files import read_json, sha256_file, sha256_json
+from calib_core.training.config import FinetuneConfig
 
 CONFIGS: Mapping[str, tuple[type, ...]] = {
     "restore-calibration": (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),

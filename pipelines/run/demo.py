@@ -15,10 +15,11 @@ from calib_core.data.questions import write_questions
 from calib_core.demo.geography import PairForm, make_preferences, make_questions
 from calib_core.errors import CalibError
 from calib_core.runtime.progress import say
-from calib_core.steps.finetune import FinetuneConfig, cft
+from calib_core.steps.finetune import cft
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.storage.files import read_json, whole_folder
 from calib_core.storage.uris import require_local
+from calib_core.training.config import FinetuneConfig
 from calib_pipelines.run.local import run_local
 
 N_PAIRS = 125

@@ -180,7 +180,7 @@ def _task_names(spec: Any) -> dict[str, str]:
     return {
         task.component_ref.name.removeprefix("comp-"): task.task_info.name
         for task in tasks
-        if not task.component_ref.name.startswith(("comp-importer", "comp-keep", "comp-condition"))
+        if not task.component_ref.name.startswith(("comp-end-branch", "comp-condition", "comp-for-loop"))
     }
 
 

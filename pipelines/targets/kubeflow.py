@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from kfp import dsl
 
 from calib_core.models.budget import GIB
+from calib_core.storage.uris import is_remote
 from calib_pipelines.definitions.placement import (
+    FIRST_PAUSE_S,
     LIGHT_CPU,
     LIGHT_GIB,
+    PAUSE_FACTOR,
     Cluster,
     Kind,
     Settings,
@@ -20,6 +23,9 @@ from calib_pipelines.definitions.placement import (
 
 GPU_RESOURCE = "nvidia.com/gpu"
 CPUS_PER_GPU = 4
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a mount point
+ALL_ATTEMPTS_S = 30 * 24 * 3600
+"""How long a task may be tried, from its first attempt's start, where its attempts have no timeout."""
 EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 
 
@@ -68,6 +74,8 @@ class KubeflowSettings(Settings):
         secrets: Environment variables from secrets of the cluster, as VARIABLE=secret/key,...; names only,
             the values are looked up when a task starts.
         pvc: Volume claims to mount in every task, as claim:/path,claim:/path.
+        cache: Folder on a mounted claim where tasks with a model keep what they download, and the checkpoints
+            that training goes on from when it is tried again; in the pod, and lost with it, where left out.
     """
 
     cpu: str = ""
@@ -77,6 +85,7 @@ class KubeflowSettings(Settings):
     spot: str = ""
     secrets: str = ""
     pvc: str = ""
+    cache: str = ""
 
     def __post_init__(self) -> None:
         check = self.check()
@@ -104,9 +113,13 @@ class KubeflowSettings(Settings):
             "give retries 1 or more",
         )
         check.that(
-            lambda c: c.run_records.startswith("gs://") or not c.run_records or c.is_mounted(c.run_records),
+            lambda c: not c.run_records or is_remote(c.run_records) or c.is_mounted(c.run_records),
             f"run_records is {self.run_records!r}, which ends with the pod; mount a claim there by pvc, or "
-            "give a gs:// folder",
+            "give a folder in a bucket",
+        )
+        check.that(
+            lambda c: not c.cache or c.is_mounted(c.cache),
+            f"cache is {self.cache!r}, which ends with the pod; mount a claim there by pvc, or leave it out",
         )
         if self.model_parameters:
             self.check_memory(check)
@@ -148,6 +161,17 @@ class Kubeflow(Cluster):
             raise missing_package("kubeflow", "kfp-kubernetes") from error
         self._kubernetes = kubernetes
 
+    def backoff_limit_s(self) -> int:
+        """The time for all attempts together.
+
+        KFP's backend hands it to Argo as `maxDuration`, which counts from the start of the first attempt:
+        nothing is tried again after it, and an attempt that still runs then is stopped.
+        """
+        settings = self.settings
+        pauses_s = FIRST_PAUSE_S * (PAUSE_FACTOR**settings.retries - 1)
+        attempts_s = (settings.retries + 1) * settings.timeout_hours * 3600
+        return max(ALL_ATTEMPTS_S, round(attempts_s + pauses_s))
+
     def set_up(self, task: dsl.PipelineTask, kind: Kind) -> None:
         """Give a task its claims, secrets and tolerations, and one with a model its hardware."""
         super().set_up(task, kind)
@@ -185,6 +209,11 @@ class Kubeflow(Cluster):
             self._kubernetes.add_node_selector(task, spot.key, spot.value)
             if spot.tainted:
                 self._tolerate(task, spot.key, spot.value, "NoSchedule")
+        if settings.cache:
+            task.set_env_variable("CALIB_CACHE", f"{settings.cache}/calib")
+            task.set_env_variable("HF_HOME", f"{settings.cache}/huggingface")
+        if kind.work == "lora":  # processes of one machine talk by shared memory, of which a pod has 64 MiB
+            self._kubernetes.empty_dir_mount(task, "shared-memory", SHARED_MEMORY, medium="Memory")
         if settings.timeout_hours:
             self._kubernetes.set_timeout(task, round(settings.timeout_hours * 3600))
 

@@ -12,6 +12,7 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.parameters import config_from
 from calib_core.storage.files import read_json
 from calib_core.version import __version__
 
@@ -72,6 +73,31 @@ def register(config: RegisterConfig, *, summary: Path, model: str, number: int) 
     entry = enter(config, model, str(number), figures)
     say(f"registered {model} as {entry}")
     return entry
+
+
+def register_promoted(parameters: Mapping[str, Any], *, summary: Path, model: str, number: int) -> str:
+    """Enter the model of a run as `register` does, where the run promoted it and a registry is named.
+
+    Args:
+        parameters: Those of `RegisterConfig`; no registry where `model_registry` is empty.
+        summary: Folder with `summary.json`.
+        model: URI of the model.
+        number: Number of the change that made the model champion.
+
+    Returns:
+        Name of the entry; empty where there is none.
+
+    Raises:
+        ConfigError: as `register` says.
+    """
+    if not parameters["model_registry"]:
+        say("no model registry is named, so no model is entered")
+        return ""
+    config = config_from(RegisterConfig, parameters)
+    if not read_json(summary / "summary.json")["promoted"]:
+        say("the run promoted no model, so none is entered")
+        return ""
+    return register(config, summary=summary, model=model, number=number)
 
 
 def _figures(summary: Mapping[str, Any]) -> dict[str, float | str]:
