@@ -95,6 +95,18 @@ def test_no_importer_is_needed(spec):
     assert not models
 
 
+def test_no_loop_has_a_name_of_its_own(spec):
+    """KFP 2.14 and 2.15 store a loop under its display name, and look for its results under its key."""
+    loops = {
+        name: task["taskInfo"]["name"]
+        for dag in dags(spec)
+        for name, task in dag["tasks"].items()
+        if "parameterIterator" in task
+    }
+    assert all(name == shown for name, shown in loops.items())
+    assert len(loops) == (spec["pipelineInfo"]["name"] == "score-large")
+
+
 def test_merged_values_are_parameters(spec):
     """Older backends take a merged artifact from the last branch, whichever ran."""
     for dag in dags(spec):

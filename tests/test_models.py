@@ -202,9 +202,15 @@ def hub_cache(tiny_llama, tmp_path, monkeypatch) -> str:
     return commit
 
 
+@pytest.mark.parametrize("named", ["", "house/tiny@main", "house/tiny@COMMIT"])
 @pytest.mark.parametrize("by_commit", [False, True])
-def test_hub_id_comes_from_the_cache_with_its_commit(by_commit, hub_cache, tiny_llama) -> None:
-    loaded = load_model("house/tiny", revision=hub_cache if by_commit else "", dtype="float32")
+def test_hub_id_comes_from_the_cache_with_its_commit(by_commit, named, hub_cache, tiny_llama) -> None:
+    name = named.replace("COMMIT", hub_cache) or "house/tiny"
+    if by_commit and name.endswith("@main"):
+        with pytest.raises(ConfigError, match="house/tiny@main: names a revision, and revision is"):
+            load_model(name, revision=hub_cache)
+        return
+    loaded = load_model(name, revision=hub_cache if by_commit else "", dtype="float32")
     assert (loaded.base, loaded.base_revision) == ("house/tiny", hub_cache)
     assert loaded.base_digest == load_model(tiny_llama, dtype="float32").base_digest
 
@@ -212,8 +218,9 @@ def test_hub_id_comes_from_the_cache_with_its_commit(by_commit, hub_cache, tiny_
 def test_hub_id_that_cannot_be_had_is_refused(hub_cache) -> None:
     with pytest.raises(ConfigError, match="house/other: no such folder here, and the hub did not give it"):
         load_model("house/other")
-    with pytest.raises(ConfigError, match="house/tiny"):
-        load_model("house/tiny", revision="f" * 40)
+    for arguments in ({"model": "house/tiny", "revision": "f" * 40}, {"model": f"house/tiny@{'f' * 40}"}):
+        with pytest.raises(ConfigError, match="house/tiny"):
+            load_model(**arguments)
 
 
 def test_adapter_on_a_hub_base_takes_the_commit_it_was_trained_on(hub_cache, tiny_llama, tmp_path) -> None:

@@ -258,7 +258,7 @@ def test_unusable_parameters_are_refused_before_the_first_task(tmp_path, paramet
 
 
 def test_a_submission_is_held_to_what_the_tasks_take(tmp_path):
-    package = load_package(Path(__file__).parents[1] / "pipelines" / "recalibrate-vertex.yaml")
+    package = load_package(Path(__file__).parents[1] / "pipelines" / "recalibrate.yaml")
     given = {"stream": "gs://b/stream", "champion": "gs://b/champion", "model": "m"}
     check_parameters(package, given)
     with pytest.raises(ConfigError, match=r"lora_dropout is 2\.0"):

@@ -9,7 +9,6 @@ from kfp_standin import KfpServer, error, fault, serving
 from small_package import write_small_package
 
 from calib_pipelines.clusters import base as clusters
-from calib_pipelines.commands import flags as cluster_flags
 from calib_pipelines.commands import main as cli
 
 BROKEN = (500, error(13, "broken"))
@@ -21,6 +20,9 @@ def package(tmp_path_factory):
     return write_small_package(tmp_path_factory.mktemp("package") / "small.yaml")
 
 
+PACKAGE: list[str] = []
+
+
 @pytest.fixture
 def server(monkeypatch, tmp_path, package):
     for name in ("KFP_TOKEN", "KF_PIPELINES_ENDPOINT", "KF_PIPELINES_UI_ENDPOINT", "KUBERNETES_SERVICE_HOST"):
@@ -28,7 +30,7 @@ def server(monkeypatch, tmp_path, package):
     monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.setattr(clusters, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(clusters, "LOOKUP_PAUSES_S", (0.01, 0.01))
-    monkeypatch.setitem(cluster_flags.PACKAGES, "kubeflow", package)
+    monkeypatch.setitem(globals(), "PACKAGE", ["--package", str(package)])
     with serving(KfpServer()) as made:
         yield made
 
@@ -44,7 +46,7 @@ def schedule(server, capsys, action, *arguments):
 
 
 def create(server, capsys, cron=MONDAYS, *arguments, model="m", name="weekly"):
-    given = ["--name", name, "--cron", cron, "--model", model, *arguments]
+    given = [*PACKAGE, "--name", name, "--cron", cron, "--model", model, *arguments]
     return schedule(server, capsys, "create", *given)
 
 

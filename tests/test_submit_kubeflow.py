@@ -6,7 +6,6 @@ import json
 import re
 import threading
 import time
-from pathlib import Path
 
 import pytest
 import urllib3
@@ -14,10 +13,8 @@ import yaml
 from kfp_standin import KfpServer, error, fault, serving
 from small_package import write_others_package, write_small_package
 
-import calib_pipelines
 from calib_pipelines.clusters import base as clusters
 from calib_pipelines.clusters import kubeflow_api
-from calib_pipelines.commands import flags as cluster_flags
 from calib_pipelines.commands import main as cli
 from calib_pipelines.commands import submit
 
@@ -39,7 +36,7 @@ def server(monkeypatch, tmp_path, package):
     monkeypatch.setattr(clusters, "RETRY_PAUSES_S", (0.01, 0.01))
     monkeypatch.setattr(clusters, "LOOKUP_PAUSES_S", (0.01, 0.01, 0.01))
     monkeypatch.setattr(submit, "POLL_S", 0.01)
-    monkeypatch.setitem(cluster_flags.PACKAGES, "kubeflow", package)
+    monkeypatch.setitem(globals(), "SUBMIT", [*SUBMIT, "--package", str(package)])
     with serving(KfpServer()) as made:
         yield made
 
@@ -422,18 +419,6 @@ def test_flags_of_the_other_platform_are_refused(server, capsys):
 def test_names_that_a_platform_refuses_are_refused_here(server, capsys, name):
     with pytest.raises(SystemExit, match="2"):
         cli.main([*SUBMIT, "--model", "m", "--name", name])
-
-
-def test_the_projects_own_package(server, capsys):
-    path = Path(calib_pipelines.__file__).with_name("restore-calibration-kubeflow.yaml")
-    given = ["--model", "gs://models/m", "--questions", "gs://data/q.jsonl", "--lora-r", "16"]
-    assert call(server, capsys, "--package", str(path), *given)[0] == 0
-    (run,) = server.stores["runs"].values()
-    assert run["runtime_config"]["parameters"] == {
-        "model": "gs://models/m",
-        "questions": "gs://data/q.jsonl",
-        "lora_r": 16,
-    }
 
 
 def test_package_of_others_with_names_that_are_flags_and_with_lists(server, capsys, tmp_path):

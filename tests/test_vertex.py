@@ -21,7 +21,6 @@ from vertex_standin import State, VertexServer, fault, service_account_key, serv
 import calib_pipelines
 from calib_pipelines.clusters import base as clusters
 from calib_pipelines.clusters import vertex as clusters_vertex
-from calib_pipelines.commands import flags as cluster_flags
 from calib_pipelines.commands import main as cli
 from calib_pipelines.commands import submit
 
@@ -44,7 +43,7 @@ def package(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_package(monkeypatch, package):
-    monkeypatch.setitem(cluster_flags.PACKAGES, "vertex", package)
+    monkeypatch.setitem(globals(), "WHAT", [*WHAT, "--package", str(package)])
 
 
 @pytest.fixture
@@ -369,7 +368,7 @@ def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
     roots.write_bytes(pem_certificate)
     server = VertexServer()
     server.plan = [State.PIPELINE_STATE_SUCCEEDED]
-    options = ["--name", "nightly", "--model", "m", "--questions", "q.jsonl", "--wait", "--json"]
+    options = ["--name", "nightly", "--model", "m", "--wait", "--json"]
     credentials = grpc.ssl_server_credentials([(pem_key, pem_certificate)])
     with serving(server, credentials), connect_proxy({f"{host}:443": server.address}) as proxy:
         key = tmp_path / "key.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +11,10 @@ from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError
+from calib_core.models.names import HUB_ID, split_revision
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.uris import fetch, is_remote
 
-HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?)(?:@([\w.-][\w./-]*))?")
 HUB_FILES = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
 PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 
@@ -33,16 +32,6 @@ class AdapterOrigin:
     base: str
     revision: str
     digest: str
-
-
-def split_revision(model: str) -> tuple[str, str]:
-    """A hub id without its revision, and the revision; of other names the name itself, and "".
-
-    >>> split_revision("owner/name@v1.0")
-    ('owner/name', 'v1.0')
-    """
-    found = HUB_ID.fullmatch(model)
-    return (found[1], found[2] or "") if found else (model, "")
 
 
 def resolve(model: str, revision: str = "") -> Path:

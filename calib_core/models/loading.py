@@ -27,8 +27,9 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.models.files import adapter_origin, base_digest, check_base, resolve, split_revision
+from calib_core.models.files import adapter_origin, base_digest, check_base, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
+from calib_core.models.names import split_revision
 from calib_core.runtime.progress import say
 from calib_core.storage.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
 

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import calib_pipelines
+from calib_components.image import IMAGE
 from calib_core.errors import ConfigError
-from calib_core.settings.parameters import add_flags
+from calib_core.runtime.progress import say
+from calib_core.settings.parameters import add_flags, parameters_of
 from calib_pipelines.clusters.base import Cluster
+from calib_pipelines.compile import PIPELINES
+from calib_pipelines.definitions import restore_calibration
 from calib_pipelines.packages.reading import (
-    TARGETS,
     Package,
     Submission,
     check_parameters,
     load_package,
+    parameter_flags,
     read_parameters,
 )
+from calib_pipelines.packages.submitting import check_accounts, check_places
+from calib_pipelines.targets.compiling import TARGETS, add_settings, compile_package, settings_from
 
-PACKAGES = {
-    "kubeflow": Path(calib_pipelines.__file__).with_name("restore-calibration-kubeflow.yaml"),
-    "vertex": Path(calib_pipelines.__file__).with_name("restore-calibration-vertex.yaml"),
-}
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,126}[a-z0-9])?")  # what Vertex takes as a job's id
 KUBEFLOW_ONLY = ("host", "token_file", "namespace", "experiment")
 VERTEX_ONLY = ("project", "region")
@@ -32,7 +33,7 @@ VERTEX_ONLY = ("project", "region")
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
     """Add the flags that say where, and as whom."""
-    parser.add_argument("--target", required=True, choices=TARGETS, help="platform")
+    parser.add_argument("--target", required=True, choices=tuple(TARGETS), help="platform")
     kubeflow = parser.add_argument_group("Kubeflow", "A token is taken from $KFP_TOKEN or --token-file.")
     kubeflow.add_argument(
         "--host",
@@ -52,32 +53,41 @@ def add_package(
 ) -> None:
     """Add the flags that say what is to run.
 
-    The package's own parameters become flags too, where `arguments` (those after `calib pipeline`) begin with
-    `commands`. Those whose names are taken, and lists and objects, can be given in a file only.
+    That is a package, or one of our own pipelines, which is compiled with the settings that are given. Its
+    parameters become flags too, where `arguments` (those after `calib pipeline`) begin with `commands`. Those
+    whose names are taken, and lists and objects, can be given in a file only.
     """
-    parser.add_argument("--package", type=Path, help="compiled pipeline (default: restore-calibration's)")
+    parser.add_argument("--package", type=Path, help="compiled pipeline (default: --pipeline is compiled)")
     parser.add_argument("--parameters", type=Path, help="JSON file with parameters; flags go before it")
     parser.add_argument("--pipeline-root", default="", help="where tasks write, gs://...; Vertex needs it")
     parser.add_argument("--service-account", default="", help="account that tasks run as; Vertex needs it")
     if list(arguments[: len(commands)]) != list(commands):
         return
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    first.add_argument("--target", choices=TARGETS, default="kubeflow")
     first.add_argument("--package", type=Path)
+    first.add_argument("--pipeline", choices=tuple(PIPELINES), default=restore_calibration.NAME)
     try:
         chosen, _ = first.parse_known_args(arguments[len(commands) :])
-    except argparse.ArgumentError:
-        return  # the command's own parser says what is wrong
-    try:
-        package = load_package(chosen.package or PACKAGES[chosen.target])
+        loaded = chosen.package and load_package(chosen.package)
+    except argparse.ArgumentError as error:
+        parser.error(str(error))
     except ConfigError as error:
         if {"-h", "--help"} & set(arguments):
             return
         parser.error(str(error))
+    if loaded is None:
+        add_settings(parser, without=("service_account",))
+    else:
+        _refuse_settings(parser, arguments, loaded)
     taken = {action.dest for action in parser._actions} | {"run", "text", "exit_code"}
-    flags = package.flags(taken)
-    add_flags(parser.add_argument_group(f"parameters of {package.name}"), flags)  # type: ignore[arg-type]
-    parser.set_defaults(loaded=package, flags=[flag.name for flag in flags])
+    name, inputs = (
+        (loaded.name, loaded.inputs)
+        if loaded
+        else (chosen.pipeline, PIPELINES[chosen.pipeline].component_spec.inputs)
+    )
+    flags = parameter_flags(inputs, taken)
+    add_flags(parser.add_argument_group(f"parameters of {name}"), flags)  # type: ignore[arg-type]
+    parser.set_defaults(loaded=loaded, flags=[flag.name for flag in flags])
 
 
 def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Submission:
@@ -86,11 +96,14 @@ def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Sub
     Raises:
         ConfigError: it can't be run.
     """
-    package: Package = given.loaded
     parameters: dict[str, Any] = {} if given.parameters is None else read_parameters(given.parameters)
     parameters |= {name: getattr(given, name) for name in given.flags if getattr(given, name) is not None}
-    _check_target(given, package)
+    _check_target(given)
+    package: Package = given.loaded or _compiled(given, parameters)
     check_parameters(package, parameters)
+    if given.target == "vertex":
+        check_accounts(package.path)
+    check_places(given.target, package.path, package.name, parameters)
     return Submission(
         name=given.name or checked_name(default_name.format(package=package.name)),
         package=package,
@@ -139,14 +152,46 @@ def checked_name(text: str) -> str:
     return text
 
 
-def _check_target(given: argparse.Namespace, package: Package) -> None:
+def _compiled(given: argparse.Namespace, parameters: Mapping[str, Any]) -> Package:
+    """The pipeline that the flags name, compiled with the settings that they give."""
+    values = vars(given)
+    if given.target != "vertex":  # where it is a setting of the custom jobs too
+        values = {**values, "service_account": ""}
+    settings = settings_from(given.target, values)
+    package = load_package(compile_package(given.target, settings, pipeline=given.pipeline))
+    say(f"compiled {given.pipeline} for {given.target} with the image {IMAGE}: {package.path}")
+    if advice := settings.advice(parameters):
+        say(f"mind: {advice}")
+    return package
+
+
+def _refuse_settings(parser: argparse.ArgumentParser, arguments: Sequence[str], package: Package) -> None:
+    """Tell that a package which is compiled already takes no settings, rather than that a flag is unknown."""
+    known = {"pipeline", *(p.name for target in TARGETS.values() for p in parameters_of(target.settings))}
+    given = {word.partition("=")[0] for word in arguments}
+    if strange := sorted(
+        flag for name in known - {"service_account", *package.inputs} if (flag := _flag(name)) in given
+    ):
+        parser.error(
+            f"{', '.join(strange)}: for compiling, and {package.path} is compiled; leave --package out, or "
+            "compile it anew with: calib pipeline compile"
+        )
+
+
+def _check_target(given: argparse.Namespace) -> None:
     """Refuse what the platform can't run, all of it together."""
     if given.target != "vertex":
         return
     wrong = []
-    if package.kubernetes:
+    if given.loaded and given.loaded.kubernetes:
         wrong.append(
-            f"{package.path} has Kubernetes settings; compile it with: calib pipeline compile --target vertex"
+            f"{given.loaded.path} has Kubernetes settings; compile it with: calib pipeline compile "
+            "--target vertex"
+        )
+    if not given.loaded and "/" not in IMAGE:
+        wrong.append(
+            f"the image {IMAGE} is in no registry that Vertex could pull it from; name one, as in "
+            "CALIB_IMAGE=europe-west4-docker.pkg.dev/my-project/team/calib:0.1.0"
         )
     if not re.fullmatch(r"gs://[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9](/.*)?", given.pipeline_root):
         wrong.append(

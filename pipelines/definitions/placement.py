@@ -190,16 +190,22 @@ class Settings:
         """The same for all works, when training takes one question at a time: with less no run can end."""
         return max(self.host_gib("scoring"), self.host_gib("lora", tokens=QUESTION_TOKENS))
 
-    def advice(self) -> str:
-        """What a run on these settings must mind; empty where there is nothing."""
+    def advice(self, values: Mapping[str, Any] | None = None) -> str:
+        """What a run on these settings must mind; empty where there is nothing.
+
+        Args:
+            values: parameters that the run is given; None while they aren't known.
+        """
         if not self.model_parameters or not self.accelerator:
             return ""
+        given = values or {}
         most = {work: self.questions_per_step(work, self.accelerator) for work in ("lora", "dpo")}
         texts = []
-        if most["lora"] < DEFAULT_BATCH:
-            tokens = most["lora"] * QUESTION_TOKENS
+        tokens = most["lora"] * QUESTION_TOKENS
+        if given.get("pass_tokens", DEFAULT_BATCH * QUESTION_TOKENS) > tokens:
             texts.append(f"fine-tuning takes {tokens} tokens in a pass (pass_tokens: {tokens})")
-        if most["dpo"] < DEFAULT_BATCH:
+        aligns = values is None or given.get("align", False)
+        if aligns and given.get("dpo_batch_size", DEFAULT_BATCH) > most["dpo"]:
             texts.append(
                 f"DPO (align) takes {most['dpo']} pairs of 2 x {QUESTION_TOKENS} tokens at a time "
                 f"(dpo_batch_size: {most['dpo']})"

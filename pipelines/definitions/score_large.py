@@ -52,7 +52,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     """
     given = locals()
     cut = place(shard_questions, given)()
-    with dsl.ParallelFor(cut.outputs["Output"], name="shards") as shard:
+    with dsl.ParallelFor(cut.outputs["Output"]) as shard:  # unnamed: KFP 2.14 and 2.15 lose a named one
         part = place(score_shard, given)(data=cut.outputs["data"], shard=shard)
     merged = place(merge_predictions)(
         data=cut.outputs["data"], shards=dsl.Collected(part.outputs["predictions"])

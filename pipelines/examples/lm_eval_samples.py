@@ -30,10 +30,9 @@ def lm_eval_samples(samples: str) -> Outputs:
     """Turn lm-eval's sample files into a predictions table, and measure it.
 
     Args:
-        samples: URI of a sample file, or of the folder with the files of one run.
+        samples: A sample file, or the folder with the files of one run: a bucket's URI, or a mounted path.
     """
-    given = dsl.importer(artifact_uri=samples, artifact_class=Dataset, reimport=False)
-    table = convert_predictions(source=given.output).outputs["predictions"]
+    table = convert_predictions(source=samples).outputs["predictions"]
     measured = measure(predictions=table)
     return Outputs(
         predictions=table, report=measured.outputs["report"], conf_ece=measured.outputs["conf_ece"]

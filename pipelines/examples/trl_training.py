@@ -24,7 +24,7 @@ class Outputs(NamedTuple):
 # Any image with trl, peft and pyarrow will do.
 @dsl.component(base_image=IMAGE, install_kfp_package=False)
 def train_with_trl(
-    model: Input[Model],
+    model: str,
     data: Input[Dataset],
     adapter: Output[Model],
     max_steps: int = -1,
@@ -34,7 +34,7 @@ def train_with_trl(
     """Fine-tune a LoRA adapter on the fit fold with TRL, the loss on the answers only.
 
     Args:
-        model: Model folder.
+        model: Hub id, or path of a model folder.
         data: Data folder of `data_prep`; its `fit.parquet` is a plain Parquet file.
         adapter: Adapter folder in PEFT's own format.
         max_steps: Most optimiser steps; -1 for three passes over the data.
@@ -62,7 +62,7 @@ def train_with_trl(
             }
         )
     trainer = SFTTrainer(
-        model=model.path,
+        model=model,
         train_dataset=Rows.from_list(examples),
         peft_config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM"),
         args=SFTConfig(
@@ -95,21 +95,20 @@ def trl_training(
     """Train with TRL; use the result only where it is better calibrated and no less accurate.
 
     Args:
-        model: URI of the model to train.
+        model: Hub id of the model to train, or its folder on a mounted volume.
         questions: File, gs:// URI or hub id of labelled questions.
         max_steps: Most optimiser steps; -1 for three passes over the data.
         learning_rate: Peak learning rate.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         dtype: `auto`, `float32` or `bfloat16`.
     """
-    start = dsl.importer(artifact_uri=model, artifact_class=Model, reimport=False)
     data = data_prep(questions=questions).outputs["data"]
-    before = evaluate(model=start.output, data=data, target_ece=target_ece, dtype=dtype)
-    trained = train_with_trl(model=start.output, data=data, max_steps=max_steps, learning_rate=learning_rate)
-    after = evaluate(model=trained.outputs["adapter"], data=data, target_ece=target_ece, dtype=dtype)
+    before = evaluate(model=model, data=data, target_ece=target_ece, dtype=dtype)
+    trained = train_with_trl(model=model, data=data, max_steps=max_steps, learning_rate=learning_rate)
+    after = evaluate(model=trained.outputs["Output"], data=data, target_ece=target_ece, dtype=dtype)
     gate = promote(
-        before=before.outputs["evaluation"],
-        after=after.outputs["evaluation"],
+        before=before.outputs["uri"],
+        after=after.outputs["uri"],
         model_before=model,
         model_after=trained.outputs["Output"],
         branch="cft",  # fine-tuned on answers, by whatever program

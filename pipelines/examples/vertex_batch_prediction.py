@@ -8,7 +8,7 @@ options' log-probabilities.
 from typing import NamedTuple
 
 from kfp import dsl
-from kfp.dsl import HTML, Dataset
+from kfp.dsl import HTML
 
 from calib_components import convert_predictions, measure
 
@@ -33,9 +33,7 @@ def vertex_batch_prediction(heldout: str, fit: str, questions: str = "", target_
     """
     tables = {}
     for name, uri in (("heldout", heldout), ("fit", fit)):
-        given = dsl.importer(artifact_uri=uri, artifact_class=Dataset, reimport=False)
-        given.set_display_name(f"{name}-output")
-        converted = convert_predictions(source=given.output, questions=questions)
+        converted = convert_predictions(source=uri, questions=questions)
         converted.set_display_name(f"convert-{name}")
         tables[name] = converted.outputs["predictions"]
     measured = measure(predictions=tables["heldout"], fit=tables["fit"], target_ece=target_ece)

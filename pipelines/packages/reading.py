@@ -56,30 +56,6 @@ class Package:
     kubernetes: bool
     sha256: str
 
-    def flags(self, taken: Iterable[str]) -> tuple[Parameter, ...]:
-        """Parameters that can be flags: those of a simple type whose name isn't `taken`.
-
-        None stands for "not given", so that the package's own defaults hold.
-        """
-        taken = set(taken)
-        found = []
-        for name, given in self.inputs.items():
-            if name in taken or given.type not in FLAG_TYPES:
-                continue
-            note = "required"
-            if given.optional:
-                note = "" if given.default in (None, "") else f"default: {given.default}"
-            text = " ".join((given.description or name).split())
-            found.append(
-                Parameter(
-                    name=name,
-                    type=FLAG_TYPES[given.type],
-                    default=None,
-                    description=f"{text} ({note})" if note else text,
-                )
-            )
-        return tuple(found)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
@@ -109,6 +85,31 @@ class Submission:
             *more,
         ]
         return sha256_json(content)[:32]
+
+
+def parameter_flags(inputs: Mapping[str, Any], taken: Iterable[str]) -> tuple[Parameter, ...]:
+    """Parameters of a pipeline that can be flags: those of a simple type whose name isn't `taken`.
+
+    None stands for "not given", so that the pipeline's own defaults hold.
+    """
+    taken = set(taken)
+    found = []
+    for name, given in inputs.items():
+        if name in taken or given.type not in FLAG_TYPES:
+            continue
+        note = "required"
+        if given.optional:
+            note = "" if given.default in (None, "") else f"default: {given.default}"
+        text = " ".join((given.description or name).split())
+        found.append(
+            Parameter(
+                name=name,
+                type=FLAG_TYPES[given.type],
+                default=None,
+                description=f"{text} ({note})" if note else text,
+            )
+        )
+    return tuple(found)
 
 
 def load_package(path: Path) -> Package:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from calib_core.commands.library import Subparsers, command
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.storage.files import cache_dir, sha256_file, whole_file
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
 from calib_pipelines.definitions.placement import Cluster, Settings, build
@@ -53,18 +56,30 @@ def package(target: str, settings: Settings, *, pipeline: str = restore_calibrat
 def add_compile(commands: Subparsers) -> None:
     """Add `compile` with the flags of every platform."""
     parser = command(commands, "compile", "compile a pipeline to a package for Kubeflow or Vertex")
-    parser.add_argument(
+    parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
+    parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
+    add_settings(parser)
+    parser.set_defaults(run=_compile)
+
+
+def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = ()) -> None:
+    """Add the flags that say which pipeline is compiled and with which settings of every platform.
+
+    Args:
+        parser: gets the flags.
+        without: settings for which it has flags already.
+    """
+    group = parser.add_argument_group("what is compiled, with the image that $CALIB_IMAGE names")
+    group.add_argument(
         "--pipeline",
         choices=tuple(DEFINITIONS),
         default=restore_calibration.NAME,
-        help=f"which one (default: {restore_calibration.NAME})",
+        help=f"default: {restore_calibration.NAME}",
     )
-    parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
-    parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
-    add_flags(parser, parameters_of(Settings))
+    add_flags(group, parameters_of(Settings))  # type: ignore[arg-type]
     for name, target in TARGETS.items():
-        add_flags(parser.add_argument_group(f"only with --target {name}"), own_parameters(target.settings))  # type: ignore[arg-type]
-    parser.set_defaults(run=_compile)
+        own = [parameter for parameter in own_parameters(target.settings) if parameter.name not in without]
+        add_flags(parser.add_argument_group(f"only with --target {name}"), own)  # type: ignore[arg-type]
 
 
 def own_parameters(settings: type[Settings]) -> tuple[Parameter, ...]:
@@ -91,6 +106,22 @@ def settings_from(target: str, values: Mapping[str, Any]) -> Settings:
                 f"--target {other}"
             )
     return config_from(TARGETS[target].settings, values)
+
+
+def compile_package(target: str, settings: Settings, *, pipeline: str) -> Path:
+    """Compile a pipeline for a platform, into a file of the cache folder that its content names.
+
+    Raises:
+        ConfigError: the platform's package isn't installed.
+    """
+    folder = cache_dir() / "packages"
+    with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
+        made = Path(scratch) / "package.yaml"
+        write(package(target, settings, pipeline=pipeline), made)
+        path = folder / f"{pipeline}-{target}-{sha256_file(made)[:12]}.yaml"
+        with whole_file(path) as file:
+            shutil.copyfile(made, file)
+    return path
 
 
 def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
