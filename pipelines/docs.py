@@ -1,4 +1,4 @@
-"""Write the tables of inputs and outputs in the READMEs of the components and of the pipeline.
+"""Write the tables of inputs and outputs in the READMEs, and the table of the rules about packages.
 
 Run as `python -m calib_pipelines.docs`. The tables stand between two marker lines; the rest of a README is
 written by hand and stays.
@@ -15,6 +15,8 @@ import calib_pipelines
 from calib_pipelines.definitions.recalibrate import recalibrate
 from calib_pipelines.definitions.restore_calibration import restore_calibration
 from calib_pipelines.definitions.score_large import score_large
+from calib_pipelines.packages.checking import RULES
+from calib_pipelines.packages.rules import BACKENDS
 
 START, END = "<!-- tables: written by `make docs` -->", "<!-- end of tables -->"
 
@@ -48,17 +50,28 @@ def _line(text: str | None) -> str:
     return " ".join((text or "").split()).replace("|", "\\|")
 
 
-def with_tables(readme: str, component: BaseComponent) -> str:
-    """The README's text with its tables written anew.
+def rules() -> str:
+    """Markdown table of the rules that packages for Kubeflow are checked against."""
+    rows = ["| rule | what the backend does | what to do | source |", "|---|---|---|---|"]
+    for rule in RULES["kubeflow"]:
+        only = "" if rule.versions == BACKENDS else f" (KFP {', '.join(rule.versions)})"
+        told = "" if rule.refuses else " Told, not refused."
+        cells = (f"`{rule.id}`", f"{rule.text}{only}.{told}", rule.remedy, rule.source)
+        rows.append(f"| {' | '.join(map(_line, cells))} |")
+    return "\n".join(rows)
+
+
+def with_tables(page: str, written: str) -> str:
+    """A page's text with its tables written anew.
 
     Raises:
         ValueError: the marker lines are missing.
     """
-    head, start, rest = readme.partition(START)
+    head, start, rest = page.partition(START)
     _, end, tail = rest.partition(END)
     if not start or not end:
-        raise ValueError(f"README of {component.name}: the lines {START} and {END} are missing")
-    return f"{head}{START}\n{tables(component)}\n{END}{tail}"
+        raise ValueError(f"the lines {START} and {END} are missing in a page that begins with {page[:40]!r}")
+    return f"{head}{START}\n{written}\n{END}{tail}"
 
 
 def readmes() -> dict[Path, BaseComponent]:
@@ -74,10 +87,19 @@ def readmes() -> dict[Path, BaseComponent]:
     return found
 
 
+def pages() -> dict[Path, str]:
+    """Every page with tables, and what they are to be."""
+    written = {path: tables(component) for path, component in readmes().items()}
+    return {
+        **written,
+        Path(calib_pipelines.__file__).resolve().parents[1] / "docs" / "backend-rules.md": rules(),
+    }
+
+
 def main() -> None:
-    """Write every README's tables anew."""
-    for path, component in readmes().items():
-        path.write_text(with_tables(path.read_text(encoding="utf-8"), component), encoding="utf-8")
+    """Write all tables anew."""
+    for path, written in pages().items():
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), written), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,13 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 PIECES = 8
+CONDITIONS = ("if-match", "if-none-match")
 
 
 @dataclass
@@ -25,7 +26,8 @@ class Fault:
     Attributes:
         kind: an HTTP status; `reset` or `truncated` (the connection breaks, or ends, in the middle of the
             body), `short` (half the body, with a length that fits), `flipped` (one byte is another), `lost`
-            (the server has answered, the client hears nothing), `slow` (the body comes in pieces).
+            (the server has answered, the client hears nothing), `slow` (the body comes in pieces), `spoilt`
+            (one byte of what is sent is another), `unconditional` (the server is not told of conditions).
         pattern: regular expression found in "METHOD /path?query".
         times: how many requests; once these have passed, answers are left alone.
     """
@@ -80,7 +82,9 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"error": {"code": int(kind), "message": f"fault {kind}"}}
             self.answer(int(kind), [("Retry-After", "1")], json.dumps(error).encode())
             return
-        status, headers, data = self.forward(body)
+        if kind == "spoilt":
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        status, headers, data = self.forward(body, CONDITIONS if kind == "unconditional" else ())
         half = len(data) // 2
         if kind == "lost":
             self.reset()
@@ -104,12 +108,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = handle_any  # noqa: N815
 
-    def forward(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forward(self, body: bytes, without: Iterable[str]) -> tuple[int, list[tuple[str, str]], bytes]:
         """The server's answer; URLs in it that name the server name the proxy instead."""
+        dropped = {"connection", "expect", *without}
         upstream = urlsplit(self.server.upstream)
         with contextlib.closing(http.client.HTTPConnection(upstream.netloc, timeout=60)) as connection:
-            headers = {k: v for k, v in self.headers.items() if k.lower() not in ("host", "connection")}
-            connection.request(self.command, self.path, body, {**headers, "Host": upstream.netloc})
+            headers = {k: v for k, v in self.headers.items() if k.lower() not in dropped}
+            connection.request(self.command, self.path, body, headers)
             response = connection.getresponse()
             data = response.read()
             kept = [(k, v.replace(self.server.upstream, self.server.url)) for k, v in response.getheaders()]
@@ -121,11 +126,14 @@ class _Handler(BaseHTTPRequestHandler):
         self, status: int, headers: list[tuple[str, str]], data: bytes, *, sent: bytes | None = None
     ) -> None:
         self.send_response_only(status)
-        dropped = {"content-length", "transfer-encoding", "connection"}
+        dropped = {"transfer-encoding", "connection"} | (
+            {"content-length"} if self.command != "HEAD" else set()
+        )
         for name, value in headers:
             if name.lower() not in dropped:
                 self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
+        if self.command != "HEAD":
+            self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data if sent is None else sent)

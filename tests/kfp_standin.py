@@ -2,6 +2,16 @@
 
 Every body is held to the published models of `kfp_server_api`: what a request or an answer holds must survive
 being read into its model and written out again, so neither side can use a field that the protocol lacks.
+Packages are read strictly, parameters checked, and nodes of runs shown as in kubeflow/pipelines 2.17.0
+(4a3592c); see `kfp_rules`.
+
+What differs from the real server:
+
+* Packages are read by the newest messages, whatever `tag_name` says, and not compiled for Argo; so components
+  that are missing, or workflows that Argo refuses, pass.
+* Runs don't run: their states, and those of their tasks, are what `plan` and `tasks` say.
+* Lists are filtered by equal names and never sorted. There are no quotas, tags, plugins or artifacts.
+* Signing in is a token's equality. Roles, the gateway and its login page come in as faults.
 """
 
 from __future__ import annotations
@@ -21,7 +31,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api
-import yaml
+from kfp_rules import InvalidInputError, check_inputs, nodes, parsed_package
 
 Answer = tuple[int, Any]
 Fault = Callable[["Request", Callable[[], Answer]], Answer | None]
@@ -60,6 +70,8 @@ class KfpServer:
         multi_user: Whether namespaces are needed.
         faults: Functions of a request and of what would answer it; the first that returns an answer wins.
         plan: States that a run goes through, one at each look; the last one stays.
+        tasks: Names and states of a run's tasks; the nodes that Argo has around them are shown too.
+        tag_name: What the server says of its version.
     """
 
     def __init__(self) -> None:
@@ -68,7 +80,8 @@ class KfpServer:
         self.multi_user = False
         self.faults: list[Fault] = []
         self.plan = ["PENDING", "RUNNING", "SUCCEEDED"]
-        self.tasks: dict[str, str] = {}
+        self.tasks: list[tuple[str, str]] = []
+        self.tag_name = "2.17.0"
         self.page_size = 2  # small, so that clients must read on
         self.stores: dict[str, dict[str, dict[str, Any]]] = {
             name: {} for name in ("experiments", "pipelines", "versions", "runs", "recurringruns")
@@ -137,7 +150,10 @@ class KfpServer:
         return 200, checked(answer, f"V2beta1List{LISTS[items]}Response")
 
     def health(self, request: Request) -> Answer:
-        return 200, checked({"multi_user": self.multi_user}, "V2beta1GetHealthzResponse")
+        answer = checked(
+            {"multi_user": self.multi_user, "pipeline_store": "database"}, "V2beta1GetHealthzResponse"
+        )
+        return 200, {**answer, "commit_sha": "unknown", "tag_name": self.tag_name}  # main.go:465-515
 
     def list_experiments(self, request: Request) -> Answer:
         return self._listed(request, "experiments", "experiments", **self._place(request))
@@ -168,9 +184,13 @@ class KfpServer:
             return 404, error(5, f"pipeline {pipeline_id} not found")
         if any(one["pipeline_id"] == pipeline_id for one in self.named("versions", name)):
             return 409, error(6, f"the version name {name} already exists")
-        documents = list(yaml.safe_load_all(request.body["uploadfile"]))
-        self.packages[name] = documents
-        content = {"display_name": name, "pipeline_id": pipeline_id, "pipeline_spec": documents[0]}
+        try:
+            pipeline, platform = parsed_package(request.body["uploadfile"])
+        except InvalidInputError as wrong:  # pipeline_upload_server.go:343-347
+            return 400, {"error_message": str(wrong), "error_details": str(wrong)}
+        self.packages[name] = [pipeline, *([platform] if platform else [])]
+        spec = {"pipeline_spec": pipeline, "platform_spec": platform} if platform else pipeline
+        content = {"display_name": name, "pipeline_id": pipeline_id, "pipeline_spec": spec}
         return self._new("versions", "pipeline_version_id", content, "V2beta1PipelineVersion")
 
     def list_runs(self, request: Request) -> Answer:
@@ -192,17 +212,26 @@ class KfpServer:
             return 404, error(5, f"run {run_id} not found")
         look = self._looks[run_id] = self._looks.get(run_id, 0) + 1
         run["state"] = self.plan[min(look, len(self.plan) - 1)]
-        if self.tasks:
+        if (
+            self.tasks
+        ):  # no errors: toApiPipelineTaskDetail and toApiRun have none for tasks and runs that failed
             run["run_details"] = {
                 "task_details": [
-                    {"run_id": run_id, "display_name": name, "state": state}
-                    for name, state in self.tasks.items()
+                    {
+                        "run_id": run_id,
+                        "display_name": name,
+                        "state": state,
+                        "child_tasks": [{"pod_name": child}],
+                    }
+                    for name, state, child in nodes(self._pipeline_of(run), self.tasks, run["state"])
                 ]
             }
-        if run["state"] == "FAILED":
-            run["error"] = {"code": 2, "message": "task evaluate failed"}
         shown = {name: value for name, value in run.items() if name != "_namespace"}
         return 200, checked(shown, "V2beta1Run")
+
+    def _pipeline_of(self, run: Mapping[str, Any]) -> str:
+        version = self.stores["versions"][run["pipeline_version_reference"]["pipeline_version_id"]]
+        return str(self.packages[version["display_name"]][0]["pipelineInfo"]["name"])
 
     def list_recurring(self, request: Request) -> Answer:
         return self._listed(request, "recurringruns", "recurringRuns", **self._place(request))
@@ -251,9 +280,12 @@ class KfpServer:
         version = self.stores["versions"].get(body["pipeline_version_reference"]["pipeline_version_id"])
         if version is None:
             return 404, error(5, "pipeline version not found")
-        known = version["pipeline_spec"]["root"].get("inputDefinitions", {}).get("parameters", {})
-        if unknown := set(body["runtime_config"].get("parameters", {})) - set(known):
-            return 400, error(3, f"Invalid input error: unknown parameters {sorted(unknown)}")
+        try:
+            check_inputs(
+                self.packages[version["display_name"]][0], body["runtime_config"].get("parameters", {})
+            )
+        except InvalidInputError as wrong:
+            return 400, error(3, f"Failed to create a new run: Invalid input error: {wrong}")
         return None
 
 

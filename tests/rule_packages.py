@@ -196,6 +196,19 @@ def branch_loop(broken: bool) -> Any:
     return pipeline
 
 
+@pair("loop-name")
+def loop_name(broken: bool) -> Any:
+    @dsl.pipeline(name="p")
+    def pipeline():
+        with dsl.ParallelFor(["x", "y"], name="parts" if broken else None) as item:
+            part = write(text=item)
+        with dsl.ParallelFor(["x", "y"], name="of its own") as item:  # nothing is gathered from it
+            make(text=item)
+        gather(parts=dsl.Collected(part.outputs["data"]))
+
+    return pipeline
+
+
 @pair("merged-artifact")
 def merged_artifact(broken: bool) -> Any:
     @dsl.pipeline(name="p")
@@ -221,8 +234,8 @@ def doubled_artifact(broken: bool) -> Any:
 
     @dsl.pipeline(name="p")
     def pipeline():
-        made = write().outputs["data"]
-        (inner if broken else read)(one=made, other=made)
+        made, other = write(text="a").outputs["data"], write(text="b").outputs["data"]
+        inner(one=made, other=made if broken else other)
 
     return pipeline
 
@@ -385,7 +398,8 @@ def platform_field(broken: bool) -> Any:
 
 
 def workspace() -> Any:
-    return dsl.WorkspaceConfig(size="1Gi", kubernetes=dsl.KubernetesWorkspaceConfig(pvcSpecPatch={}))
+    patch = {"accessModes": ["ReadWriteMany"]}
+    return dsl.WorkspaceConfig(size="1Gi", kubernetes=dsl.KubernetesWorkspaceConfig(pvcSpecPatch=patch))
 
 
 @pair("kubernetes-field")

@@ -160,14 +160,14 @@ def test_image_is_a_compile_time_setting(tmp_path):
 @pytest.mark.parametrize("path", docs.readmes(), ids=lambda path: path.parent.name)
 def test_readme_tables_are_fresh(path):
     text = path.read_text()
-    assert text == docs.with_tables(text, docs.readmes()[path]), "stale: run `make docs`"
+    assert text == docs.with_tables(text, docs.pages()[path]), "stale: run `make docs`"
     for name in docs.readmes()[path].component_spec.inputs:
         assert f"| `{name}` |" in text
 
 
 def test_readme_without_markers_is_refused():
-    with pytest.raises(ValueError, match="README of evaluate"):
-        docs.with_tables("# evaluate\n", calib_components.evaluate)
+    with pytest.raises(ValueError, match="a page that begins with '# evaluate"):
+        docs.with_tables("# evaluate\n", docs.tables(calib_components.evaluate))
 
 
 @pytest.mark.parametrize("name", CONFIGS)

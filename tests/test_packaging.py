@@ -186,6 +186,7 @@ def test_extras_licence_and_command_are_announced(unpacked: Path, wheel_metadata
         "demo",
         "dev",
         "gcs",
+        "s3",
         "kubeflow",
         "pipelines",
         "qlora",

@@ -14,6 +14,7 @@ from tiny import make_questions, save_tiny_model
 
 from calib_core.data.preferences import Preference, read_preferences, write_preferences
 from calib_core.data.questions import Question, read_questions, write_questions
+from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.models.loading import load_model
 from calib_core.predictions.table import check_same_protocol, read_predictions
@@ -192,12 +193,18 @@ def test_the_adapters_record_says_where_it_comes_from(tuned, model, data) -> Non
 
 def test_an_evaluation_of_the_adapter_repeats_the_chosen_figures(tuned, after) -> None:
     (chosen,) = (one for one in tuned[1]["history"] if one["chosen"])
+    scored = read_predictions(after[0] / "calibration.parquet")
+    if chosen["temperature"] != 1:  # by which an evaluation divides, and training doesn't
+        assert scored.protocol["temperature"] == chosen["temperature"] == tuned[1]["temperature"]
+        scored = apply_temperature(scored, 1 / chosen["temperature"])
     found = evaluate_heldout(
-        read_predictions(after[0] / "calibration.parquet"),
+        scored,
         step=chosen["step"],
         epoch=chosen["epoch"],
         objective="cft",
         train_loss=chosen["train_loss"],
+        lambda_ece=chosen["lambda_ece"],
+        label_smoothing=chosen["label_smoothing"],
         n_bins=FINETUNE.n_bins,
     )
     assert found.nll_nats == pytest.approx(chosen["nll_nats"], abs=1e-6)
@@ -208,9 +215,9 @@ def test_an_evaluation_of_the_adapter_repeats_the_chosen_figures(tuned, after) -
 def test_the_fold_that_is_trained_on_is_fit_without_its_shots(model, data, tmp_path, monkeypatch) -> None:
     trained_on: list[str] = []
 
-    def noted(_model: Any, encoded: Any, rows: list[int]) -> torch.Tensor:
+    def noted(_model: Any, encoded: Any, rows: list[int], smoothing: float) -> torch.Tensor:
         trained_on.extend(encoded.questions[row].id for row in rows)
-        return plain(_model, encoded, rows)
+        return plain(_model, encoded, rows, smoothing)
 
     from calib_core.training.batches import cft_loss as plain
 

@@ -11,10 +11,12 @@ import pytest
 import urllib3
 import yaml
 from kfp_standin import KfpServer, error, fault, serving
+from rule_packages import PAIRS
 from small_package import write_others_package, write_small_package
 
 from calib_pipelines.clusters import base as clusters
 from calib_pipelines.clusters import kubeflow_api
+from calib_pipelines.commands import flags as cluster_flags
 from calib_pipelines.commands import main as cli
 from calib_pipelines.commands import submit
 
@@ -123,7 +125,7 @@ def test_same_name_with_other_parameters_is_refused(server, capsys):
 
 
 def test_wait_says_each_change_and_ends_with_the_run(server, capsys):
-    server.tasks = {"data-prep": "SUCCEEDED", "root": "RUNNING", "data-prep-driver": "SUCCEEDED"}
+    server.tasks = [("data-prep", "SUCCEEDED")]
     code, result, told = call(server, capsys, "--model", "m", "--wait")
     assert code == 0
     assert result["state"] == "succeeded"
@@ -133,13 +135,114 @@ def test_wait_says_each_change_and_ends_with_the_run(server, capsys):
     assert "[data-prep] succeeded" in told
 
 
-@pytest.mark.parametrize(("last", "state"), [("FAILED", "failed"), ("CANCELED", "cancelled")])
-def test_wait_ends_with_1_where_the_run_ends_badly(server, capsys, last, state):
-    server.plan = ["PENDING", "RUNNING", last]
-    code, result, _ = call(server, capsys, "--model", "m", "--wait")
+@pytest.mark.parametrize(
+    ("last", "state", "error"),
+    [
+        ("FAILED", "failed", "failed: evaluate, promote; KFP says no more, see the logs there"),
+        ("CANCELED", "cancelled", ""),
+        ("SKIPPED", "skipped", ""),
+    ],
+)
+def test_wait_ends_with_1_where_the_run_ends_badly(server, capsys, last, state, error):
+    server.plan = ["RUNTIME_STATE_UNSPECIFIED", "PENDING", "RUNNING", "PAUSED", "RUNNING", "CANCELING", last]
+    server.tasks = [("data-prep", "SUCCEEDED"), ("evaluate", "FAILED"), ("promote", "FAILED")]
+    code, result, told = call(server, capsys, "--model", "m", "--wait")
     assert code == 1
     assert result["state"] == state
-    assert result["error"] == ("task evaluate failed" if last == "FAILED" else "")
+    assert result["error"] == error
+    states = [line.partition("] ")[2] for line in told.splitlines() if line.startswith("[nightly]")]
+    assert states == ["pending", "running", "paused", "running", "cancelling", state]
+
+
+def test_of_tasks_with_one_name_the_worst_state_is_shown(server, capsys):
+    server.tasks = [
+        ("score-shard", "SUCCEEDED"),
+        ("score-shard", "FAILED"),
+        ("score-shard", "RUNNING"),
+        ("merge", "RUNTIME_STATE_UNSPECIFIED"),
+    ]
+    _, result, _ = call(server, capsys, "--model", "m", "--wait")
+    assert result["tasks"] == {"score-shard": "failed", "merge": "skipped"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"model": 3}, "input parameter model requires type string"),
+        ({"model": "m", "epochs": True}, "input parameter epochs requires type double or integer"),
+        ({"model": "m", "align": "yes"}, "input parameter align requires type bool"),
+        ({"model": "m", "typo": 1}, "parameter(s) provided are not required by pipeline: typo"),
+        ({}, "parameter model is not optional, yet has neither default value nor user provided value"),
+    ],
+)
+def test_what_the_server_refuses_of_parameters_is_said_as_it_says_it(
+    server, capsys, monkeypatch, tmp_path, given, told
+):
+    monkeypatch.setattr(cluster_flags, "check_parameters", lambda package, values: None)
+    path = tmp_path / "parameters.json"
+    path.write_text(json.dumps(given))
+    code, _, said = call(server, capsys, "--parameters", str(path))
+    assert (code, told in said) == (2, True)
+    assert not server.stores["runs"]
+
+
+def test_a_field_that_the_server_does_not_know_makes_a_package_unknown_to_it(
+    server, capsys, tmp_path, package
+):
+    other = tmp_path / "other.yaml"
+    other.write_text(package.read_text().replace("defaultPipelineRoot", "futureField") + "\nfutureField: 1\n")
+    with pytest.raises(SystemExit, match="2"):
+        call(server, capsys, "--model", "m", "--package", str(other))
+    assert "futureField" in capsys.readouterr().err
+    assert not server.requests
+
+
+# What a package must be for the server's release
+
+
+def test_package_that_the_servers_release_cannot_run_is_refused_and_another_release_takes_it(
+    server, capsys, tmp_path
+):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump_all(PAIRS["merged-artifact"][0]()))
+    parameters = tmp_path / "parameters.json"
+    parameters.write_text('{"text": "a"}')
+    given = ["--package", str(path), "--parameters", str(parameters)]
+    server.tag_name = "2.16.1"
+    code, _, told = call(server, capsys, *given)
+    assert (code, "merged-artifact: " in told, "Kubeflow Pipelines 2.16:" in told) == (2, True, True)
+    assert len(server.requests) == 1
+    server.tag_name = "unknown"
+    assert call(server, capsys, *given)[0] == 2
+    assert call(server, capsys, *given, "--backend-version", "2.17")[0] == 0
+    server.tag_name = "2.17.0"
+    assert call(server, capsys, *given)[0] == 0
+
+
+@pytest.mark.parametrize("version", ["2.5.0", "2.4.1", "1.8.22"])
+def test_servers_that_are_too_old_are_refused(server, capsys, version):
+    server.tag_name = version
+    code, _, told = call(server, capsys, "--model", "m")
+    assert (code, "2.14 or newer is needed" in told) == (2, True)
+    assert not server.stores["pipelines"]
+
+
+def test_what_the_user_should_mind_is_said_before_the_run_starts(server, capsys, tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump_all(PAIRS["retry-limit"][0]()))
+    code, _, told = call(server, capsys, "--package", str(path))
+    assert code == 0
+    assert told.index("mind: retry-limit") < told.index("started nightly")
+
+
+def test_values_that_break_a_package_are_refused_where_they_are_known(server, capsys, tmp_path):
+    path = tmp_path / "theirs.yaml"
+    path.write_text(yaml.safe_dump_all(PAIRS["placeholder-json"][1]()))
+    given = ["--package", str(path), "--name"]
+    parameters = tmp_path / "parameters.json"
+    parameters.write_text(json.dumps({"name": 'say "no"'}))
+    code, _, told = call(server, capsys, *given, "one", "--parameters", str(parameters), name=None)
+    assert (code, "placeholder-json: " in told) == (2, True)
 
 
 def test_wait_outlasts_lost_answers(server, capsys):

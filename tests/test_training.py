@@ -19,7 +19,7 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.models.loading import LoadedModel, adapter_digest, load_model
 from calib_core.predictions.table import Predictions
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
-from calib_core.scoring.questions import encode_questions, score_encoded
+from calib_core.scoring.questions import EncodedQuestions, encode_questions, score_encoded
 from calib_core.storage.files import read_json
 from calib_core.training import loop as training
 from calib_core.training.batches import LengthGroupedBatches, cft_loss, rcft_loss
@@ -69,6 +69,7 @@ class Run:
     heldout: Any = HELDOUT
     before_heldout: Hook = lambda run: None
     after_heldout: Hook = lambda run: None
+    fit_of_epoch: Callable[[int], EncodedQuestions] | None = None
 
     def __post_init__(self) -> None:
         self.loaded: LoadedModel = attach_lora(
@@ -85,7 +86,7 @@ class Run:
         self.training = Finetuning(
             self.config,
             self.loaded,
-            self.encoded["fit"],
+            self.fit_of_epoch or (lambda _: self.encoded["fit"]),
             score_fit=lambda: self.score("fit"),
             score_heldout=self.score_heldout,
             objective=self.objective,
@@ -179,9 +180,11 @@ def test_a_run_that_resumes_ends_as_one_that_was_never_interrupted(
 
 @pytest.fixture(scope="module")
 def hurried(model_folder, tmp_path_factory) -> tuple[TrainingResult, Run]:
-    """A run that is soon worse than it was."""
-    config = replace(CONFIG, patience=2, learning_rate=0.1, warmup_fraction=0.0, epochs=5)
-    run = Run(model_folder, config, "cft", tmp_path_factory.mktemp("hurried") / "work")
+    """A run that knows the answers soon, and then learns by heart who was wrong."""
+    config = replace(LEARNABLE, patience=2, epochs=40, evaluations_per_epoch=1)
+    fit = tuple(trained.world(48, seed=3, right=0.8))
+    work = tmp_path_factory.mktemp("hurried") / "work"
+    run = Run(model_folder, config, "cft", work, fit=fit, heldout=LEARNABLE_HELDOUT)
     return run.run(), run
 
 
@@ -189,13 +192,24 @@ def test_the_best_evaluations_adapter_is_kept(hurried) -> None:
     result, run = hurried
     assert "NLL has not improved for 2 evaluations" in result.stopped
     assert result.chosen == len(result.history) - 3
-    assert result.history[result.chosen].nll_nats == min(e.nll_nats for e in result.history)
+    lowest = min(e.tempered_nll_nats for e in result.history)
+    assert result.history[result.chosen].tempered_nll_nats == lowest
     assert run.digest() == run.digests[result.chosen] != run.digests[-1]
+
+
+def test_no_run_is_left_while_accuracy_is_at_chance(model_folder, tmp_path) -> None:
+    # Nothing can be learnt from answers that are drawn at random, so patience alone would end it.
+    heldout = tuple(trained.world(60, seed=9, right=0.25))
+    config = replace(CONFIG, patience=1, epochs=4, learning_rate=1e-3)
+    result = Run(model_folder, config, "cft", tmp_path / "work", heldout=heldout).run()
+    assert not any(e.above_chance for e in result.history)
+    assert result.stopped == "all 4 epochs were trained"
 
 
 def test_a_run_that_had_stopped_does_not_go_on_when_it_resumes(model_folder, hurried) -> None:
     expected, first = hurried
-    second = Run(model_folder, first.config, "cft", first.work)  # say, the adapter could not be written
+    # Say, the adapter could not be written.
+    second = Run(model_folder, first.config, "cft", first.work, fit=first.fit, heldout=first.heldout)
     assert second.run() == expected
     assert second.digest() == first.digest()
     assert second.calls["heldout"] == 0
@@ -252,15 +266,24 @@ def test_rcft_takes_overconfidence_back(model_folder, tmp_path) -> None:
 
 def measured(run: Run) -> Evaluation:
     table = run.score("heldout")
-    return evaluate_heldout(table, step=0, epoch=0, objective="", train_loss=None, n_bins=10)
+    return evaluate_heldout(
+        table,
+        step=0,
+        epoch=0,
+        objective="",
+        train_loss=None,
+        lambda_ece=0,
+        label_smoothing=0,
+        n_bins=10,
+    )
 
 
 def test_every_epoch_goes_through_all_questions_in_another_order(model_folder, tmp_path, monkeypatch) -> None:
     seen: list[int] = []
 
-    def noted(model: Any, encoded: Any, rows: list[int]) -> torch.Tensor:
+    def noted(model: Any, encoded: Any, rows: list[int], smoothing: float) -> torch.Tensor:
         seen.extend(rows)
-        return cft_loss(model, encoded, rows)
+        return cft_loss(model, encoded, rows, smoothing)
 
     monkeypatch.setattr(training, "cft_loss", noted)
     Run(model_folder, CONFIG, "cft", tmp_path / "work").run()

@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("google.cloud.aiplatform")
 
 import grpc
+import yaml
 from cryptography.hazmat.primitives.asymmetric import rsa
+from google.cloud import aiplatform_v1 as v1
 from google.cloud.aiplatform_v1.services.pipeline_service.transports import PipelineServiceGrpcTransport
 from google.cloud.aiplatform_v1.services.schedule_service.transports import ScheduleServiceGrpcTransport
 from small_package import write_kubernetes_package, write_small_package
@@ -128,8 +130,6 @@ def test_same_name_finds_the_job(server, capsys):
     ],
 )
 def test_wait_says_each_change_and_ends_with_the_job(server, capsys, last, state, code):
-    from google.cloud import aiplatform_v1 as v1
-
     server.plan = [State.PIPELINE_STATE_QUEUED, State.PIPELINE_STATE_RUNNING, last]
     server.tasks = {"evaluate": v1.PipelineTaskDetail.State.SUCCEEDED, "nightly": 2}
     server.faults = [fault("GetPipelineJob", Code.UNAVAILABLE, "try later", times=2)]
@@ -253,7 +253,7 @@ def test_package_with_kubernetes_settings_is_refused(capsys, tmp_path):
     pytest.importorskip("kfp.kubernetes")
     path = write_kubernetes_package(tmp_path / "kubernetes.yaml")
     code, _, told = call(capsys, "submit", *PLACE, *WHAT, "--package", str(path))
-    assert (code, "Kubernetes settings" in told, "--target vertex" in told) == (2, True, True)
+    assert (code, "kubernetes-settings: " in told, "--target vertex" in told) == (2, True, True)
 
 
 def test_missing_library_says_what_to_install(capsys, monkeypatch):
@@ -291,6 +291,41 @@ def test_schedule_is_made_changed_and_never_doubled(server, capsys):
     job = changed.create_pipeline_job_request.pipeline_job
     assert job.runtime_config.parameter_values["model"] == "other"
     assert create(capsys, "TZ=Europe/Berlin 0 6 * * *", model="other")[1]["change"] == "unchanged"
+
+
+def test_a_change_leaves_alone_what_others_set(server, capsys):
+    create(capsys)
+    (made,) = server.schedules.values()
+    made.max_run_count = 12
+    made.allow_queueing = True
+    assert create(capsys, "0 6 * * *")[1]["change"] == "updated"
+    (changed,) = server.schedules.values()
+    assert (changed.cron, changed.max_run_count, changed.allow_queueing) == ("0 6 * * *", 12, True)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "told"),
+    [
+        (lambda spec: spec.update(schemaVersion="2.0.0"), "schemaVersion"),
+        (lambda spec: spec["root"].update(futureField=1), "futureField"),
+        (lambda spec: spec["components"].clear(), "has no component"),
+        (lambda spec: spec["deploymentSpec"]["executors"].clear(), "no executor that can be run"),
+    ],
+)
+def test_pipelines_that_the_service_refuses_are_the_users_to_correct(
+    server, capsys, monkeypatch, package, tmp_path, break_it, told
+):
+    class Built:
+        pipeline_spec = yaml.safe_load(package.read_text())
+        runtime_config = v1.PipelineJob.RuntimeConfig(
+            gcs_output_directory="gs://bucket/calib", parameter_values={"model": "m"}
+        )
+
+    break_it(Built.pipeline_spec)
+    monkeypatch.setattr(clusters_vertex.aiplatform, "PipelineJob", lambda **given: Built)
+    code, _, said = start(capsys)
+    assert (code, told in said) == (2, True)
+    assert not server.jobs
 
 
 def test_schedule_whose_answer_was_lost_is_not_doubled(server, capsys):

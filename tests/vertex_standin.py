@@ -1,6 +1,16 @@
 """A stand-in for Vertex AI's pipeline and schedule services on loopback: gRPC, the library's own messages.
 
 Beside it, on HTTP: Google's token service, and as much of Cloud Storage as says whether a bucket is there.
+The service's source isn't public: refused here is what its API's reference says is refused (`Schedule`,
+`UpdateScheduleRequest`, `PipelineJob`), and what a pipeline's own schema rules out.
+
+What differs from the real service, as far as is known:
+
+* Texts of refusals are made up; their codes are gRPC's for such cases.
+* Jobs don't run: their states, and those of their tasks, are what `plan` and `tasks` say.
+* Parameters are held to their types as Kubeflow's server does it, since Vertex's way isn't known.
+* Of filters there is equality of display names. Schedules start no jobs, and dates are not reckoned.
+* There are no quotas, permissions, networks, encryption keys or persistent resources.
 """
 
 from __future__ import annotations
@@ -22,6 +32,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud import aiplatform_v1 as v1
 from google.longrunning import operations_pb2
 from google.protobuf import any_pb2, empty_pb2, json_format
+from kfp.pipeline_spec import pipeline_spec_pb2
+from kfp_rules import InvalidInputError, check_inputs
 
 State = v1.PipelineState
 Fault = Callable[[str, Any, Callable[[], Any]], tuple[grpc.StatusCode, str] | None]
@@ -39,6 +51,13 @@ METHODS: dict[str, dict[str, tuple[type, Any]]] = {
         "DeleteSchedule": (v1.DeleteScheduleRequest, operations_pb2.Operation),
     },
 }
+
+
+OUTPUT_ONLY = {
+    *("started_run_count", "state", "create_time", "update_time", "next_run_time", "last_pause_time"),
+    *("last_resume_time", "catch_up", "last_scheduled_run_response"),
+}
+"""Fields of a schedule that the service sets, and ignores in requests."""
 
 
 class RefusalError(Exception):
@@ -146,11 +165,24 @@ class VertexServer:
         return v1.ListSchedulesResponse(schedules=found[first : first + 2], next_page_token=more)
 
     def update_schedule(self, request: v1.UpdateScheduleRequest) -> v1.Schedule:
+        """Change what the mask names and nothing else; see the reference of `UpdateScheduleRequest`."""
         stored = self._schedule(request.schedule.name)
+        if not request.update_mask.paths:
+            raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, "update_mask is required")
+        changed = v1.Schedule(stored)
         for path in request.update_mask.paths:
-            setattr(stored, path, getattr(request.schedule, path))
-        check_schedule(stored)
-        return stored
+            if path not in v1.Schedule.meta.fields or path == "name":
+                raise RefusalError(
+                    grpc.StatusCode.INVALID_ARGUMENT, f"update_mask: no field {path} to change"
+                )
+            if path in OUTPUT_ONLY:
+                continue
+            if path in stored and path not in request.schedule:
+                raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"{path} can't be unset")
+            setattr(changed, path, getattr(request.schedule, path))
+        check_schedule(changed)
+        self.schedules[stored.name] = changed
+        return changed
 
     def pause_schedule(self, request: v1.PauseScheduleRequest) -> empty_pb2.Empty:
         return self._switch(request.name, v1.Schedule.State.ACTIVE, v1.Schedule.State.PAUSED)
@@ -181,17 +213,49 @@ class VertexServer:
 
 def check_job(job: v1.PipelineJob) -> None:
     """Refuse what Vertex would refuse in a job."""
-    known = json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec)["root"]
-    known = known.get("inputDefinitions", {}).get("parameters", {})
-    given = set(job.runtime_config.parameter_values)
-    if not given <= set(known) or not job.runtime_config.gcs_output_directory.startswith("gs://"):
-        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"invalid runtime config: {sorted(given)}")
+    spec = json_format.MessageToDict(v1.PipelineJob.pb(job).pipeline_spec)
+    given = json_format.MessageToDict(v1.PipelineJob.pb(job).runtime_config).get("parameterValues", {})
+    try:
+        check_spec(spec)
+        check_inputs(spec, given)
+    except (InvalidInputError, json_format.ParseError) as error:
+        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"invalid pipeline job: {error}") from None
+    if not re.fullmatch(r"gs://[^/]+(/.*)?", job.runtime_config.gcs_output_directory):
+        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, "gcs_output_directory must be in a bucket")
+    if job.service_account and not re.fullmatch(
+        r"[^@\s]+@[^@\s]+\.gserviceaccount\.com", job.service_account
+    ):
+        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"no service account: {job.service_account}")
     if not all(re.fullmatch(r"[-_a-z0-9]{0,63}", text) for pair in job.labels.items() for text in pair):
         raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, "invalid labels")
 
 
+def check_spec(spec: dict[str, Any]) -> None:
+    """Refuse a pipeline that its own schema rules out, or that refers to what isn't there."""
+    json_format.ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    if spec.get("schemaVersion") != "2.1.0" or not spec.get("pipelineInfo", {}).get("name"):
+        raise InvalidInputError("schemaVersion must be 2.1.0, and pipelineInfo.name given")
+    components, executors = spec.get("components", {}), spec["deploymentSpec"].get("executors", {})
+    for name, component in {"root": spec["root"], **components}.items():
+        if "dag" not in component:
+            executor = executors.get(component.get("executorLabel"), {})
+            if not executor.get("container", {}).get("image") and "importer" not in executor:
+                raise InvalidInputError(f"{name} has no executor that can be run")
+            continue
+        tasks = component["dag"]["tasks"]
+        for key, task in tasks.items():
+            if task["componentRef"]["name"] not in components:
+                raise InvalidInputError(f"{name}: task {key} has no component")
+            if missing := set(task.get("dependentTasks", [])) - tasks.keys():
+                raise InvalidInputError(f"{name}: task {key} waits for {missing}")
+
+
 def check_schedule(schedule: v1.Schedule) -> None:
     """Refuse what Vertex would refuse in a schedule."""
+    if not 1 <= len(schedule.display_name) <= 128:
+        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, "display_name must have 1 to 128 characters")
+    if not re.fullmatch(r"projects/[^/]+/locations/[^/]+", schedule.create_pipeline_job_request.parent):
+        raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, "create_pipeline_job_request.parent is required")
     check_job(schedule.create_pipeline_job_request.pipeline_job)
     if len(schedule.cron.split()) != (6 if schedule.cron.startswith("TZ=") else 5):
         raise RefusalError(grpc.StatusCode.INVALID_ARGUMENT, f"invalid cron {schedule.cron}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +28,13 @@ class AdapterOrigin:
         base: folder or hub id.
         revision: commit of a hub id.
         digest: `base_digest` of that model.
+        temperature: what option logits are to be divided by.
     """
 
     base: str
     revision: str
     digest: str
+    temperature: float
 
 
 def resolve(model: str, revision: str = "") -> Path:
@@ -134,8 +137,15 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
     if ours.get("base"):
         base, revision = ours["base"], ours.get("base_revision")
     base = base or ""
+    temperature = ours.get("temperature", 1.0)
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise ConfigError(
+            f"{folder / 'calibration.json'}: field 'temperature' is {temperature!r} where a number above 0 "
+            "is expected; copy the adapter again"
+        )
     return AdapterOrigin(
         base=base,
         revision="" if is_remote(base) or Path(base).is_dir() else (revision or ""),
         digest=ours.get("base_digest") or "",
+        temperature=float(temperature),
     )

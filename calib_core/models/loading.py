@@ -59,6 +59,7 @@ class LoadedModel:
         adapter_digest: `adapter_digest(model)` at loading, None without an adapter.
         dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
         context_tokens: the longest sequence that the model takes.
+        temperature: what option logits are divided by, as the adapter's calibration.json says; else 1.
     """
 
     model: Any
@@ -69,6 +70,7 @@ class LoadedModel:
     adapter_digest: str | None
     dtype: str
     context_tokens: int
+    temperature: float = 1.0
 
     def describe(self) -> dict[str, Any]:
         """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
@@ -79,6 +81,7 @@ class LoadedModel:
             "adapter": self.adapter_digest,
             "dtype": self.dtype,
             "context_tokens": self.context_tokens,
+            "temperature": self.temperature,
         }
 
 
@@ -124,6 +127,7 @@ def load_model(
             f"{origin.digest[:12]}, found {loaded.base_digest[:12]}); give base_model the one it was "
             "trained on"
         )
+    loaded.temperature = origin.temperature
     return _put_adapter(loaded, folder, trainable=trainable)
 
 

@@ -442,7 +442,7 @@ def concatenate(tables: Sequence[Predictions]) -> Predictions:
 
 
 def check_same_protocol(a: Predictions, b: Predictions) -> None:
-    """Refuse two tables that were made in different ways; only the adapter may differ.
+    """Refuse two tables that were made in different ways; only the adapter, and its temperature, may differ.
 
     Two tables without a protocol (both from elsewhere) pass: there is nothing to compare.
 
@@ -457,7 +457,7 @@ def check_same_protocol(a: Predictions, b: Predictions) -> None:
             f"the {which} predictions table has no protocol (file metadata 'calib.protocol') and the other "
             "has one, so that they can't be compared; score both with the same version and settings"
         )
-    may_differ = {"adapter"}
+    may_differ = {"adapter", "temperature"}
     if a.protocol.get("base_digest") and a.protocol.get("base_digest") == b.protocol.get("base_digest"):
         may_differ |= {"model", "revision"}  # the same weights, wherever they lie
     one, other = (_flat(table.protocol, may_differ) for table in (a, b))

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from calib_core.data.questions import Question
+from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import NAMED, DataFormatError
 from calib_core.models.loading import LoadedModel, adapter_digest, tokenizer_digest
 from calib_core.predictions.table import Predictions
@@ -161,7 +162,7 @@ def score_encoded(
         scored = sorted(row for rows in planned for row in rows)
         encoded, logits, mass = encoded.subset(scored), logits[scored], mass[scored]
     _check_finite(encoded, logits, mass)
-    return Predictions(
+    table = Predictions(
         ids=tuple(question.id for question in encoded.questions),
         labels=np.array([question.answer for question in encoded.questions], dtype=np.int64),
         logits=logits,
@@ -170,10 +171,14 @@ def score_encoded(
         subjects=tuple(question.subject for question in encoded.questions),
         protocol=protocol(loaded, encoded),
     )
+    return table if loaded.temperature == 1 else apply_temperature(table, loaded.temperature)
 
 
 def protocol(loaded: LoadedModel, encoded: EncodedQuestions) -> dict[str, Any]:
-    """How these predictions are made, JSON-able; the adapter is digested as it is now, not as loaded."""
+    """How these predictions are made, JSON-able; the adapter is digested as it is now, not as loaded.
+
+    A `temperature` in it is one that the table's logits have been divided by already.
+    """
     model = loaded.model
     return {
         "model": loaded.base,
@@ -184,6 +189,7 @@ def protocol(loaded: LoadedModel, encoded: EncodedQuestions) -> dict[str, Any]:
         "prompt": encoded.prompt,
         "shots": encoded.prompt["shots"],
         "dtype": loaded.dtype,
+        **({} if loaded.temperature == 1 else {"temperature": loaded.temperature}),
         "library_version": __version__,
     }
 

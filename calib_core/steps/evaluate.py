@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ class EvaluateConfig:
     Attributes:
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.
+        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
+            leaning towards some letters and costs as many times as much.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
             moved.
@@ -46,6 +49,7 @@ class EvaluateConfig:
 
     prompt_form: str = "plain"
     shots: int = 0
+    average_orders: bool = False
     dtype: str = "auto"
     base_model: str = ""
     batch_tokens: int = 4096
@@ -88,14 +92,16 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
             are held-out pairs; and `evaluation.json`.
 
     Returns:
-        What `evaluation.json` says: regime with its bounds and reasons, figures per fold, win rate on
-        held-out preference pairs where there are any (else None), the model, fingerprints of the data,
-        seconds.
+        What `evaluation.json` says: regime with its bounds and reasons, figures per fold; with
+        `average_orders` the share of questions per fold whose top option changes with the order of options,
+        else None; win rate on held-out preference pairs where there are any (else None), the model,
+        fingerprints of the data, seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.scoring.orders import average_over_orders  # noqa: PLC0415
     from calib_core.scoring.pairs import sequence_logprobs, win_rate  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
@@ -109,14 +115,18 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     )
     form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
-    encoded = {  # all of it before anything is computed: a bad question is found at once
-        name: encode_questions(fold, encoder, context_tokens=loaded.context_tokens)
-        for name, fold in prepared.folds.items()
-    }
-    predictions = {
-        name: score_encoded(loaded, fold, batch_tokens=config.batch_tokens, description=f"scoring {name}")
-        for name, fold in encoded.items()
-    }
+    encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
+    # All of it before anything is computed: a bad question is found at once.
+    encoded = {name: encode(fold) for name, fold in prepared.folds.items()}
+    predictions, flip_rates = {}, {}
+    for name, fold in encoded.items():
+        score = functools.partial(
+            score_encoded, loaded, batch_tokens=config.batch_tokens, description=f"scoring {name}"
+        )
+        if config.average_orders:
+            predictions[name], flip_rates[name] = average_over_orders(fold, encode, score)
+        else:
+            predictions[name] = score(fold)
     pairs = read_pairs(data, "test")
     preferences = sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens) if pairs else None
     regime = regime_test(
@@ -141,6 +151,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     record = {
         "regime": regime.to_dict(),
         "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
+        "flip_rates": flip_rates or None,
         "win_rate": preferences and win_rate(preferences),
         "model": loaded.describe(),
         "data": prepared.fingerprints(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -34,7 +35,8 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
 
     Returns:
         What `calibration.json` says of the run: every evaluation of the calibration fold, which one was kept
-        and why training stopped, parameters, fingerprints of the data, seconds.
+        and why training stopped, the temperature that scoring divides its logits by, parameters,
+        fingerprints of the data, seconds.
 
     Raises:
         CalibError: the model, the data or a parameter can't be used, the loss is not finite, or nothing was
@@ -66,6 +68,7 @@ def _finetune(
     from calib_core.training.checkpoints import drop_checkpoint  # noqa: PLC0415
     from calib_core.training.loop import Finetuning  # noqa: PLC0415
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
+    from calib_core.training.orders import CyclicOrders  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, data))
@@ -84,10 +87,9 @@ def _finetune(
     attach_lora(loaded, config)
     form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
-    fit, heldout = (
-        encode_questions(prepared.folds[name], encoder, context_tokens=loaded.context_tokens)
-        for name in ("fit", "calibration")
-    )
+    encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
+    fit, heldout = (encode(prepared.folds[name]) for name in ("fit", "calibration"))
+    orders = CyclicOrders(fit, encode, context_tokens=loaded.context_tokens, seed=config.seed)
     # A run that goes on may have more processes or fewer.
     training = {name: value for name, value in asdict(config).items() if name not in RUN_WHERE}
     content = [__version__, method, training, origin, prepared.fingerprints()]
@@ -95,7 +97,7 @@ def _finetune(
     run = Finetuning(
         config,
         loaded,
-        fit,
+        orders if config.option_orders == "cyclic" else lambda _: fit,
         score_fit=lambda: score_encoded(
             loaded, fit, batch_tokens=config.batch_tokens, description="scoring fit"
         ),
@@ -123,6 +125,7 @@ def _finetune(
             {**asdict(evaluation), "chosen": index == result.chosen}
             for index, evaluation in enumerate(result.history)
         ],
+        "temperature": result.temperature,
         "steps": result.steps,
         "stopped": result.stopped,
         "seconds": time.monotonic() - started_s,

@@ -1,4 +1,7 @@
-"""Files and folders by path or by URI: a local path, or `gs://bucket/name` on Google Cloud Storage.
+"""Files and folders by path or by URI: a local path, or an object or folder in a bucket.
+
+Buckets are those of Google Cloud Storage (`gs://bucket/name`), of S3 (`s3://bucket/name`), and of the S3
+service in a cluster, MinIO or SeaweedFS, as Kubeflow Pipelines names it (`minio://bucket/name`).
 
 This is the one place where a URI becomes a local path and back. Readers, commands and steps call `fetch`
 before they read and `publish` after they wrote, so that everything between them knows local paths only.
@@ -8,22 +11,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from types import ModuleType
-from urllib.parse import unquote, urlparse
+from pathlib import Path
+from urllib.parse import unquote
 
 from filelock import FileLock
 
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
+from calib_core.storage import objects
+from calib_core.storage.bucket import Bucket
 from calib_core.storage.files import sha256_file, whole_file, whole_folder
+from calib_core.storage.locations import SERVICES, Location, locate, mounted, scheme_of
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+_STORES = {"gs": "gcs", "s3": "s3", "minio": "s3"}
+"""The module, and the extra, that speaks to what a scheme stands for."""
+
+_LIBRARIES = {"gcs": "google-cloud-storage", "s3": "boto3"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,50 +40,64 @@ class StoredFile:
 
     Attributes:
         uri: Where it is, as `fetch` takes it.
+        path: Its path below the folder; "" where the folder's name is the file's own.
         size_bytes: Its size.
-        version: What changes when its content does: an object's generation, a local file's SHA-256.
+        version: What changes when its content does: an object's generation or ETag, a local file's SHA-256.
     """
 
     uri: str
+    path: str
     size_bytes: int
     version: str
 
 
 def is_remote(uri: str | os.PathLike[str]) -> bool:
-    """Whether this names something on Google Cloud Storage (`gs://`), which has to be fetched."""
-    return os.fspath(uri).startswith("gs:/")
+    """Whether this names something in a bucket (`gs://`, `s3://`, `minio://`), which has to be fetched."""
+    return scheme_of(uri) in SERVICES
+
+
+def as_uri(path: str | os.PathLike[str]) -> str:
+    """The URI of what a path below a bucket's mount names; anything else as it is.
+
+    >>> as_uri("/minio/mlpipeline/v2/model"), as_uri("/gcs/b/m"), as_uri("models/m")
+    ('minio://mlpipeline/v2/model', 'gs://b/m', 'models/m')
+    """
+    text = os.fspath(path)
+    location = None if scheme_of(text) else mounted(Path(text))
+    return location.uri if location else text
 
 
 def fetch(uri: str | os.PathLike[str], *, into: Path | None = None) -> Path:
-    """The local path of a file or folder; what is remote is downloaded first, whole or not at all.
+    """The local path of a file or folder; what is remote is downloaded first, atomically.
 
-    Downloads are checked against the bucket's checksums and kept below `$CALIB_CACHE` by their generation, so
-    that what hasn't changed is downloaded once.
+    Downloads are held to checksums and kept below `$CALIB_CACHE` by their version, so that what hasn't
+    changed is downloaded once.
 
     Args:
-        uri: a path, which is returned as it is, a `file://` URI, or `gs://bucket/name` of an object or of all
-            objects below `name/`. `/gcs/bucket/name`, as KFP and Vertex name a mounted bucket, is a path
-            where it is mounted, and `gs://bucket/name` elsewhere.
+        uri: a path, which is returned as it is, a `file://` URI, or the URI of an object, or of all objects
+            below a folder, in a bucket. `/gcs/bucket/name`, `/s3/...` and `/minio/...`, as KFP and Vertex
+            name mounted buckets, are paths where there is something at them, and URIs elsewhere.
         into: folder that gets the download, under its own name, in place of the cache.
 
     Raises:
         DataFormatError: nothing is there, or a folder is there in part only.
         ConfigError: the URI's scheme is unknown, the bucket is missing, closed to these credentials or can't
-            be reached, or google-cloud-storage is not installed.
+            be reached, or the store's library is not installed.
     """
-    if is_remote(uri):
-        return Path(_gcs().fetch(_gs_uri(uri), into))
-    path = _local(uri)
-    if path.is_absolute() and path.parts[1:2] == ("gcs",) and not Path(*path.parts[:3]).exists():
-        return fetch(_mounted_uri(path), into=into)
-    return path
+    location = locate(uri)
+    if location is None:
+        path = _local(uri)
+        location = None if path.exists() else mounted(path)
+        if location is None:
+            return path
+    return objects.fetch(_open(location), location, into)
 
 
 def publish(local: Path, uri: str | os.PathLike[str]) -> None:
-    """Put a local file or folder at a path or URI, whole or not at all.
+    """Put a local file or folder at a path or URI, atomically.
 
-    A folder on Google Cloud Storage gets a manifest, `.calib-manifest.json`: it says "writing" before the
-    first and "whole" after the last object, and `fetch` takes the objects that a whole one names.
+    A folder in a bucket gets a manifest, `.calib-manifest.json`: it says "writing" before the first and
+    "whole" after the last object, and `fetch` takes the objects that a whole one names.
 
     Raises:
         DataFormatError: `local` is not there.
@@ -84,8 +106,8 @@ def publish(local: Path, uri: str | os.PathLike[str]) -> None:
     """
     if not local.exists():
         raise DataFormatError(f"{local}: no such file or folder, so there is nothing to publish to {uri}")
-    if is_remote(uri):
-        _gcs().publish(local, _gs_uri(uri))
+    if location := locate(uri):
+        objects.publish(_open(location), location, local)
     elif local.is_dir():
         with whole_folder(_local(uri)) as folder:
             shutil.copytree(local, folder, dirs_exist_ok=True)
@@ -98,17 +120,18 @@ def publish(local: Path, uri: str | os.PathLike[str]) -> None:
 def published(uri: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a local path to write a file or folder to; it is published when the block ends without an error.
 
-    For a local `uri` that is the path itself, which the block is to write whole or not at all.
+    For a local `uri` that is the path itself, which the block is to write atomically.
 
     Raises:
         CalibError: as `publish` says; nothing is published where the block fails or writes nothing.
     """
-    if not is_remote(uri):
+    location = locate(uri)
+    if location is None:
         yield _local(uri)
         return
-    _gcs().check_target(_gs_uri(uri))  # before the work, not after it
+    objects.check_target(_open(location), location)  # before the work, not after it
     with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
-        path = Path(scratch) / PurePosixPath(_gs_uri(uri)).name
+        path = Path(scratch) / location.label
         yield path
         publish(path, uri)
 
@@ -121,13 +144,14 @@ def require_local(path: Path) -> None:
     """
     if is_remote(path):
         raise ConfigError(
-            f"{_gs_uri(path)}: must be a folder on this machine; give one, and copy it to the bucket later"
+            f"{path}: must be a folder on this machine; give one, and copy it to the bucket later"
         )
 
 
 def join(uri: str | os.PathLike[str], name: str) -> str:
     """The path or URI of a file in a folder."""
-    return f"{_gs_uri(uri).rstrip('/')}/{name}" if is_remote(uri) else str(_local(uri) / name)
+    location = locate(uri)
+    return location.at(location.prefix + name).uri if location else str(_local(uri) / name)
 
 
 def exists(uri: str | os.PathLike[str]) -> bool:
@@ -136,7 +160,8 @@ def exists(uri: str | os.PathLike[str]) -> bool:
     Raises:
         ConfigError: as in `fetch`.
     """
-    return bool(_gcs().exists(_gs_uri(uri))) if is_remote(uri) else _local(uri).exists()
+    location = locate(uri)
+    return objects.exists(_open(location), location) if location else _local(uri).exists()
 
 
 def list_files(uri: str | os.PathLike[str]) -> list[StoredFile]:
@@ -147,36 +172,41 @@ def list_files(uri: str | os.PathLike[str]) -> list[StoredFile]:
     Raises:
         ConfigError: as in `fetch`.
     """
-    if is_remote(uri):
-        return [
-            StoredFile(uri=name, size_bytes=size, version=version)
-            for name, size, version in _gcs().list_files(_gs_uri(uri))
+    if location := locate(uri):
+        found = [
+            StoredFile(
+                uri=location.at(obj.name).uri, path=path, size_bytes=obj.size_bytes, version=obj.version
+            )
+            for path, obj in objects.list_files(_open(location), location).items()
         ]
-    root = _local(uri)
-    paths = [root] if root.is_file() else root.rglob("*")
-    return sorted(
-        (
-            StoredFile(uri=str(path), size_bytes=path.stat().st_size, version=sha256_file(path))
+    else:
+        root = _local(uri)
+        paths = [root] if root.is_file() else root.rglob("*")
+        found = [
+            StoredFile(
+                uri=str(path),
+                path=path.relative_to(root).as_posix() if path != root else "",
+                size_bytes=path.stat().st_size,
+                version=sha256_file(path),
+            )
             for path in paths
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
-        ),
-        key=lambda file: file.uri,
-    )
+            if path.is_file() and not _is_hidden(path.relative_to(root).as_posix())
+        ]
+    return sorted((file for file in found if not _is_hidden(file.path)), key=lambda file: file.uri)
 
 
 def read_versioned(uri: str | os.PathLike[str]) -> tuple[bytes, str] | None:
     """Content and version of a small file; None where there is none.
 
     Returns:
-        The bytes, and the token that `write_versioned` takes as `expected`: the object's generation, or the
-        SHA-256 of a local file.
+        The bytes, and the token that `write_versioned` takes as `expected`: the object's generation or ETag,
+        or the SHA-256 of a local file.
 
     Raises:
         ConfigError: as in `fetch`, or the path is on a mounted bucket.
     """
-    if is_remote(uri):
-        found: tuple[bytes, str] | None = _gcs().read_versioned(_gs_uri(uri))
-        return found
+    if location := locate(uri):
+        return objects.read_versioned(_open(location), location)
     return _read_local(_lockable(uri))
 
 
@@ -184,7 +214,7 @@ def write_versioned(uri: str | os.PathLike[str], data: bytes, *, expected: str |
     """Write a small file if it is still at the version that was read; of those who race, one writes.
 
     Args:
-        uri: path or `gs://` URI of the file.
+        uri: path or URI of the file.
         data: its new content.
         expected: version that `read_versioned` gave; None where there was no file.
 
@@ -193,10 +223,10 @@ def write_versioned(uri: str | os.PathLike[str], data: bytes, *, expected: str |
 
     Raises:
         StaleVersionError: the file has changed meanwhile; read it again and decide anew.
-        ConfigError: as in `fetch`, or the path is on a mounted bucket.
+        ConfigError: as in `fetch`, the path is on a mounted bucket, or the server heeds no conditions.
     """
-    if is_remote(uri):
-        return str(_gcs().write_versioned(_gs_uri(uri), data, expected))
+    if location := locate(uri):
+        return objects.write_versioned(_open(location), location, data, expected)
     path = _lockable(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
@@ -216,8 +246,8 @@ def delete(uri: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: as in `fetch`.
     """
-    if is_remote(uri):
-        _gcs().delete(_gs_uri(uri))
+    if location := locate(uri):
+        objects.delete(_open(location), location)
         return
     path = _local(uri)
     if path.is_dir():
@@ -226,49 +256,48 @@ def delete(uri: str | os.PathLike[str]) -> None:
         path.unlink(missing_ok=True)
 
 
-def _gcs() -> ModuleType:
-    """The part that speaks to Google Cloud Storage, imported when the first `gs://` is met."""
+def _open(location: Location) -> Bucket:
+    """The bucket of a place; a store's library, which takes a second, is imported with its first URI."""
+    name = _STORES[location.scheme]
     try:
-        from calib_core.storage import gcs  # noqa: PLC0415 (takes a second, and only gs:// needs it)
+        store = importlib.import_module(f"calib_core.storage.{name}")
     except ImportError as error:
-        if not (error.name or "").startswith("google"):
+        if not (error.name or "").startswith(("google", "boto", "kubernetes", "yaml")):
             raise
         raise ConfigError(
-            "gs:// paths need google-cloud-storage; install it with: pip install 'calib-core[gcs]'"
+            f"{location.scheme}:// paths need {_LIBRARIES[name]}; install it with: pip install "
+            f"'calib-core[{name}]'"
         ) from None
-    return gcs
-
-
-def _gs_uri(uri: str | os.PathLike[str]) -> str:
-    """The URI as text; `Path` makes one slash of two, which is mended."""
-    return re.sub(r"^gs:/+", "gs://", os.fspath(uri))
+    bucket: Bucket = store.open_bucket(location)
+    return bucket
 
 
 def _local(uri: str | os.PathLike[str]) -> Path:
     """The local path that a path or a `file://` URI names."""
-    text = os.fspath(uri)
-    scheme = _SCHEME.match(text)
+    text, scheme = os.fspath(uri), scheme_of(uri)
     if not scheme:
         return Path(text)
-    if scheme[1].lower() != "file":
+    host, slash, path = text[len("file://") :].partition("/")
+    if scheme != "file" or not text[len(scheme) :].startswith("://") or host not in ("", "localhost"):
         raise ConfigError(
-            f"{text}: {scheme[1]}:// can't be read or written; give a local path or gs://bucket/name"
+            f"{text}: can't be read or written; give a local path, or a URI that begins with "
+            f"{', '.join(f'{name}://' for name in SERVICES)} or file:///"
         )
-    return Path(unquote(urlparse(text).path))
+    return Path(unquote(slash + path))
 
 
-def _mounted_uri(path: Path) -> str:
-    """The URI of what is below a mounted bucket."""
-    return f"gs://{'/'.join(path.parts[2:])}"
+def _is_hidden(path: str) -> bool:
+    """Whether a part of a path begins with a dot, `.` and `..` themselves apart."""
+    return any(part.startswith(".") and part not in (".", "..") for part in path.split("/"))
 
 
 def _lockable(uri: str | os.PathLike[str]) -> Path:
     """A local path on which a lock holds for all who may write it."""
     path = _local(uri)
-    if path.is_absolute() and path.parts[1:2] == ("gcs",):
+    if location := mounted(path):
         raise ConfigError(
             f"{path}: a mounted bucket has no locks that other machines see; "
-            f"write {_mounted_uri(path)} for this file"
+            f"write {location.uri} for this file"
         )
     return path
 

@@ -72,10 +72,20 @@ def passes(rows: Sequence[int], lengths: Sequence[int], pass_tokens: int) -> lis
     return parts
 
 
-def cft_loss(model: nn.Module, encoded: EncodedQuestions, rows: Sequence[int]) -> Tensor:
-    """Mean of `L_SFT1 = -log p(y | x)` over the questions at `rows`: scalar, float32, nats."""
+def cft_loss(
+    model: nn.Module, encoded: EncodedQuestions, rows: Sequence[int], label_smoothing: float = 0.0
+) -> Tensor:
+    """Mean of `L_SFT1 = -log p(y | x)` over the questions at `rows`: scalar, float32, nats.
+
+    With `label_smoothing` that share of the answer's probability is asked for evenly over the letters.
+    """
     logits = answer_logits(model, [encoded.input_ids[row] for row in rows])
-    return losses.answer_nll_nats(logits, _answer_ids(encoded, rows).to(logits.device)).mean()
+    answers = losses.answer_nll_nats(logits, _answer_ids(encoded, rows).to(logits.device))
+    if not label_smoothing:
+        return answers.mean()
+    letters, n_options = _letter_logits(logits, encoded, rows)
+    even = losses.even_nll_nats(logits, letters, n_options)
+    return ((1 - label_smoothing) * answers + label_smoothing * even).mean()
 
 
 def rcft_loss(

@@ -27,7 +27,13 @@ class FinetuneConfig:
         lora_dropout: Dropout on the LoRA input.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         patience: Evaluations without improvement after which training stops.
-        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
+            beginning where `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
+            too little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
             once, before training).
@@ -63,7 +69,10 @@ class FinetuneConfig:
     lora_dropout: float = 0.05
     evaluations_per_epoch: int = 2
     patience: int = 2
+    option_orders: str = "cyclic"
     lambda_ece: float = 1.0
+    label_smoothing: float = 0.0
+    adapt_weights: bool = True
     e_steps_per_epoch: int = 4
     estimation_fold: str = "holdout"
     prompt_form: str = "plain"
@@ -84,6 +93,7 @@ class FinetuneConfig:
     def __post_init__(self) -> None:
         check = ConfigCheck(self)
         check.one_of("aim", ("calibration", "accuracy"))
+        check.one_of("option_orders", ("cyclic", "given"))
         check.one_of("estimation_fold", ("holdout", "fit", "initial"))
         check.one_of("prompt_form", ("plain", "chat"))
         check.one_of("dtype", ("auto", "float32", "bfloat16"))
@@ -96,7 +106,7 @@ class FinetuneConfig:
             check.value(name, lambda n: n >= 1, "1 or more")
         for name in ("learning_rate", "max_grad_norm"):
             check.value(name, lambda x: x > 0, "more than 0")
-        for name in ("lora_dropout", "warmup_fraction", "tolerance"):
+        for name in ("lora_dropout", "warmup_fraction", "label_smoothing", "tolerance"):
             check.value(name, lambda share: 0 <= share < 1, "0 or more and below 1")
         check.value("lambda_ece", lambda weight: weight >= 0, "0 or more")
         for name in ("shots", "seed"):

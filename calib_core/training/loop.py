@@ -32,6 +32,7 @@ from calib_core.predictions.table import Predictions
 from calib_core.runtime import processes
 from calib_core.runtime.progress import Progress, say
 from calib_core.scoring.questions import EncodedQuestions
+from calib_core.training.balance import Weights, rebalanced
 from calib_core.training.batches import LengthGroupedBatches, Objective, cft_loss, passes, rcft_loss
 from calib_core.training.checkpoints import (
     Checkpoint,
@@ -47,6 +48,8 @@ from calib_core.training.lora import trainable_parameters
 from calib_core.training.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
 
 ScoreFold = Callable[[], Predictions]
+FitFold = Callable[[int], EncodedQuestions]
+"""The fit fold as an epoch, counted from 0, trains on it: the same rows, their options in any order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,13 @@ class TrainingResult:
     steps: int
     stopped: str
 
+    @property
+    def temperature(self) -> float:
+        """What the kept model's logits are to be divided by; 1 where no other number lowers its NLL."""
+        return self.history[self.chosen].temperature
 
-@dataclass
+
+@dataclass(kw_only=True)
 class _State:
     """Where a run stands; everything but the tensors of its checkpoint."""
 
@@ -71,6 +79,7 @@ class _State:
     loss_sum: float = 0.0
     loss_count: int = 0
     stopped: str = ""
+    weights: Weights
     _PLAIN: ClassVar = ("batches_done", "steps", "objective", "loss_sum", "loss_count", "stopped")
 
     def to_dict(self) -> dict[str, Any]:
@@ -78,6 +87,7 @@ class _State:
             **{key: getattr(self, key) for key in self._PLAIN},
             "history": [asdict(evaluation) for evaluation in self.history],
             "targets": self.targets.to_dict() if self.targets else None,
+            "weights": asdict(self.weights),
         }
 
     @classmethod
@@ -85,7 +95,7 @@ class _State:
         history = [Evaluation(**evaluation) for evaluation in value["history"]]
         targets = BinTargets.from_dict(value["targets"]) if value["targets"] else None
         plain = {key: value[key] for key in cls._PLAIN}
-        return cls(**plain, history=history, targets=targets)
+        return cls(**plain, history=history, targets=targets, weights=Weights(**value["weights"]))
 
 
 class Finetuning:
@@ -94,7 +104,7 @@ class Finetuning:
     Args:
         config: the run's parameters.
         loaded: a model with trainable parameters (`attach_lora`).
-        fit: the fit fold, tokenised.
+        fit: gives the tokenised fit fold of an epoch.
         score_fit: scores the fit fold with the model as it is now.
         score_heldout: scores the calibration fold with the model as it is now.
         objective: the loss that the run begins with.
@@ -106,23 +116,23 @@ class Finetuning:
         self,
         config: FinetuneConfig,
         loaded: LoadedModel,
-        fit: EncodedQuestions,
+        fit: FitFold,
         *,
         score_fit: ScoreFold,
         score_heldout: ScoreFold,
         objective: Objective,
         work: Path,
     ) -> None:
-        self._config, self._loaded, self._fit = config, loaded, fit
+        self._config, self._loaded, self._fit_of = config, loaded, fit
         self._score_fit, self._score_heldout = score_fit, score_heldout
         self._work = work
-        self._state = _State(objective=objective)
+        self._start = Weights(lambda_ece=config.lambda_ece, label_smoothing=config.label_smoothing)
+        self._state = _State(objective=objective, weights=self._start)
         self._best: dict[str, Tensor] = {}
         self._heldout: tuple[int, Predictions] | None = None
         processes.join()
         self._accelerator = Accelerator(cpu=processes.on_cpus())
-        self._lengths = [len(ids) for ids in fit.input_ids]
-        self._sampler = LengthGroupedBatches(self._lengths, config.batch_size, config.seed)
+        self._begin_epoch(0)
         self._per_epoch = len(self._sampler)
         self._steps_per_epoch = math.ceil(self._per_epoch / config.gradient_accumulation)
         self._total = self._per_epoch * config.epochs
@@ -182,13 +192,20 @@ class Finetuning:
         self._model = self._loaded.model if spreading else self._accelerator.prepare(self._loaded.model)
         set_seed(config.seed, device_specific=True)  # processes must not drop out the same units
 
+    def _begin_epoch(self, epoch: int) -> None:
+        self._fit = self._fit_of(epoch)
+        self._lengths = [len(ids) for ids in self._fit.input_ids]
+        self._sampler = LengthGroupedBatches(self._lengths, self._config.batch_size, self._config.seed)
+        self._sampler.epoch = epoch
+
     def _batches(self) -> Iterator[tuple[int, list[int]]]:
         """Positions in the whole run and rows of the batches that are still to be trained on."""
         if self._state.stopped:  # and was interrupted before its adapter was written
             return
         first = self._state.batches_done // self._per_epoch
         for epoch in range(first, self._config.epochs):
-            self._sampler.epoch = epoch
+            if epoch != self._sampler.epoch:
+                self._begin_epoch(epoch)
             for index, rows in enumerate(self._sampler):
                 position = epoch * self._per_epoch + index
                 if position >= self._state.batches_done:
@@ -248,8 +265,10 @@ class Finetuning:
         weight = len(own) / len(rows)
         own = own or rows[:1]  # every process must go forward and backward, if only with weight 0
         if self._state.objective == "cft":
-            return weight * cft_loss(self._model, self._fit, own)
-        return weight * rcft_loss(self._model, self._fit, own, self._state.targets, self._config.lambda_ece)
+            return weight * cft_loss(self._model, self._fit, own, self._state.weights.label_smoothing)
+        return weight * rcft_loss(
+            self._model, self._fit, own, self._state.targets, self._state.weights.lambda_ece
+        )
 
     def _named(self, rows: list[int]) -> str:
         return ", ".join(repr(self._fit.questions[row].id) for row in rows)
@@ -280,6 +299,8 @@ class Finetuning:
                 epoch=state.batches_done / self._per_epoch,
                 objective=state.objective,
                 train_loss=state.loss_sum / max(state.loss_count, 1),
+                lambda_ece=state.weights.lambda_ece,
+                label_smoothing=state.weights.label_smoothing,
                 n_bins=config.n_bins,
             )
         )
@@ -288,13 +309,16 @@ class Finetuning:
         say(
             f"epoch {evaluation.epoch:.2f}: held-out accuracy {evaluation.accuracy:.3f}, "
             f"mean confidence {evaluation.mean_confidence:.3f}, ECE {evaluation.conf_ece:.3f} "
-            f"(debiased at most {evaluation.debiased_ece_high:.3f}), NLL {evaluation.nll_nats:.3f} nats"
+            f"(debiased at most {evaluation.debiased_ece_high:.3f}), NLL {evaluation.nll_nats:.3f} nats, "
+            f"{evaluation.tempered_nll_nats:.3f} at temperature {evaluation.temperature:.2f}"
         )
         if (
             best_evaluation(state.history, aim=config.aim, target_ece=config.target_ece)
             == len(state.history) - 1
         ):
             self._best = self._adapter()
+        if config.adapt_weights:
+            state.weights = rebalanced(state.weights, self._start, evaluation)
         if should_stop(state.history, aim=config.aim, patience=config.patience):
             improved = "accuracy" if config.aim == "accuracy" else "NLL"
             state.stopped = (

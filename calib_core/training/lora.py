@@ -25,6 +25,7 @@ def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> Lo
         ConfigError: nothing is left to train.
     """
     model = loaded.model
+    loaded.temperature = 1.0  # that of an adapter that is trained on holds no longer
     if not isinstance(model, PeftModel):
         torch.manual_seed(config.seed)
         lora = LoraConfig(

@@ -23,6 +23,27 @@ def answer_nll_nats(answer_logits: Tensor, answer_ids: Tensor) -> Tensor:
     return F.cross_entropy(answer_logits.float(), answer_ids, reduction="none")
 
 
+def even_nll_nats(answer_logits: Tensor, letter_logits: Tensor, n_options: Tensor) -> Tensor:
+    """Cross-entropy of the even distribution over the option letters: what label smoothing adds to the loss.
+
+    Even over a question's own letters, not over the vocabulary: smoothing over all tokens would teach the
+    model to answer with something else than a letter.
+
+    Args:
+        answer_logits: logits at the answer position, (B, V), any float dtype.
+        letter_logits: those of the option letters, (B, K); columns at or beyond a row's options are ignored.
+        n_options: options of each row, (B,), int64.
+
+    Returns:
+        Mean over a row's letters of `-log p(letter | x)` in nats, (B,), float32.
+
+    Source: label smoothing is Szegedy et al. 2016, section 7.
+    """
+    own = torch.arange(letter_logits.shape[1], device=letter_logits.device) < n_options[:, None]
+    mean = letter_logits.float().masked_fill(~own, 0.0).sum(dim=1) / n_options
+    return answer_logits.float().logsumexp(dim=1) - mean
+
+
 def sequence_nll_nats(logits: Tensor, next_ids: Tensor, lengths: Tensor) -> Tensor:
     """`L_SFT2 = -log p(x, y) = -log p(x) - log p(y | x)`, the question's part as a mean over its tokens.
 

@@ -1,24 +1,29 @@
 """Where training stops and which evaluation is kept: decided on the calibration fold, never on fit or test.
 
-The rules (this project's; Xiao et al. 2025 train a fixed number of epochs):
+The rules (this project's; Xiao et al. 2025 train a fixed number of epochs) look at a model with the
+temperature that it would be given (Guo et al. 2017), cross-fitted so that no question is scored with a
+temperature that it helped to choose. Confidence that one number puts right costs a model nothing; what it
+knows about the questions decides.
 
-* aim `calibration`: stop once the held-out NLL, a proper score of accuracy and calibration together, has not
-  improved for `patience` evaluations. Keep the lowest NLL among the evaluations that are shown to be
-  calibrated (upper limit of the debiased ECE at or below the target); where none is, the lowest NLL of all.
-* aim `accuracy`: stop once held-out accuracy has not risen for `patience` evaluations. Keep the highest
-  accuracy less the ECE in excess of the target: a point of accuracy is not bought with more than a point of
-  overconfidence.
+* aim `calibration`: keep the lowest held-out NLL, a proper score of accuracy and calibration together.
+* aim `accuracy`: keep the highest accuracy less the ECE in excess of the target: a point of accuracy is not
+  bought with more than a point of overconfidence.
+* Stop once `patience` evaluations have brought nothing better, but never while accuracy has not been shown to
+  exceed guessing: until letters are tied to answers, no figure moves, and the run has not begun to learn.
 
-Both are total orders on evaluations, so that one adapter need be kept while a run goes on.
+Both aims are total orders on evaluations, so that one adapter need be kept while a run goes on.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from calib_core.decisions.temperature import cross_fitted, fit_temperature
 from calib_core.metrics.figures import conf_ece, nll_nats
 from calib_core.metrics.gaps import debiased_ece_interval
+from calib_core.metrics.means import wilson
 from calib_core.predictions.table import Predictions
 
 
@@ -37,6 +42,13 @@ class Evaluation:
         debiased_ece: ECE less what sampling noise adds to it.
         debiased_ece_high: upper limit of its interval.
         nll_nats: mean negative log-likelihood of the right option.
+        gap_standard_error: standard error of mean confidence less accuracy.
+        temperature: what the model's logits are to be divided by; 1 where that would not lower the NLL.
+        tempered_nll_nats: NLL with a cross-fitted temperature; `nll_nats` where that is lower.
+        tempered_ece_high: upper limit of the debiased ECE, with the same.
+        above_chance: whether accuracy is shown to exceed guessing.
+        lambda_ece: weight of the EM-ECE loss that led here.
+        label_smoothing: label smoothing that led here.
         n: questions in the fold.
     """
 
@@ -50,6 +62,13 @@ class Evaluation:
     debiased_ece: float
     debiased_ece_high: float
     nll_nats: float
+    gap_standard_error: float
+    temperature: float
+    tempered_nll_nats: float
+    tempered_ece_high: float
+    above_chance: bool
+    lambda_ece: float
+    label_smoothing: float
     n: int
 
 
@@ -60,11 +79,17 @@ def evaluate_heldout(
     epoch: float,
     objective: str,
     train_loss: float | None,
+    lambda_ece: float,
+    label_smoothing: float,
     n_bins: int,
 ) -> Evaluation:
     """Measure the calibration fold's predictions at one point of a run."""
     confidence, correct = predictions.confidence(), predictions.correct()
     debiased = debiased_ece_interval(confidence, correct, n_bins=n_bins)
+    nll = nll_nats(predictions.probs(), predictions.labels)
+    tempered = cross_fitted(predictions)
+    tempered_nll = nll_nats(tempered.probs(), tempered.labels)
+    helps = tempered_nll < nll
     return Evaluation(
         step=step,
         epoch=epoch,
@@ -75,7 +100,18 @@ def evaluate_heldout(
         conf_ece=conf_ece(confidence, correct, n_bins=n_bins),
         debiased_ece=debiased.value,
         debiased_ece_high=debiased.high,
-        nll_nats=nll_nats(predictions.probs(), predictions.labels),
+        nll_nats=nll,
+        gap_standard_error=float((confidence - correct).std() / math.sqrt(len(predictions))),
+        temperature=fit_temperature(predictions) if helps else 1.0,
+        tempered_nll_nats=min(nll, tempered_nll),
+        tempered_ece_high=(
+            debiased_ece_interval(tempered.confidence(), correct, n_bins=n_bins).high
+            if helps
+            else debiased.high
+        ),
+        above_chance=wilson(correct.mean(), len(predictions))[0] > float((1 / predictions.n_options).mean()),
+        lambda_ece=lambda_ece,
+        label_smoothing=label_smoothing,
         n=len(predictions),
     )
 
@@ -91,16 +127,19 @@ def best_evaluation(history: Sequence[Evaluation], *, aim: str, target_ece: floa
     return max(range(len(history)), key=lambda i: _merit(history[i], aim, target_ece))
 
 
-def _merit(evaluation: Evaluation, aim: str, target_ece: float) -> tuple[float, float]:
-    excess = max(0.0, evaluation.debiased_ece_high - target_ece)
+def _merit(evaluation: Evaluation, aim: str, target_ece: float) -> tuple[float, ...]:
     if aim == "accuracy":
-        return (evaluation.accuracy - excess, -evaluation.nll_nats)
-    return (float(excess == 0), -evaluation.nll_nats)
+        excess = max(0.0, evaluation.tempered_ece_high - target_ece)
+        return (evaluation.accuracy - excess, -evaluation.tempered_nll_nats)
+    return (-evaluation.tempered_nll_nats,)
 
 
 def should_stop(history: Sequence[Evaluation], *, aim: str, patience: int) -> bool:
-    """Whether the last `patience` evaluations brought no improvement over the ones before them."""
-    if len(history) <= patience:
+    """Whether the last `patience` evaluations brought no improvement over the ones before them.
+
+    While accuracy has not been shown to exceed guessing, a run goes on whatever the figures say.
+    """
+    if len(history) <= patience or not any(evaluation.above_chance for evaluation in history):
         return False
-    scores = [e.accuracy if aim == "accuracy" else -e.nll_nats for e in history]
+    scores = [e.accuracy if aim == "accuracy" else -e.tempered_nll_nats for e in history]
     return max(scores[-patience:]) <= max(scores[:-patience])

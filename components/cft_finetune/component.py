@@ -26,7 +26,10 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     lora_dropout: float = 0.05,
     evaluations_per_epoch: int = 2,
     patience: int = 2,
+    option_orders: str = "cyclic",
     lambda_ece: float = 1.0,
+    label_smoothing: float = 0.0,
+    adapt_weights: bool = True,
     e_steps_per_epoch: int = 4,
     estimation_fold: str = "holdout",
     prompt_form: str = "plain",
@@ -67,7 +70,13 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         lora_dropout: Dropout on the LoRA input.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         patience: Evaluations without improvement after which training stops.
-        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
+            beginning where `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
+            too little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial`
             (fit, once, before training).

@@ -16,6 +16,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     metrics: Output[Metrics],
     prompt_form: str = "plain",
     shots: int = 0,
+    average_orders: bool = False,
     dtype: str = "auto",
     base_model: str = "",
     batch_tokens: int = 4096,
@@ -37,6 +38,8 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         data: Data folder of `data_prep`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: How many worked examples, taken from the fit fold, stand before each question.
+        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
+            leaning towards some letters and costs as many times as much.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
             moved.

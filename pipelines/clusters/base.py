@@ -83,7 +83,13 @@ class Schedule:
 
 
 class Cluster(Protocol):
-    """A platform that runs pipelines."""
+    """A platform that runs pipelines.
+
+    Attributes:
+        version: Its release, as its server says it; "" where it says none.
+    """
+
+    version: str
 
     def put_run(self, submission: Submission) -> tuple[Run, bool]:
         """Start a run, or find the one that the same submission started; whether it was started now."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import kfp_server_api as api
@@ -28,7 +28,13 @@ from calib_pipelines.packages.reading import Submission
 
 STATES = {"canceled": "cancelled", "canceling": "cancelling", "runtime_state_unspecified": "pending"}
 STATUSES = {"ENABLED": "active", "DISABLED": "paused"}
-NOT_TASKS = re.compile(r"root|(.*[-.])?(driver|executor)")  # what KFP itself adds to a run's tasks
+NOT_TASKS = re.compile(
+    r"root|(.*-)?driver|executor(\(\d+\))?|.*\.onExit"
+    r"|(condition|condition-branches|exit-handler|for-loop)-\d+|iteration-.*"
+)
+"""Nodes that KFP and Argo add to a run's tasks: pods, attempts, DAGs, turns of loops."""
+BY_CONCERN = ("failed", "cancelled", "cancelling", "running", "paused", "pending", "succeeded", "skipped")
+"""States of tasks, those first that stand for several tasks of one name."""
 
 _DESCRIPTION = re.compile(r"calib ([0-9a-f]{32})(?: in place of one that was (active|paused))?")
 
@@ -41,6 +47,7 @@ class KubeflowCluster:
     def __init__(self, settings: KubeflowSettings) -> None:
         self._api = KubeflowApi(settings)
         self._client = self._api.client
+        self.version = self._api.version
         self._experiment_name = settings.experiment
         self._scope = {"namespace": settings.namespace} if settings.namespace else {}
 
@@ -208,20 +215,17 @@ class KubeflowCluster:
         return str(pipeline.pipeline_id), str(version.pipeline_version_id)
 
     def _run(self, run: Any) -> Run:
-        details = run.run_details.task_details if run.run_details is not None else None
+        tasks = _tasks(run.run_details.task_details or [] if run.run_details is not None else [])
+        state = _state(run.state)
         description = _DESCRIPTION.fullmatch(run.description or "")
         return Run(
             id=run.run_id,
             name=run.display_name,
-            state=_state(run.state),
+            state=state,
             link=f"{self._api.ui}/#/runs/details/{run.run_id}",
             fingerprint=description.group(1) if description else "",
-            tasks={
-                task.display_name: _state(task.state)
-                for task in details or []
-                if task.state and task.display_name and not NOT_TASKS.fullmatch(task.display_name)
-            },
-            error=(run.error.message or "") if run.error is not None else "",
+            tasks=tasks,
+            error=(run.error.message or "") if run.error is not None else _why(state, tasks),
         )
 
     def _schedule(self, recurring: Any) -> Schedule:
@@ -252,6 +256,32 @@ def _find_or_create(listing: Callable[[], list[T]], create: Callable[[], T], *, 
             raise TryAgainError(str(error)) from None
 
     return find() or create_once(create_unique, find, what=what)
+
+
+def _tasks(nodes: Sequence[Any]) -> dict[str, str]:
+    """States of a run's tasks by name; of several with one name, such as a loop's, the worst."""
+    found: dict[str, str] = {}
+    for node in nodes:
+        if not node.state or not node.display_name or _is_added(node):
+            continue
+        # KFP has no word for Argo's Omitted, of a task that waited for one that was left out.
+        state = "skipped" if node.state == "RUNTIME_STATE_UNSPECIFIED" else _state(node.state)
+        known = found.get(node.display_name, state)
+        found[node.display_name] = min(state, known, key=BY_CONCERN.index)
+    return found
+
+
+def _is_added(node: Any) -> bool:
+    """Whether a node is none of the pipeline's tasks: KFP's own, or the workflow that ids are named after."""
+    ids = [child.pod_name or "" for child in node.child_tasks or []]
+    workflow = re.compile(rf"{re.escape(node.display_name)}-\d+")
+    return bool(NOT_TASKS.fullmatch(node.display_name)) or any(map(workflow.fullmatch, ids))
+
+
+def _why(state: str, tasks: Mapping[str, str]) -> str:
+    """What is known of why a run failed: KFP itself gives no reason."""
+    failed = ", ".join(name for name, of_task in tasks.items() if of_task == "failed")
+    return f"failed: {failed}; KFP says no more, see the logs there" if failed and state == "failed" else ""
 
 
 def _state(state: str | None) -> str:

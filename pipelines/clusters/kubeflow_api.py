@@ -62,6 +62,9 @@ class KubeflowSettings:
 class KubeflowApi:
     """One installation of Kubeflow Pipelines, signed in to.
 
+    Attributes:
+        version: Its release, such as `2.16.1`; "" where its server was built without one.
+
     Raises:
         ConfigError: no host, no usable token, an endpoint out of reach or one that isn't KFP's.
     """
@@ -84,6 +87,7 @@ class KubeflowApi:
         )
         if health.multi_user and not settings.namespace:
             raise ConfigError(f"{self.host}: this Kubeflow has several users; pass --namespace with your own")
+        self.version = self._said_version()
 
     def call(self, function: Callable[..., T], *, answer_s: float = ANSWER_S, **arguments: Any) -> T:
         """Call `function` of the generated API, waiting at most `answer_s` seconds.
@@ -116,6 +120,14 @@ class KubeflowApi:
             arguments["page_token"] = answer.next_page_token or ""
             if not arguments["page_token"]:
                 return found
+
+    def _said_version(self) -> str:
+        """The `tag_name` of the last answer, the server's health, which the client's model leaves out."""
+        try:
+            said = json.loads(self.client.healthzs.api_client.last_response.data).get("tag_name", "")
+        except (AttributeError, TypeError, ValueError):
+            return ""
+        return said if re.match(r"v?\d+\.\d+", said) else ""
 
     def _refusal(self, error: api.ApiException) -> CalibError:
         place = f"namespace {self._namespace!r}" if self._namespace else "this installation"

@@ -102,6 +102,8 @@ class VertexSettings:
 class VertexCluster:
     """Pipeline jobs and schedules of one project and region; see `Cluster` for the methods."""
 
+    version = ""
+
     def __init__(self, settings: VertexSettings) -> None:
         self._settings = settings
         self._parent = f"projects/{settings.project}/locations/{settings.region}"

@@ -15,6 +15,7 @@ from calib_core.settings.parameters import add_flags, parameters_of
 from calib_pipelines.clusters.base import Cluster
 from calib_pipelines.compile import PIPELINES
 from calib_pipelines.definitions import restore_calibration
+from calib_pipelines.packages.checking import add_backend_version, check_package, tell
 from calib_pipelines.packages.reading import (
     Package,
     Submission,
@@ -61,6 +62,7 @@ def add_package(
     parser.add_argument("--parameters", type=Path, help="JSON file with parameters; flags go before it")
     parser.add_argument("--pipeline-root", default="", help="where tasks write, gs://...; Vertex needs it")
     parser.add_argument("--service-account", default="", help="account that tasks run as; Vertex needs it")
+    add_backend_version(parser)
     if list(arguments[: len(commands)]) != list(commands):
         return
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -111,6 +113,21 @@ def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Sub
         pipeline_root=given.pipeline_root.rstrip("/"),
         service_account=given.service_account,
     )
+
+
+def connect_for(given: argparse.Namespace, submission: Submission) -> Cluster:
+    """The platform that the flags name, which must be able to run what is submitted.
+
+    Raises:
+        ConfigError: it isn't, or as for `connect`.
+    """
+    cluster, version = None, given.backend_version
+    if given.target == "kubeflow" and not version:
+        cluster = connect(given)
+        version = cluster.version
+    path, values = submission.package.path, submission.parameters
+    tell(check_package(path, given.target, version=version, values=values))
+    return cluster or connect(given)
 
 
 def connect(given: argparse.Namespace) -> Cluster:
@@ -183,11 +200,6 @@ def _check_target(given: argparse.Namespace) -> None:
     if given.target != "vertex":
         return
     wrong = []
-    if given.loaded and given.loaded.kubernetes:
-        wrong.append(
-            f"{given.loaded.path} has Kubernetes settings; compile it with: calib pipeline compile "
-            "--target vertex"
-        )
     if not given.loaded and "/" not in IMAGE:
         wrong.append(
             f"the image {IMAGE} is in no registry that Vertex could pull it from; name one, as in "

@@ -10,7 +10,14 @@ from calib_core.commands.library import Subparsers, command
 from calib_core.errors import ConfigError
 from calib_pipelines.clusters.base import Cluster, Schedule, only
 from calib_pipelines.clusters.cron import EXAMPLE, parse_cron
-from calib_pipelines.commands.flags import add_cluster, add_package, checked_name, connect, submission_from
+from calib_pipelines.commands.flags import (
+    add_cluster,
+    add_package,
+    checked_name,
+    connect,
+    connect_for,
+    submission_from,
+)
 
 
 def add_schedule(commands: Subparsers, arguments: Sequence[str]) -> None:
@@ -48,7 +55,7 @@ def _create(given: argparse.Namespace) -> Mapping[str, Any]:
     if given.target == "kubeflow":
         cron.for_kubeflow  # noqa: B018 - refuses a time zone before anything is sent
     submission = submission_from(given)
-    schedule, change = connect(given).put_schedule(submission, cron)
+    schedule, change = connect_for(given, submission).put_schedule(submission, cron)
     return {
         "target": given.target,
         **_described(schedule),

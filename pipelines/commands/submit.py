@@ -23,7 +23,13 @@ from calib_pipelines.clusters.base import (
     UnansweredError,
     UnreachableError,
 )
-from calib_pipelines.commands.flags import add_cluster, add_package, checked_name, connect, submission_from
+from calib_pipelines.commands.flags import (
+    add_cluster,
+    add_package,
+    checked_name,
+    connect_for,
+    submission_from,
+)
 from calib_pipelines.packages.reading import Submission
 
 
@@ -106,7 +112,7 @@ def _submit(given: argparse.Namespace) -> Mapping[str, Any]:
     submission = submission_from(given, default_name=f"{{package}}-{now}-{secrets.token_hex(2)}")
     return {
         "target": given.target,
-        **submit(connect(given), submission, wait=given.wait),
+        **submit(connect_for(given, submission), submission, wait=given.wait),
         "parameters": dict(submission.parameters),
     }
 

@@ -50,7 +50,10 @@ def define(  # noqa: D417 - outsiders don't see `place`
     batch_size: int = 8,
     pass_tokens: int = 2048,
     evaluations_per_epoch: int = 2,
+    option_orders: str = "cyclic",
     lambda_ece: float = 1.0,
+    label_smoothing: float = 0.0,
+    adapt_weights: bool = True,
     e_steps_per_epoch: int = 4,
     lora_r: int = 128,
     lora_alpha: int = 64,
@@ -101,7 +104,13 @@ def define(  # noqa: D417 - outsiders don't see `place`
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
-        lambda_ece: Weight of the EM-ECE loss in RCFT.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
+            beginning where `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
+            too little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.

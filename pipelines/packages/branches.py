@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from calib_pipelines.packages.rules import KFP_OLD, Asked, Finding, Rule, before, lines
-from calib_pipelines.packages.spec import NO_LAUNCHER, Dag, Task
+from calib_pipelines.packages.rules import KFP_OLD, KFP_OLDER, Asked, Finding, Rule, before, lines
+from calib_pipelines.packages.spec import NO_LAUNCHER, Dag, Node, Task
 
 _STATES = ("v2/metadata/client.go:800-878", "v2/component/launcher_v2.go:220-230")
 _DAG = "v2/compiler/argocompiler/dag.go"
@@ -65,6 +66,15 @@ def _loops(asked: Asked) -> Iterator[Finding]:
                     yield Finding(place=task.place, what="is a loop in a branch that is merged later")
 
 
+def _loop_names(asked: Asked) -> Iterator[Finding]:
+    for dag in asked.graph.dags():
+        for task in dag.tasks.values():
+            shown = task.spec.get("taskInfo", {}).get("name")
+            used = any(task.key in other.sources for other in dag.tasks.values())
+            if "parameterIterator" in task.spec and shown != task.key and used:
+                yield Finding(place=task.place, what=f"has the name {shown!r} of its own")
+
+
 def _artifacts(asked: Asked) -> Iterator[Finding]:
     for dag in asked.graph.dags():
         for place, _ in _merged(dag):
@@ -74,13 +84,40 @@ def _artifacts(asked: Asked) -> Iterator[Finding]:
 
 def _doubled(asked: Asked) -> Iterator[Finding]:
     for task in asked.graph.tasks():
-        if task.inner is None:
-            continue
-        names: dict[str, str] = {}
-        for name, source in task.artifacts.items():
-            other = names.setdefault(repr(source), name)
-            if other != name:
-                yield Finding(place=task.place, what=f"gets one artifact as {other} and as {name}")
+        for (one, source), (other, its_source) in itertools.combinations(task.artifacts.items(), 2):
+            if how := _same(task.dag, source, its_source):
+                yield Finding(place=task.place, what=f"gets {how} as {one} and as {other}")
+
+
+def _same(dag: Dag, one: Node, other: Node) -> str:
+    """Why two sources of artifacts in a DAG are the same one; empty where they aren't."""
+    if one == other:
+        return "one artifact"
+    names = [source.get("componentInputArtifact") for source in (one, other)]
+    if all(names):
+        pairs = [[user.artifacts.get(str(name), {}) for name in names] for user in dag.users]
+        return next(
+            (how for user, pair in zip(dag.users, pairs, strict=True) if (how := _same(user.dag, *pair))), ""
+        )
+    made = [source.get("taskOutputArtifact", {}) for source in (one, other)]
+    tasks = [dag.tasks.get(source.get("producerTask", "")) for source in made]
+    if None in tasks or made[0].get("outputArtifactKey") != made[1].get("outputArtifactKey"):
+        return ""
+    equal = all(task is not None and task.cached and task.container for task in tasks) and _calls_equal(
+        *tasks
+    )
+    return (
+        f"the cached output of equal tasks {made[0]['producerTask']} and {made[1]['producerTask']}"
+        if equal
+        else ""
+    )
+
+
+def _calls_equal(one: Task | None, other: Task | None) -> bool:
+    """Whether two tasks run one container on the same inputs, and so share what the cache has of them."""
+    if one is None or other is None:
+        return False
+    return one.container == other.container and one.spec.get("inputs") == other.spec.get("inputs")
 
 
 def _lists(asked: Asked) -> Iterator[Finding]:
@@ -135,6 +172,14 @@ RULES = (
         versions=before("2.17"),
     ),
     Rule(
+        id="loop-name",
+        text="a loop is stored under its display name and looked for under its key",
+        remedy="leave name off dsl.ParallelFor where dsl.Collected gathers its outputs, or run on KFP 2.16",
+        source=lines(f"{_DAG}:411-419", "v2/driver/dag.go:95-103", at=KFP_OLDER),
+        find=_loop_names,
+        versions=before("2.16"),
+    ),
+    Rule(
         id="merged-artifact",
         text="an artifact of one of several branches is always looked for in the last of them",
         remedy="merge the artifacts' URIs as strings, or run on KFP 2.17",
@@ -144,9 +189,12 @@ RULES = (
     ),
     Rule(
         id="doubled-artifact",
-        text="of one artifact that is given to an inner pipeline under two names, one name is lost",
-        remedy="give it once, and use that input twice inside",
-        source=lines("v2/metadata/client.go:1161-1190"),
+        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks give "
+        "one artifact, from the cache",
+        remedy="give it once, or its URI as a string; give equal tasks different inputs, or keep one from "
+        "caching",
+        source=lines("v2/metadata/client.go:740-752", "v2/driver/container.go:217-240")
+        + "; google/ml-metadata 1.14.0, UNIQUE (artifact_id, execution_id, type) of its table Event",
         find=_doubled,
     ),
     Rule(

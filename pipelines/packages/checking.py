@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError
+from calib_core.runtime.progress import say
 from calib_pipelines.packages import branches, fields, importers, placeholders, retries, sizes
 from calib_pipelines.packages.rules import BACKENDS, Asked, Finding, Rule
 from calib_pipelines.packages.spec import Graph, read_graph
@@ -62,8 +64,8 @@ def checked_versions(version: str) -> tuple[str, ...]:
     known = [tuple(map(int, one.split("."))) for one in BACKENDS]
     if asked < known[0]:
         raise ConfigError(
-            f"Kubeflow Pipelines {version} can't run these packages: exit tasks and conditions need "
-            f"{BACKENDS[0]} or newer, which Kubeflow has from 1.11 on; upgrade it"
+            f"Kubeflow Pipelines {version} is too old: {BACKENDS[0]} or newer is needed, which Kubeflow has "
+            "from 1.11 on; upgrade it"
         )
     return (BACKENDS[known.index(asked)],) if asked in known else BACKENDS[-1:]
 
@@ -127,3 +129,20 @@ def check_package(
             where = "Kubeflow Pipelines " + " to ".join(dict.fromkeys((versions[0], versions[-1])))
         raise ConfigError(f"{path} can't run on {where}:\n" + "\n".join(map(str, refused)))
     return [str(one) for one in found]
+
+
+def add_backend_version(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that says which release of Kubeflow Pipelines a package is checked for."""
+    parser.add_argument(
+        "--backend-version",
+        default="",
+        metavar="X.Y",
+        help="release of Kubeflow Pipelines that is to run it (default: what its server says, else "
+        f"{BACKENDS[0]} to {BACKENDS[-1]})",
+    )
+
+
+def tell(notes: Sequence[str]) -> None:
+    """Say what a package's user should mind."""
+    for note in notes:
+        say(f"mind: {note}")

@@ -16,8 +16,8 @@ KNOWN = {
     "pipeline_job_uuid": BACKENDS,
     "pipeline_task_name": BACKENDS,
     "pipeline_task_uuid": BACKENDS,
-    "pipeline_job_create_time_utc": since("2.16"),
-    "pipeline_job_schedule_time_utc": since("2.16"),
+    "pipeline_job_create_time_utc": since("2.17"),  # empty in 2.16, whose driver knows them and has no value
+    "pipeline_job_schedule_time_utc": since("2.17"),
     "workspace_path": since("2.15"),
 }
 """Placeholders that the backend fills in, and since when."""
@@ -149,12 +149,23 @@ def _nulls(asked: Asked) -> Iterator[Finding]:
         taken = task.component.get("inputDefinitions", {}).get("parameters", {})
         for name, source in task.parameters.items():
             outer = source.get("componentInputParameter")
-            if outer is None or task.dag.conditional or taken.get(name, {}).get("isOptional"):
+            needed = name in taken and (not taken[name].get("isOptional") or _is_used(task, name))
+            if outer is None or task.dag.conditional or not needed:
                 continue
-            if name in taken and _may_be_null(task.dag, outer, asked):
+            if _may_be_null(task.dag, outer, asked):
                 yield Finding(
                     place=f"{task.place}.inputs.parameters.{name}", what=f"gets {outer}, which has no value"
                 )
+
+
+def _is_used(task: Task, name: str) -> bool:
+    """Whether a task is an inner pipeline whose tasks take its input, to which no default is applied."""
+    inner = task.inner
+    return inner is not None and any(
+        source.get("componentInputParameter") == name
+        for one in inner.tasks.values()
+        for source in one.parameters.values()
+    )
 
 
 RULES = (
@@ -191,7 +202,8 @@ RULES = (
     ),
     Rule(
         id="input-null",
-        text="a parameter without a value can't go to an input that needs one",
+        text="a parameter without a value can't go to an input that needs one, nor to an inner pipeline's, "
+        "whose default isn't applied then",
         remedy="give the parameter a value, or a default",
         source=lines("v2/driver/resolve.go:336-346, 399-403"),
         find=_nulls,

@@ -22,7 +22,6 @@ CONFIGS: Mapping[str, tuple[type, ...]] = {
     "recalibrate": (FreshConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
 }
 """Pipelines that can be run on this machine, and the configs that their parameters must fit."""
-TARGETS = ("kubeflow", "vertex")
 FLAG_TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
 _WANTED = {
@@ -46,14 +45,12 @@ class Package:
         path: The file.
         name: The pipeline's name.
         inputs: Its parameters by name, as KFP reads them (type, default, optional, description).
-        kubernetes: Whether it has settings that only Kubernetes understands.
         sha256: Hash of the file's bytes.
     """
 
     path: Path
     name: str
     inputs: Mapping[str, Any]
-    kubernetes: bool
     sha256: str
 
 
@@ -137,7 +134,6 @@ def load_package(path: Path) -> Package:
         path=path,
         name=spec.pipeline_info.name,
         inputs=inputs or {},
-        kubernetes=bool(pipeline.platform_spec.platforms),
         sha256=sha256_file(path),
     )
 

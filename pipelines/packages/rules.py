@@ -9,6 +9,7 @@ from typing import Any
 from calib_pipelines.packages.spec import Graph
 
 KFP, KFP_OLD = "kubeflow/pipelines 2.17.0 (4a3592c)", "kubeflow/pipelines 2.16.1 (67a73cf)"
+KFP_OLDER = "kubeflow/pipelines 2.15.0 (8fe8d7b)"
 ARGO = "argoproj/argo-workflows v4.0.5"
 """Where sources were read. What the newest release does differently was read at the older tags too."""
 BACKENDS = ("2.14", "2.15", "2.16", "2.17")

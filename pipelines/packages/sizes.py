@@ -12,8 +12,8 @@ ARGUMENT_BYTES = 128 * 1024
 """Longest argument of a program on Linux (MAX_ARG_STRLEN)."""
 WORKFLOW_BYTES = 1024 * 1024
 """Largest Argo workflow."""
-TASK_BYTES, BASE_BYTES = 2_400, 24_000
-"""What a compiled workflow has for each task and in all beside the package's own content, rounded up."""
+TASK_BYTES, BASE_BYTES = 1_000, 10_000
+"""What a workflow has for each task, and in all, beside the package's content; about as KFP 2.17's has."""
 
 _COMPILER = "v2/compiler/argocompiler"
 

@@ -95,13 +95,16 @@ class Task:
         return bool(self.spec.get("cachingOptions", {}).get("enableCache"))
 
     @property
+    def sources(self) -> frozenset[str]:
+        """Keys of the tasks whose outputs it takes."""
+        given = [*self.parameters.values(), *self.artifacts.values()]
+        named = [source.get(kind, {}) for source in given for kind in _FROM_TASK]
+        return frozenset(one["producerTask"] for one in named if one)
+
+    @property
     def producers(self) -> frozenset[str]:
         """Keys of the tasks that it waits for."""
-        sources = [*self.parameters.values(), *self.artifacts.values()]
-        named = [source.get(kind, {}) for source in sources for kind in _FROM_TASK]
-        return frozenset(
-            [*self.spec.get("dependentTasks", []), *(one["producerTask"] for one in named if one)]
-        )
+        return self.sources | frozenset(self.spec.get("dependentTasks", []))
 
 
 _FROM_TASK = ("taskOutputParameter", "taskOutputArtifact")

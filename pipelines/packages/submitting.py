@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from calib_core.errors import ConfigError
 from calib_core.models.names import HUB_ID
+from calib_pipelines.packages.spec import read_graph
 
 BUCKETS = {"kubeflow": ("gs://", "s3://", "minio://"), "vertex": ("gs://",)}
 """URIs that tasks read and write, by platform."""
@@ -80,11 +79,7 @@ def _is_hub_id(place: str) -> bool:
 
 def _mounts(package: Path) -> Iterator[str]:
     """Where a package mounts volume claims, each path once."""
-    _, *platforms = _documents(package)
-    deployments = [
-        platform["platforms"].get("kubernetes", {}).get("deploymentSpec", {}) for platform in platforms
-    ]
-    executors = [executor for found in deployments for executor in found.get("executors", {}).values()]
+    executors = read_graph(package).kubernetes.get("deploymentSpec", {}).get("executors", {}).values()
     yield from dict.fromkeys(
         mount["mountPath"].rstrip("/") for executor in executors for mount in executor.get("pvcMount", ())
     )
@@ -96,10 +91,9 @@ def check_accounts(package: Path) -> None:
     Raises:
         ConfigError: custom jobs name no service account, and so would run as one of Google's own.
     """
-    components = _documents(package)[0].get("components", {})
     inputs = {
         name.removeprefix("comp-"): component.get("inputDefinitions", {}).get("parameters", {})
-        for name, component in components.items()
+        for name, component in read_graph(package).components.items()
     }
     jobs = sorted(
         name
@@ -111,8 +105,3 @@ def check_accounts(package: Path) -> None:
             f"target vertex: {package}: the custom jobs of {', '.join(jobs)} name no service account, and "
             "would run as another one than the other tasks; compile it with --service-account too"
         )
-
-
-def _documents(package: Path) -> list[dict[str, Any]]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return list(yaml.load_all(package.read_text(encoding="utf-8"), loader))

@@ -20,6 +20,7 @@ from calib_core.storage.files import cache_dir, sha256_file, whole_file
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
 from calib_pipelines.definitions.placement import Cluster, Settings, build
+from calib_pipelines.packages.checking import add_backend_version, check_package, tell
 from calib_pipelines.targets.kubeflow import Kubeflow, KubeflowSettings
 from calib_pipelines.targets.vertex import Vertex, VertexSettings
 
@@ -58,6 +59,7 @@ def add_compile(commands: Subparsers) -> None:
     parser = command(commands, "compile", "compile a pipeline to a package for Kubeflow or Vertex")
     parser.add_argument("--target", choices=tuple(TARGETS), default="kubeflow", help="default: kubeflow")
     parser.add_argument("--output", type=Path, help="default: PIPELINE-TARGET.yaml")
+    add_backend_version(parser)
     add_settings(parser)
     parser.set_defaults(run=_compile)
 
@@ -129,7 +131,12 @@ def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
     if output.suffix not in (".yaml", ".json"):
         raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
     settings = settings_from(given.target, vars(given))
-    write(package(given.target, settings, pipeline=given.pipeline), output)
+    with tempfile.TemporaryDirectory(prefix="calib-") as folder:
+        made = Path(folder) / output.name
+        write(package(given.target, settings, pipeline=given.pipeline), made)
+        tell(check_package(made, given.target, version=given.backend_version))
+        output.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(made, output)
     if advice := settings.advice():
         say(f"mind: {advice}")
     return {"package": str(output)}

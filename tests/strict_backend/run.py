@@ -38,9 +38,10 @@ class Run:
             "{{$.pipeline_job_resource_name}}": f"{self.name}-{backend.runs:05}",
             "{{$.pipeline_job_uuid}}": self.id,
         }
-        if backend.version >= (2, 16):
-            placeholders["{{$.pipeline_job_create_time_utc}}"] = "2026-01-01T00:00:00Z"
-            placeholders["{{$.pipeline_job_schedule_time_utc}}"] = "2026-01-01T00:00:00Z"
+        if backend.version >= (2, 16):  # whose driver hasn't been told of them yet
+            time = "2026-01-01T00:00:00Z" if backend.version >= (2, 17) else ""
+            placeholders["{{$.pipeline_job_create_time_utc}}"] = time
+            placeholders["{{$.pipeline_job_schedule_time_utc}}"] = time
         self.resolver = Resolver(self.store, placeholders, old=backend.version < (2, 17))
 
     async def start(self, parameters: dict[str, Any]) -> None:
@@ -81,7 +82,10 @@ class Run:
     # Argo's DAGs (argocompiler/dag.go; argo-workflows workflow/controller/dag.go)
 
     async def dag(self, component: Spec, execution: Execution, path: str, policy: Spec | None) -> str:
-        """Run a DAG's tasks: each once all that it waits for has succeeded, and none once one has failed."""
+        """Run a DAG's tasks, each once all that it waits for has succeeded.
+
+        A DAG has failed once one of its tasks has and no other is running (dag.go:134-228).
+        """
         tasks: Mapping[str, Spec] = component["dag"]["tasks"]
         exits = {key for key, task in tasks.items() if task.get("triggerPolicy", {}).get("strategy") == EXIT}
         hooks = {awaited: key for key in sorted(exits) for awaited in tasks[key]["dependentTasks"]}
@@ -97,7 +101,7 @@ class Run:
             while ready := [key for key in waiting if self.awaited(tasks[key]) <= phases.keys()]:
                 waiting.remove(key := ready[0])
                 if all(phases[one] == SUCCEEDED for one in self.awaited(tasks[key])):
-                    if FAILED not in phases.values():
+                    if FAILED not in phases.values() or running:
                         begin(key)
                 else:
                     phases[key] = self.result.phases[f"{path}/{key}" if path else key] = OMITTED

@@ -55,7 +55,10 @@ class Store:
         self._propagates = propagates
 
     def create(self, **content: Any) -> Execution:
-        """Record an execution."""
+        """Record an execution; one artifact can be one of its inputs (ml-metadata's table Event)."""
+        artifacts = [artifact for _, artifact in content["input_artifacts"]]
+        if len(set(artifacts)) < len(artifacts):
+            raise BackendError("UNIQUE constraint failed: Event.artifact_id, Event.execution_id, Event.type")
         made = Execution(id=next(self._ids), **content)
         self.executions[made.id] = made
         return made
