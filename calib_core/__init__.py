@@ -10,7 +10,7 @@ Example:
     >>> from calib_core import Predictions, fit_temperature, measure
     >>> predictions = Predictions.from_probs([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]] * 50, [0, 1, 1] * 50)
     >>> print(measure(predictions).conf_ece)
-    0.333 (0.265 to 0.394)
+    0.333 (0.260 to 0.397)
     >>> round(fit_temperature(predictions), 2)
     4.09
 """

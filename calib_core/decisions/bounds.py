@@ -45,7 +45,7 @@ Floats = NDArray[np.float64]
 
 CROSS_FIT_FOLDS = 5
 
-LEVELS = 10
+LEVELS = 20
 """Levels of confidence at which accuracy on `fit` is compared with accuracy held out."""
 
 
@@ -192,20 +192,14 @@ def regime_test(  # noqa: PLR0913
         confidence=confidence,
         seed=seed,
     )
-    regime: Regime = "calibratable"
-    if ece.high <= target_ece and fine.value <= target_ece:
-        regime = "calibrated"
-    elif accuracies["lower_bound"].low > tolerance and accuracies["unexplained"].low > 0:
-        regime = "non_calibratable"
-    scaled = measure_temperature(heldout, n_bins=n_bins, **options)
     result = RegimeResult(
-        regime=regime,
-        branch=choose_branch(regime, scaled, target_ece=target_ece, allowed=allowed),
+        regime="calibratable",
+        branch="none",
         upper_bound=conf_ece_interval(conf, correct, n_bins=n_bins, **options),
         debiased_ece=ece,
         fine_ece=fine,
         **accuracies,
-        temperature=scaled,
+        temperature=measure_temperature(heldout, n_bins=n_bins, **options),
         n_fit=len(fit),
         n_heldout=len(heldout),
         n_required=n_required,
@@ -216,6 +210,11 @@ def regime_test(  # noqa: PLR0913
         repairs=allowed,
         reasons=(),
     )
+    regime: Regime = "non_calibratable" if result.has_memorised else "calibratable"
+    if ece.high <= target_ece and fine.value <= target_ece:
+        regime = "calibrated"
+    branch = choose_branch(regime, result.temperature, target_ece=target_ece, allowed=allowed)
+    result = replace(result, regime=regime, branch=branch)
     return replace(result, reasons=regime_reasons(result, given=critical_accuracy is not None))
 
 

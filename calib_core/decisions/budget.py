@@ -72,7 +72,7 @@ def required_questions(margin: float, *, changed: float = TYPICAL_CHANGED, level
         level: how often a model at the margin may pass.
 
     >>> [required_questions(0.01, changed=share) for share in (0.01, 0.1)], required_questions(0.03)
-    ([1004, 10036], 1116)
+    ([1004, 10037], 1116)
     """
     return math.ceil(changed * (_errors_apart(level) / margin) ** 2)
 
@@ -90,7 +90,7 @@ def _errors_apart(level: float) -> float:
 def accuracy_note(n: int, *, margin: float, level: float = LEVEL) -> str:
     """What `n` test questions can show of accuracy, in a sentence for before the run.
 
-    >>> accuracy_note(800, margin=0.01)[:71]
+    >>> accuracy_note(800, margin=0.01)[:72]
     'with 800 test questions the gate can show that accuracy held within 0.01'
     """
     changed = n * (margin / _errors_apart(level)) ** 2

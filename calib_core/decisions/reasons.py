@@ -68,11 +68,11 @@ def _about_memorising(result: RegimeResult) -> str:
         return f"The difference, {lower}, is within {tolerance}: memorising does not stand in the way."
     if lower.low <= result.tolerance:
         return f"The difference, {lower}, may be above {tolerance}, but memorising is not shown."
-    if result.unexplained.low <= 0:
+    if not result.has_memorised:
         return (
             f"The difference, {lower}, is above {tolerance}, but held-out questions of the same confidence "
-            f"are answered as well (difference {result.unexplained}): the questions for fine-tuning may be "
-            "easier, and memorising is not shown."
+            f"are answered about as well (difference {result.unexplained}): the model has memorised answers, "
+            "or the questions for fine-tuning are easier, so that memorising is not shown."
         )
     return (
         f"The difference, {lower}, is above {tolerance}, and held-out questions of the same confidence don't "

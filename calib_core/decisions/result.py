@@ -10,6 +10,10 @@ from calib_core.metrics.interval import Interval
 Regime = Literal["calibrated", "calibratable", "non_calibratable"]
 Branch = Literal["none", "temperature", "cft", "rcft"]
 
+EXPLAINED = 0.025
+"""How far accuracy on `fit` may lie above that of held-out questions of the same confidence where its
+questions are just easier: a model that is too sure can't show how easy they are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TemperatureFindings:
@@ -90,6 +94,11 @@ class RegimeResult:
     confidence: float
     repairs: tuple[str, ...]
     reasons: tuple[str, ...]
+
+    @property
+    def has_memorised(self) -> bool:
+        """Whether accuracy on `fit` is shown to be above the target model's, and not for easier questions."""
+        return self.lower_bound.low > self.tolerance and self.unexplained.low > EXPLAINED
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON values, intervals as `{value, low, high}`."""

@@ -27,7 +27,6 @@ class Figures:
 
     Attributes:
         n: questions.
-        n_clusters: how many of them count as independent; `n` where they all do.
         n_bins: equal-width confidence bins of every binned figure.
         accuracy: share of right answers.
         mean_confidence: mean probability of the chosen option.
@@ -44,17 +43,17 @@ class Figures:
         mce: largest error of a bin.
         letter_mass: mean share of the vocabulary's probability that lies on the letters; None where the table
             has none.
+        n_clusters: how many of the questions count as independent; `n` where they all do.
 
     Example:
         >>> figures = measure([[0.8, 0.2], [0.3, 0.7]] * 50, [0, 0] * 50)
         >>> figures.n, figures.accuracy.value, round(figures.mean_confidence.value, 3)
         (100, 0.5, 0.75)
         >>> print(figures.accuracy)
-        0.500 (0.400 to 0.600)
+        0.500 (0.403 to 0.597)
     """
 
     n: int
-    n_clusters: int
     n_bins: int
     accuracy: Interval
     mean_confidence: Interval
@@ -69,6 +68,7 @@ class Figures:
     smooth_ece: float
     mce: float
     letter_mass: float | None
+    n_clusters: int
 
     def __str__(self) -> str:
         """One line per figure."""
@@ -135,7 +135,6 @@ def measure(
     both_outcomes = correct.min() < correct.max()
     return Figures(
         n=len(table),
-        n_clusters=Spread.of(len(table), clusters).n_clusters,
         n_bins=n_bins,
         accuracy=share_interval(correct, clusters=clusters),
         mean_confidence=mean_of(conf, clusters).interval("logit"),
@@ -150,4 +149,5 @@ def measure(
         smooth_ece=smooth_ece(conf, correct),
         mce=mce(conf, correct, n_bins=n_bins),
         letter_mass=None if table.letter_mass is None else float(table.letter_mass.mean(dtype=np.float64)),
+        n_clusters=Spread.of(len(table), clusters).n_clusters,
     )

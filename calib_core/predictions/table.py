@@ -99,6 +99,7 @@ class Predictions:
         *,
         ids: Sequence[str] | None = None,
         subjects: Sequence[str | None] | None = None,
+        groups: Sequence[str | None] | None = None,
     ) -> Predictions:
         """A table from option probabilities that a program has at hand.
 
@@ -108,6 +109,7 @@ class Predictions:
             labels: the right options (N,), counted from 0; -1 where one isn't known, as all are if left out.
             ids: a name for each question; its row, counted from 0, if left out.
             subjects: a subject for each question, or None.
+            groups: the group of questions that depend on each other, or None for one that stands alone.
 
         Raises:
             DataFormatError: rows are no distributions (the first 20 are named, all counted), or fields have
@@ -117,7 +119,7 @@ class Predictions:
             >>> Predictions.from_probs([[0.7, 0.2, 0.1], [0.5, 0.5]], [0, 1])
             Predictions(n=2, options=2 to 3, labelled=2, model=None)
         """
-        return cls._from_scores(probs, "probs", labels, ids, subjects)
+        return cls._from_scores(probs, "probs", labels, ids, subjects, groups)
 
     @classmethod
     def from_logits(
@@ -127,6 +129,7 @@ class Predictions:
         *,
         ids: Sequence[str] | None = None,
         subjects: Sequence[str | None] | None = None,
+        groups: Sequence[str | None] | None = None,
     ) -> Predictions:
         """A table from option logits, or log-probabilities, that a program has at hand.
 
@@ -135,6 +138,7 @@ class Predictions:
             labels: as in `from_probs`.
             ids: as in `from_probs`.
             subjects: as in `from_probs`.
+            groups: as in `from_probs`.
 
         Raises:
             DataFormatError: a number is missing, not finite or too many, or the numbers of rows differ.
@@ -143,7 +147,7 @@ class Predictions:
             >>> Predictions.from_logits([[2.0, 0.0], [0.0, 0.0]]).confidence().round(3).tolist()
             [0.881, 0.5]
         """
-        return cls._from_scores(logits, "logits", labels, ids, subjects)
+        return cls._from_scores(logits, "logits", labels, ids, subjects, groups)
 
     @classmethod
     def _from_scores(
@@ -153,6 +157,7 @@ class Predictions:
         labels: ArrayLike | None,
         ids: Sequence[str] | None,
         subjects: Sequence[str | None] | None,
+        groups: Sequence[str | None] | None,
     ) -> Predictions:
         rows = [np.asarray(row).tolist() for row in scores]
         problems = [
@@ -169,6 +174,7 @@ class Predictions:
             logits=logits,
             n_options=n_options,
             subjects=(None,) * len(rows) if subjects is None else tuple(subjects),
+            groups=None if groups is None else tuple(groups),
         )
 
     def __repr__(self) -> str:
