@@ -9,7 +9,7 @@ ARGS ?=
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test quick lint format docs images test-images clean
+.PHONY: help venv demo test quick lint format docs images test-images audit clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 18
@@ -36,16 +36,20 @@ format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(STAMP) ## write the compiled YAML, the tables of the READMEs and docs/api.md
+docs: $(STAMP) ## write what is made from declarations: component sources, YAML, tables, docs/api.md
+	@$(BIN)/python -m calib_pipelines.sources
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
 	@$(BIN)/python scripts/api_page.py
 
-images: $(STAMP) ## build the CPU image with Docker; options for docker build: make images ARGS="--network host"
+images: $(STAMP) ## build the CPU image with Docker, and its SBOM and notices in dist/; options for docker build: make images ARGS="--network host"
 	@PYTHON=$(BIN)/python scripts/build_image.sh cpu $(ARGS)
 
 test-images: $(STAMP) ## run the whole pipeline on the real model in the image that `make images` built
 	@$(BIN)/pytest tests/in_image.py
+
+audit: $(STAMP) ## ask for known vulnerabilities of what is in the images; needs an index that has advisories
+	@PYTHON=$(BIN)/python scripts/audit_images.sh $(ARGS)
 
 clean: ## remove .venv, caches and build outputs, never results
 	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis local_outputs

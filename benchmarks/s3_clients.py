@@ -1,13 +1,15 @@
 """Which client library is the one to speak to S3 with: boto3, obstore, s3fs or pyarrow's file system?
 
-Asks those that are installed, in one run against one server: seconds for a large file and for many small ones in both
-directions (eight at a time, SigV4, checksums as the library sets them), whether a write can depend on what is
-there, whether an interrupted upload can be gone on with, and which keys come back as they were given. Prints JSON.
+Asks those that are installed, in one run against one server: seconds for a large file and for many small
+ones in both directions (eight at a time, SigV4, checksums as the library sets them), whether a write can
+depend on what is there, whether an interrupted upload can be resumed, and which keys come back as they were
+given. Prints JSON.
 
     python benchmarks/s3_clients.py --endpoint http://127.0.0.1:7480 [--large-mb 256] [--small 500]
 
-The server's key and secret are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Libraries whose versions
-exclude each other (s3fs pins another botocore than the current boto3) are measured from an environment each.
+The server's key and secret are taken from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Libraries whose
+versions exclude each other (s3fs pins another botocore than the current boto3) are measured from an
+environment each.
 """
 
 from __future__ import annotations
@@ -111,7 +113,8 @@ class Obstore:
         self.obs = obstore
         self.store = S3Store(
             bucket, endpoint=endpoint, region="us-east-1", client_options={"allow_http": True},
-            access_key_id=os.environ["AWS_ACCESS_KEY_ID"], secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
+            access_key_id=os.environ["AWS_ACCESS_KEY_ID"],
+            secret_access_key=os.environ["AWS_SECRET_ACCESS_KEY"],
         )  # fmt: skip
 
     def upload(self, path: Path, key: str) -> None:
@@ -264,7 +267,7 @@ def refused(function: Callable[[], object]) -> bool:
 
 
 def conditions(client: Any, prefix: str) -> dict[str, Any]:
-    """Whether writes depend on what is there, and whether an upload can be gone on with by another process."""
+    """Whether writes depend on what is there, and whether another process can resume an upload."""
     found: dict[str, Any] = {
         "if_none_match": False,
         "if_match": False,

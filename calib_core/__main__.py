@@ -5,10 +5,10 @@ People use `calib`. This prints no result, and an error goes where `reported_err
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from calib_core.commands.library import add_commands
+from calib_core.settings.flags import Parser
 from calib_core.steps.task import reported_errors
 
 
@@ -18,7 +18,7 @@ def main() -> None:
     Raises:
         SystemExit: it failed.
     """
-    parser = argparse.ArgumentParser(prog="python -m calib_core", allow_abbrev=False)
+    parser = Parser(prog="python -m calib_core")
     add_commands(parser.add_subparsers(metavar="COMMAND", required=True))
     given = parser.parse_args(sys.argv[1:])
     with reported_errors():

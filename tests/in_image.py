@@ -9,6 +9,7 @@ import contextlib
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,12 +19,10 @@ import pytest
 import real
 from docker.errors import ContainerError
 from kfp import local
-from kubeflow.trainer import ContainerBackendConfig, TrainerClient
-from kubeflow.trainer.backends.container.types import TrainingRuntimeSource
 
 from calib_components.image import IMAGE
-from calib_components.nodes import kubeflow as nodes_kubeflow
-from calib_components.nodes import nodes
+from calib_components.nodes.job import job_of
+from calib_components.nodes.trainjob import COMMAND
 from calib_core.errors import CalibError
 from calib_core.storage.files import read_json
 from calib_core.version import __version__
@@ -135,38 +134,44 @@ def test_users_mistake_in_a_container_is_told_as_in_a_process(client, image, tmp
     assert caught.value.exit_code == 2
 
 
-def test_two_nodes_train_together_in_containers(client, image, tiny_llama, tmp_path, monkeypatch):
-    """The job that a cluster would get, by the SDK's back end that starts a container for each node."""
+def test_two_nodes_train_together_in_containers(client, image, tiny_llama, tmp_path):
+    """The command that a `TrainJob` gives its nodes, in a confined container for each."""
     from test_steps import FINETUNE, prepared
 
-    monkeypatch.setenv("HOME", str(tmp_path))  # the SDK mounts a folder below it as /workspace
-    trainer = TrainerClient(
-        ContainerBackendConfig(
-            container_runtime="docker",
-            pull_policy="Never",
-            auto_remove=False,  # the adapter would go with the job
-            runtime_source=TrainingRuntimeSource(sources=[]),  # those of the package, not of GitHub
-        )
-    )
+    work = tmp_path / "work"
     places = {name: f"/workspace/{name}" for name in ("model", "data", "adapter")}
-    job = nodes.job_of("cft", replace(FINETUNE, nodes=2), places, places)
-    settings = nodes.KubeflowSettings(image=IMAGE, gpu=False)
-    work = tmp_path / ".kubeflow" / "trainer" / "containers" / job.name
+    job = job_of("cft", replace(FINETUNE, nodes=2), places, places)
     shutil.copytree(tiny_llama, work / "model")
     shutil.copytree(prepared(tmp_path, pairs=False), work / "data")
     for path in work.rglob("*"):  # safetensors writes files that only their owner can read
         path.chmod(0o755 if path.is_dir() else 0o644)
-    with writable(client, work):
-        nodes_kubeflow.run_job(
-            trainer,
-            job.name,
-            runtime=settings.runtime,
-            trainer=nodes_kubeflow.trainer_of(job, settings),
-            timeout_s=300,
-            poll_s=1,
-        )
+    network = client.networks.create(f"calib-{uuid.uuid4().hex[:8]}", internal=True)
+    confined = {**CONFINED, "network_mode": network.name}
+    meet = {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "1", "PET_MASTER_PORT": "29500"}
+    running = []
+    try:
+        with writable(client, work):
+            for rank in range(2):
+                first = running[0].name if running else f"{network.name}-0"
+                own = {**meet, "PET_NODE_RANK": str(rank), "PET_MASTER_ADDR": first}
+                confined["environment"] = {"HF_HUB_OFFLINE": "1", **own}
+                running.append(
+                    client.containers.run(
+                        image,
+                        [*COMMAND, *job.arguments],
+                        name=f"{network.name}-{rank}",
+                        detach=True,
+                        volumes={str(work): {"bind": "/workspace", "mode": "rw"}},
+                        **confined,
+                    )
+                )
+            ends = [container.wait(timeout=300)["StatusCode"] for container in running]
+        assert ends == [0, 0], [container.logs(tail=20).decode() for container in running]
+    finally:
+        for container in running:
+            container.remove(force=True)
+        network.remove()
     assert read_json(work / "adapter" / "calibration.json")["parameters"]["nodes"] == 2
-    assert trainer.list_jobs() == []
 
 
 def test_image_is_labelled_small_and_not_roots(image):

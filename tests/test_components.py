@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from dataclasses import MISSING
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -14,41 +16,13 @@ import yaml
 from kfp.components import load_component_from_file
 
 import calib_components
-from calib_components.register_model.registries import RegisterConfig
 from calib_components.variants import variant
 from calib_core.settings.parameters import parameters_of
-from calib_core.steps.calibrate import CalibrateConfig
-from calib_core.steps.convert import ConvertConfig
-from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.fresh import FreshConfig
-from calib_core.steps.measure import MeasureConfig
-from calib_core.steps.prepare import PrepareConfig
-from calib_core.steps.promote import PromoteConfig
-from calib_core.steps.publish import PublishConfig
-from calib_core.steps.shards import ScoreConfig, ShardConfig
-from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import __version__
 from calib_pipelines import compile as compiling
-from calib_pipelines import docs
+from calib_pipelines import docs, sources
 
 ROOT = Path(calib_components.__file__).parent
-CONFIGS = {
-    "data_prep": PrepareConfig,
-    "dpo_align": AlignConfig,
-    "evaluate": EvaluateConfig,
-    "cft_finetune": FinetuneConfig,
-    "em_ece_finetune": FinetuneConfig,
-    "promote": PromoteConfig,
-    "calibrate": CalibrateConfig,
-    "shard_questions": ShardConfig,
-    "score_shard": ScoreConfig,
-    "merge_predictions": None,
-    "convert_predictions": ConvertConfig,
-    "measure": MeasureConfig,
-    "fresh_data": FreshConfig,
-    "publish_champion": PublishConfig,
-    "register_model": RegisterConfig,
-}
 GIVEN_BY_PIPELINES = {
     *("model", "source", "shard", "stream", "champion", "number"),
     *("before", "after", "model_before", "model_after", "branch"),
@@ -62,12 +36,12 @@ TYPES = {str: "String", int: "Integer", float: "Float", bool: "Boolean"}
 
 
 def test_every_component_is_tested():
-    assert set(CONFIGS) == set(calib_components.__all__)
+    assert set(sources.COMPONENTS) == set(calib_components.__all__)
     folders = {path.parent.name for path in ROOT.glob("*/component.py")}
-    assert folders == set(CONFIGS)
+    assert folders == set(sources.COMPONENTS)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sources.COMPONENTS)
 def test_parameters_mirror_the_config(name):
     spec = getattr(calib_components, name).component_spec
     found = {
@@ -81,12 +55,20 @@ def test_parameters_mirror_the_config(name):
             None if parameter.default is MISSING else parameter.default,
             parameter.description,
         )
-        for parameter in (parameters_of(CONFIGS[name]) if CONFIGS[name] else ())
+        for parameter in (parameters_of(sources.COMPONENTS[name]) if sources.COMPONENTS[name] else ())
     }
     assert found == expected
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+SOURCES = sources.sources()
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_sources_have_the_parameters_of_the_configs(path):
+    assert path.read_text() == SOURCES[path], "stale: run `make docs`"
+
+
+@pytest.mark.parametrize("name", sources.COMPONENTS)
 def test_outputs_are_described_and_typed(name):
     outputs = getattr(calib_components, name).component_spec.outputs
     assert all(made.description for made in outputs.values())
@@ -95,7 +77,7 @@ def test_outputs_are_described_and_typed(name):
     assert kinds <= artifacts | {*TYPES.values(), "typing.List[int]"}
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sources.COMPONENTS)
 def test_source_is_light(name):
     tree = ast.parse((ROOT / name / "component.py").read_text())
     modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
@@ -115,7 +97,7 @@ def test_compiled_yaml_is_fresh(path, tmp_path):
     assert path.read_text() == fresh.read_text(), "stale: run `make docs`"
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sources.COMPONENTS)
 def test_compiled_yaml_loads_and_needs_no_pip(name):
     path = ROOT / name / "component.yaml"
     loaded = load_component_from_file(str(path))
@@ -170,9 +152,27 @@ def test_readme_without_markers_is_refused():
         docs.with_tables("# evaluate\n", docs.tables(calib_components.evaluate))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_metadata_names_the_component(name):
+VERSION = re.compile(r"(==|>=|<=)?\d+\.\d+\.\d+")
+
+
+@pytest.mark.parametrize("name", sources.COMPONENTS)
+def test_metadata_follows_the_rules_of_kubeflows_components(name):
+    """kubeflow/pipelines-components, scripts/validate_metadata: these fields in this order, and no others."""
     metadata = yaml.safe_load((ROOT / name / "metadata.yaml").read_text())
+    assert list(metadata) == ["name", "stability", "dependencies", "tags", "lastVerified"]
     assert metadata["name"] == name
-    assert metadata["stability"] in {"alpha", "beta", "stable"}
-    assert {"description", "dependencies", "tags", "lastVerified"} <= metadata.keys()
+    assert metadata["stability"] in {"experimental", "alpha", "beta", "stable"}
+    assert isinstance(metadata["lastVerified"], datetime)  # a date alone is refused
+    assert all(isinstance(tag, str) for tag in metadata["tags"])
+    assert list(metadata["dependencies"]) == ["kubeflow"]
+    needed = {made["name"]: made["version"] for made in metadata["dependencies"]["kubeflow"]}
+    assert all(VERSION.fullmatch(version) for version in needed.values())
+    nodes = "nodes" in getattr(calib_components, name).component_spec.inputs
+    assert needed.keys() == ({"Pipelines", "Trainer"} if nodes else {"Pipelines"})
+
+
+@pytest.mark.parametrize("name", sources.COMPONENTS)
+def test_owners_are_an_alias_that_is_there(name):
+    aliases = yaml.safe_load((ROOT.parent / "OWNERS_ALIASES").read_text())["aliases"]
+    owners = yaml.safe_load((ROOT / name / "OWNERS").read_text())
+    assert set(owners["approvers"]) | set(owners["reviewers"]) <= aliases.keys()

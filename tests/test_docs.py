@@ -21,8 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.cloud.aiplatform_v1.services.pipeline_service.transports import PipelineServiceGrpcTransport
 from google.cloud.aiplatform_v1.services.schedule_service.transports import ScheduleServiceGrpcTransport
 
+from calib_core.models.budget import QUESTION_TOKENS
 from calib_pipelines.commands import main as cli
 from calib_pipelines.commands import submit
+from calib_pipelines.definitions.placement import Settings
 
 ROOT = Path(__file__).parents[1]
 PUSHED = "registry.example/team"
@@ -59,6 +61,7 @@ def follow(document: str, heading: str) -> list[str]:
 @pytest.fixture
 def kubeflow(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("kfp.Client._LOCAL_KFP_CONTEXT", str(tmp_path / "context.json"))
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     with kfp_standin.serving(kfp_standin.KfpServer()) as server:
@@ -69,6 +72,7 @@ def kubeflow(tmp_path, monkeypatch):
 @pytest.fixture
 def vertex(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(submit, "POLL_S", 0.01)
     monkeypatch.setenv("REPOSITORY", PUSHED)
     with vertex_standin.serving(vertex_standin.VertexServer()) as server:
@@ -85,6 +89,12 @@ def vertex(tmp_path, monkeypatch):
         yield server
 
 
+def fitting_tokens() -> int:
+    """Tokens in a pass that the hardware of the documented commands holds."""
+    settings = Settings(model_parameters="8B", accelerator="nvidia-a100-80gb")
+    return settings.questions_per_step("lora", settings.accelerator) * QUESTION_TOKENS
+
+
 ALL_STEPS = [
     "pipeline compile --target",
     "pipeline submit --target",
@@ -99,6 +109,7 @@ def test_steps_for_kubeflow(kubeflow):
     assert run["runtime_config"]["parameters"] == {
         "model": "gs://my-bucket/models/m",
         "questions": "gs://my-bucket/questions.jsonl",
+        "pass_tokens": fitting_tokens(),
     }
     assert not kubeflow.stores["recurringruns"]
     assert f"image: {PUSHED}/calib:" in Path("restore.yaml").read_text()
@@ -112,12 +123,17 @@ def test_steps_for_vertex(vertex):
     assert job.runtime_config.gcs_output_directory == "gs://my-bucket/calib"
     assert not vertex.schedules
     assert f"{PUSHED}/calib:" in Path("restore.yaml").read_text()
+    assert job.runtime_config.parameter_values["pass_tokens"] == fitting_tokens()
 
 
 @pytest.mark.slow
-def test_steps_of_the_readme(kubeflow):
-    steps = follow("README.md", "Three ways to use it")
-    assert steps[:2] == ["pipeline compile --target", "pipeline submit --target"]
-    assert "pipeline schedule create" in steps
+def test_steps_of_the_readme(kubeflow, capsys):
+    assert follow("README.md", "Three ways to use it") == [
+        "pipeline submit --target",
+        "pipeline schedule create",
+    ]
+    told = capsys.readouterr().err
+    assert told.count("compiled ") == 2
+    assert "mind:" not in told  # what the commands ask for is what their hardware holds
     (schedule,) = kubeflow.stores["recurringruns"].values()
     assert schedule["runtime_config"]["parameters"]["champion"] == "gs://bucket/champion"

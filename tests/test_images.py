@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import tomllib
 from importlib import metadata
@@ -86,3 +88,57 @@ def test_image_runs_as_a_numbered_user_and_installs_by_hash(kind):
     assert len(installs) == 2
     assert all("--require-hashes" in part and "--no-deps" in part for part in installs)
     assert f"requirements-{kind}.txt" in text
+
+
+@pytest.fixture
+def described(tmp_path):
+    """The script that describes an image, and what it would copy of one: two packages, two of Debian's."""
+    spec = importlib.util.spec_from_file_location("describe_image", ROOT / "scripts" / "describe_image.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    packages = tmp_path / "opt/calib/lib/python3.11/site-packages"
+    packages.mkdir(parents=True)
+    for name in ("numpy", "filelock"):
+        folder = Path(metadata.distribution(name)._path)
+        (packages / folder.name).symlink_to(folder)
+    (tmp_path / "opt/calib/pyvenv.cfg").write_text("home = /usr/local/bin\nversion = 3.11.9\n")
+    (tmp_path / "usr/lib").mkdir(parents=True)
+    (tmp_path / "usr/lib/os-release").write_text('ID=debian\nVERSION_ID="12"\n')
+    (tmp_path / "var/lib/dpkg").mkdir(parents=True)
+    (tmp_path / "var/lib/dpkg/status").write_text(
+        "Package: libc6\nStatus: install ok installed\nArchitecture: amd64\nVersion: 2.36-9\n\n"
+        "Package: gone\nStatus: deinstall ok config-files\nArchitecture: all\nVersion: 1\n"
+    )
+    return script, tmp_path
+
+
+def test_an_images_bill_of_materials_has_its_python_and_debian_packages(described, tmp_path):
+    script, root = described
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"# a comment\nnumpy=={metadata.version('numpy')} --hash=sha256:{'a' * 64}\n")
+    text, notices = script.describe("calib:1.0", root, lock)
+    bom = json.loads(text)
+    assert (bom["bomFormat"], bom["specVersion"]) == ("CycloneDX", "1.6")
+    assert bom["metadata"]["component"]["name"] == "calib"
+    parts = {part["purl"]: part for part in bom["components"]}
+    numpy = parts[f"pkg:pypi/numpy@{metadata.version('numpy')}"]
+    assert numpy["hashes"] == [{"alg": "SHA-256", "content": "a" * 64}]
+    assert "BSD" in json.dumps(numpy["licenses"])
+    assert parts.keys() == {
+        numpy["purl"],
+        f"pkg:pypi/filelock@{metadata.version('filelock')}",
+        "pkg:generic/python@3.11.9",
+        "pkg:deb/debian/libc6@2.36-9?arch=amd64&distro=debian-12",
+    }
+    (whole,) = [given for given in bom["dependencies"] if given["ref"] == "calib:1.0"]
+    assert len(whole["dependsOn"]) == 4
+    assert f"numpy {metadata.version('numpy')}\n" in notices
+    assert "Redistribution and use in source and binary forms" in notices  # the text itself, not its name
+
+
+def test_a_package_of_the_lock_that_is_not_in_the_image_is_told(described, tmp_path):
+    script, root = described
+    lock = tmp_path / "lock.txt"
+    lock.write_text(f"torch==2.13.0+cpu --hash=sha256:{'a' * 64}\n")
+    with pytest.raises(ValueError, match=r"calib:1\.0: has no torch"):
+        script.describe("calib:1.0", root, lock)

@@ -21,9 +21,9 @@ from google.protobuf.empty_pb2 import Empty
 
 from calib_components.image import IMAGE
 from calib_components.nodes import vertex as nodes_vertex
-from calib_components.nodes.nodes import Place, finetune
+from calib_components.nodes.job import JobConfig, Place
+from calib_components.nodes.nodes import finetune
 from calib_core.errors import CalibError, ConfigError
-from calib_core.training.config import FinetuneConfig
 
 SETTINGS = {
     "platform": "vertex",
@@ -33,7 +33,7 @@ SETTINGS = {
     "machine_type": "a2-highgpu-4g",
     "timeout_s": 30,
 }
-CONFIG = FinetuneConfig(nodes=3, processes=4, batch_size=24, cluster=json.dumps(SETTINGS))
+CONFIG = JobConfig(nodes=3, processes=4, batch_size=24, cluster=json.dumps(SETTINGS))
 PLACES = {name: Place(path=f"/gcs/b/{name}", uri=f"gs://b/{name}") for name in ("data", "adapter")}
 PLACES["model"] = Place(path="owner/name", uri="owner/name")
 State = types.JobState
@@ -122,7 +122,7 @@ def vertex(monkeypatch) -> Iterator[JobService]:
     assert set(asked) <= {"europe-west4-aiplatform.googleapis.com:443"}
 
 
-def train(config: FinetuneConfig = CONFIG, **places: Place) -> None:
+def train(config: JobConfig = CONFIG, **places: Place) -> None:
     finetune("rcft", config, **{**PLACES, **places})
 
 

@@ -4,6 +4,7 @@ import configparser
 import email
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -23,6 +24,9 @@ from packaging.version import Version
 import calib_core
 
 ROOT = Path(__file__).resolve().parents[1]
+REPOSITORY = re.compile(r"\.md$|^OWNERS$")
+"""Names of files that are for those who read the source."""
+
 IMPORT_NAMES = {"calib_core": "calib_core", "calib_components": "components", "calib_pipelines": "pipelines"}
 LIGHT = [
     "bounds",
@@ -165,7 +169,7 @@ def test_wheel_holds_every_module_template_and_yaml_of_the_source(
     wanted = {
         str(path.relative_to(ROOT / folder))
         for path in (ROOT / folder).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".md"
+        if path.is_file() and "__pycache__" not in path.parts and not REPOSITORY.search(path.name)
     }
     held = {
         str(path.relative_to(unpacked / import_name))

@@ -10,6 +10,7 @@ from types import ModuleType
 
 import pytest
 
+from calib_components.nodes.job import JobConfig
 from calib_core.data.questions import write_questions
 from calib_core.errors import CalibError, ConfigError
 from calib_core.settings.parameters import parameters_of
@@ -18,7 +19,7 @@ from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.prepare import PrepareConfig
 from calib_core.steps.promote import PromoteConfig
 from calib_core.storage import uris as storage
-from calib_core.training.config import AlignConfig, FinetuneConfig
+from calib_core.training.config import AlignConfig
 from calib_pipelines.commands import main as cli
 from calib_pipelines.definitions.restore_calibration import restore_calibration
 from calib_pipelines.packages.reading import check_parameters, load_package
@@ -231,14 +232,14 @@ def test_failing_task_is_told_with_the_end_of_its_log(stage):
 @pytest.mark.slow
 def test_results_go_to_a_bucket_when_the_run_is_over(stage, gcs):
     stage.write({"start": "calibrated"})
-    summary = run_local({"model": "/models/start", "questions": "q.jsonl"}, Path(f"{gcs}/out"))
+    summary = run_local({"model": "/models/start", "questions": "q.jsonl"}, f"{gcs}/out")
     assert summary["report"] == f"{gcs}/out/report.html"
     assert summary["model"] == "/models/start"
     fetched = storage.fetch(f"{gcs}/out")
     assert json.loads((fetched / "summary.json").read_text()) == summary
     assert (fetched / "report.html").read_text() == "<html>"
     with pytest.raises(CalibError):
-        run_local({"model": "/models/other", "questions": "q.jsonl"}, Path(f"{gcs}/failed"))
+        run_local({"model": "/models/other", "questions": "q.jsonl"}, f"{gcs}/failed")
     assert not storage.exists(f"{gcs}/failed")
 
 
@@ -247,8 +248,8 @@ def test_results_go_to_a_bucket_when_the_run_is_over(stage, gcs):
     [
         ({"questions": "q.jsonl"}, "model: a value is needed"),
         ({"model": "m", "questions": "q.jsonl", "epoch": 3}, "epoch: no such parameter"),
-        ({"model": "m", "questions": "q.jsonl", "aim": "speed"}, "aim is 'speed'"),
-        ({"model": "m", "questions": "q.jsonl", "accuracy_margin": -1.0}, "accuracy_margin is -1.0"),
+        ({"model": "m", "questions": "q.jsonl", "aim": "speed"}, "`aim` is 'speed'"),
+        ({"model": "m", "questions": "q.jsonl", "accuracy_margin": -1.0}, "`accuracy_margin` is -1.0"),
     ],
 )
 def test_unusable_parameters_are_refused_before_the_first_task(tmp_path, parameters, message):
@@ -261,14 +262,14 @@ def test_a_submission_is_held_to_what_the_tasks_take(tmp_path):
     package = load_package(Path(__file__).parents[1] / "pipelines" / "recalibrate.yaml")
     given = {"stream": "gs://b/stream", "champion": "gs://b/champion", "model": "m"}
     check_parameters(package, given)
-    with pytest.raises(ConfigError, match=r"lora_dropout is 2\.0"):
+    with pytest.raises(ConfigError, match=r"`lora_dropout` is 2\.0"):
         check_parameters(package, {**given, "lora_dropout": 2.0})
 
 
 def test_parameters_agree_with_those_of_the_steps():
     inputs = restore_calibration.component_spec.inputs
     steps = {}
-    for config in (PromoteConfig, EvaluateConfig, FinetuneConfig, PrepareConfig):
+    for config in (PromoteConfig, EvaluateConfig, JobConfig, PrepareConfig):
         steps |= {parameter.name: parameter.default for parameter in parameters_of(config)}
     align = {f"dpo_{parameter.name}": parameter.default for parameter in parameters_of(AlignConfig)}
     own = {"model": None, "align": False}

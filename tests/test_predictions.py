@@ -274,11 +274,11 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
         read_predictions(tmp_path / "missing.parquet")
 
 
-@pytest.mark.parametrize("uri", ["s3://b/t.parquet", "https://host/t.parquet"])
+@pytest.mark.parametrize("uri", ["az://b/t.parquet", "https://host/t.parquet"])
 def test_unknown_uris_are_refused_with_advice(uri: str) -> None:
-    with pytest.raises(ConfigError, match="give a local path or gs://bucket/name"):
+    with pytest.raises(ConfigError, match="give a local path, or a URI that begins with gs://"):
         read_predictions(uri)
-    with pytest.raises(ConfigError, match="give a local path or gs://bucket/name"):
+    with pytest.raises(ConfigError, match="give a local path, or a URI that begins with gs://"):
         write_predictions(make(), uri)
 
 

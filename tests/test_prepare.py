@@ -151,7 +151,7 @@ def test_pairs_on_one_prompt_cannot_be_split(tmp_path):
     [{}, {"questions": "q", "fit": "f"}, {"fit": "f", "test": "t"}, {"fit": "f", "calibration": "c"}],
 )
 def test_sources_that_do_not_go_together(sources):
-    with pytest.raises(ConfigError, match=r"give questions alone .* or all of fit, calibration and test"):
+    with pytest.raises(ConfigError, match=r"give `questions` alone .* or all of `fit`, `calib"):
         PrepareConfig(**sources)
 
 
@@ -166,10 +166,10 @@ def test_all_errors_of_a_config_come_together():
             preference_test_fraction=1.0,
         )
     for part in (
-        "preset is 'x'",
-        "on_bad_row is 'y'",
-        "max_fit is -1",
-        "preference_test_fraction is 1.0",
-        "fit_fraction 0.9 and calibration_fraction 0.3 leave nothing for test",
+        "`preset` is 'x'",
+        "`on_bad_row` is 'y'",
+        "`max_fit` is -1",
+        "`preference_test_fraction` is 1.0",
+        "`fit_fraction` 0.9 and `calibration_fraction` 0.3 leave nothing for test",
     ):
         assert part in str(caught.value)

@@ -165,5 +165,5 @@ def test_folder_that_is_no_evaluation_is_refused(folders, tmp_path):
 
 
 def test_wrong_parameters_are_named_together():
-    with pytest.raises(ConfigError, match=r"accuracy_margin is 1\.5.*n_bins is 0.*n_resamples is 0"):
+    with pytest.raises(ConfigError, match=r"`accuracy_margin` is 1\.5.*`n_resamples` is 0.*`n_bins` is 0"):
         PromoteConfig(accuracy_margin=1.5, n_bins=0, n_resamples=0)

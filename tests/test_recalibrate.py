@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from registry_standin import KubeflowRegistry, serving
 
+from calib_components.nodes.job import JobConfig
 from calib_components.register_model.registries import RegisterConfig
 from calib_core.champion.history import read_figures
 from calib_core.champion.state import read_champion
@@ -19,7 +20,6 @@ from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.promote import PromoteConfig
 from calib_core.steps.publish import PublishConfig, publish
-from calib_core.training.config import FinetuneConfig
 from calib_pipelines.definitions.recalibrate import recalibrate
 from calib_pipelines.run.local import run_local
 
@@ -37,7 +37,7 @@ SETTINGS: dict[str, Any] = {
 def test_parameters_agree_with_those_of_the_steps():
     inputs = recalibrate.component_spec.inputs
     steps = {}
-    for config in (PromoteConfig, EvaluateConfig, FinetuneConfig, RegisterConfig, FreshConfig):
+    for config in (PromoteConfig, EvaluateConfig, JobConfig, RegisterConfig, FreshConfig):
         steps |= {parameter.name: parameter.default for parameter in parameters_of(config)}
     own = {"stream": None, "champion": None, "model_registry": ""}
     assert {name: given.default for name, given in inputs.items()} == {

@@ -176,10 +176,10 @@ def test_vertex_takes_models_in_buckets_only(summary):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_registry": "ftp://x"}, "model_registry is 'ftp://x'; give `https://HOST"),
+        ({"model_registry": "ftp://x"}, "`model_registry` is 'ftp://x'; give `https://HOST"),
         ({"model_registry": "vertex://my-project"}, "as in vertex://my-project/europe-west4"),
-        ({"model_registry": "vertex://my-project/europe-west4"}, "serving_image is ''"),
-        ({"model_registry": "https://registry", "model_name": ""}, "model_name is ''"),
+        ({"model_registry": "vertex://my-project/europe-west4"}, "`serving_image` is ''"),
+        ({"model_registry": "https://registry", "model_name": ""}, "`model_name` is ''"),
     ],
 )
 def test_unusable_parameters_say_what_to_give(changes, message):

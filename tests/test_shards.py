@@ -160,7 +160,7 @@ def test_unknown_shards_and_folders_are_refused(scored, tiny_llama, tmp_path):
 def test_worked_examples_must_leave_questions(questions, tmp_path):
     with pytest.raises(NotEnoughDataError, match="60 worked examples leave nothing of its 60 questions"):
         cut(questions, tmp_path / "data", shots=60)
-    with pytest.raises(ConfigError, match="questions_per_shard is 0"):
+    with pytest.raises(ConfigError, match="`questions_per_shard` is 0"):
         ShardConfig(questions="q.jsonl", questions_per_shard=0)
 
 

@@ -1,4 +1,4 @@
-"""Commands, steps and models with gs:// paths: fetched before, published after, refused before the work."""
+"""Commands, steps and models with URIs of buckets: fetched before, published after, refused first."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from calib_pipelines.commands import main as cli
 
 
 @pytest.fixture
-def questions(gcs: str) -> str:
+def questions(bucket: str) -> str:
     """URI of 300 questions."""
     rows = [
         Question(id=f"q{i}", question=f"Question {i}?", choices=("a", "b", "c"), answer=i % 3)
         for i in range(300)
     ]
-    with storage.published(f"{gcs}/in/questions.parquet") as path:
+    with storage.published(f"{bucket}/in/questions.parquet") as path:
         write_questions(rows, path)
-    return f"{gcs}/in/questions.parquet"
+    return f"{bucket}/in/questions.parquet"
 
 
 @pytest.fixture
-def tables(gcs: str) -> dict[str, str]:
+def tables(bucket: str) -> dict[str, str]:
     """URIs of two models' predictions for the same questions, and of one's for others."""
     world, other = make_world(400, 1), make_world(400, 2)
     made = {
@@ -37,7 +37,7 @@ def tables(gcs: str) -> dict[str, str]:
         "right": world.predictions(world.q),
         "sure_elsewhere": other.predictions(tempered(other.q, 0.3)),
     }
-    uris = {name: f"{gcs}/tables/{name}.parquet" for name in made}
+    uris = {name: f"{bucket}/tables/{name}.parquet" for name in made}
     for name, uri in uris.items():
         write_predictions(made[name], uri)
     return uris
@@ -53,13 +53,13 @@ def test_questions_are_read_from_a_bucket(questions: str) -> None:
     assert report.source == questions
 
 
-def test_prepare_reads_and_writes_buckets(questions: str, gcs: str, tmp_path: Path) -> None:
-    assert run("prepare", "--questions", questions, "--out", f"{gcs}/data") == 0
+def test_prepare_reads_and_writes_buckets(questions: str, bucket: str, tmp_path: Path) -> None:
+    assert run("prepare", "--questions", questions, "--out", f"{bucket}/data") == 0
     local = tmp_path / "questions.parquet"
     local.write_bytes(storage.fetch(questions).read_bytes())
     assert run("prepare", "--questions", str(local), "--out", str(tmp_path / "data")) == 0
     folds = {"fit.parquet", "calibration.parquet", "test.parquet"}
-    remote = storage.fetch(f"{gcs}/data")
+    remote = storage.fetch(f"{bucket}/data")
     assert {path.name for path in remote.iterdir()} == {*folds, "data.json"}
     for name in folds:
         assert (remote / name).read_bytes() == (tmp_path / "data" / name).read_bytes()
@@ -74,30 +74,35 @@ def test_metrics_and_regime_read_buckets(tables: dict[str, str], capsys: pytest.
 
 
 def test_report_is_written_to_a_bucket(
-    tables: dict[str, str], gcs: str, capsys: pytest.CaptureFixture[str]
+    tables: dict[str, str], bucket: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = f"{gcs}/reports/report.html"
+    out = f"{bucket}/reports/report.html"
     given = (tables["sure"], "--after", tables["right"], "--out", out)
     assert run("report", *given, "--n-resamples", "50", "--json") == 0
     assert json.loads(capsys.readouterr().out)["report"] == out
     assert "<html" in storage.fetch(out).read_text(encoding="utf-8")
 
 
-def test_promote_reads_and_writes_buckets(gcs: str, tmp_path: Path) -> None:
+def test_promote_reads_and_writes_buckets(bucket: str, tmp_path: Path) -> None:
     """The summary names URIs, and what training wrote beside the adapter is found in the bucket."""
     for name, probs in (("before", OVERCONFIDENT), ("after", OVERCONFIDENT)):
-        storage.publish(write_evaluation(tmp_path / name, probs), f"{gcs}/{name}")
+        storage.publish(write_evaluation(tmp_path / name, probs), f"{bucket}/{name}")
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/calibration.json").write_text('{"seconds": 12.5}')
-    storage.publish(tmp_path / "adapter", f"{gcs}/adapter")
-    given = {"before": f"{gcs}/before", "after": f"{gcs}/after", "branch": "cft", "out": f"{gcs}/out"}
-    given |= {"model-before": f"{gcs}/input", "model-after": f"{gcs}/adapter", "n-resamples": "100"}
+    storage.publish(tmp_path / "adapter", f"{bucket}/adapter")
+    given = {
+        "before": f"{bucket}/before",
+        "after": f"{bucket}/after",
+        "branch": "cft",
+        "out": f"{bucket}/out",
+    }
+    given |= {"model-before": f"{bucket}/input", "model-after": f"{bucket}/adapter", "n-resamples": "100"}
     assert run("promote", *(word for name, value in given.items() for word in (f"--{name}", value))) == 0
-    out = storage.fetch(f"{gcs}/out")
+    out = storage.fetch(f"{bucket}/out")
     assert {path.name for path in out.iterdir()} == {"summary.json", "report.html"}
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["report"] == f"{gcs}/out/report.html"
-    assert summary["model"] == f"{gcs}/input"
+    assert summary["report"] == f"{bucket}/out/report.html"
+    assert summary["model"] == f"{bucket}/input"
     assert summary["timing"]["finetune"] == 12.5
 
 
@@ -122,6 +127,8 @@ def test_a_model_that_can_not_be_read_does_not_stop_the_decision(
     "arguments",
     [
         ("metrics", "gs://calib-no-such-bucket/t.parquet"),
+        ("metrics", "s3://calib-no-such-bucket/t.parquet"),
+        ("prepare", "--questions", "q.jsonl", "--out", "minio://calib-no-such-bucket/data"),
         ("report", "t.parquet", "--out", "s3://bucket/report.html"),
         ("prepare", "--questions", "gs://calib-no-such-bucket/q.jsonl", "--out", "data"),
         ("evaluate", "--model", "m", "--data", "gs://calib-no-such-bucket/data", "--out", "out"),
@@ -129,7 +136,7 @@ def test_a_model_that_can_not_be_read_does_not_stop_the_decision(
         ("prepare", "--questions", "q.jsonl", "--out", "gs://calib-no-such-bucket/data"),
     ],
 )
-@pytest.mark.usefixtures("gcs")
+@pytest.mark.usefixtures("gcs", "s3")
 def test_what_can_not_be_reached_ends_with_a_message(
     arguments: tuple[str, ...],
     tmp_path: Path,
@@ -146,28 +153,37 @@ def test_what_can_not_be_reached_ends_with_a_message(
     assert {path.name for path in tmp_path.iterdir()} <= {"t.parquet", "cache"}
 
 
-@pytest.mark.parametrize("form", ["gs://{}", "/gcs/{}"])
-def test_a_model_in_a_bucket_is_loaded_under_its_own_name(form: str, gcs: str, tiny_llama: Path) -> None:
-    """`/gcs/...` is how kfp names a bucket's folder that nothing has mounted, in a local run for example."""
+@pytest.mark.parametrize("mounted", [False, True])
+def test_a_model_in_a_bucket_is_loaded_under_its_uri(mounted: bool, bucket: str, tiny_llama: Path) -> None:
+    """`/gcs/...` and `/s3/...` are how KFP names what lies in a bucket that nothing has mounted here."""
     from calib_core.models.loading import load_model
 
-    storage.publish(tiny_llama, f"{gcs}/models/tiny")
-    name = form.format(f"{gcs}/models/tiny".removeprefix("gs://"))
-    loaded = load_model(name)
-    assert loaded.base == name
+    uri = f"{bucket}/models/tiny"
+    storage.publish(tiny_llama, uri)
+    scheme, _, rest = uri.partition("://")
+    loaded = load_model(f"/{'gcs' if scheme == 'gs' else scheme}/{rest}" if mounted else uri)
+    assert loaded.base == uri
     assert loaded.base_digest == load_model(tiny_llama).base_digest
 
 
-def test_an_adapter_in_a_bucket_finds_its_base_there(gcs: str, tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_mounted_base_is_known_by_its_uri(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a task of KFP has at `/minio/...` other machines find at `minio://...` only."""
+    from calib_core.models import loading
+
+    monkeypatch.setattr(loading.Path, "absolute", lambda path: Path("/minio/mlpipeline/models/tiny"))
+    assert loading.load_model(str(tiny_llama)).base == "minio://mlpipeline/models/tiny"
+
+
+def test_an_adapter_in_a_bucket_finds_its_base_there(bucket: str, tiny_llama: Path, tmp_path: Path) -> None:
     from test_models import save_adapter
 
     from calib_core.models.loading import load_model
 
-    storage.publish(tiny_llama, f"{gcs}/models/tiny")
-    save_adapter(tiny_llama, tmp_path / "adapter", base=f"{gcs}/models/tiny")
-    storage.publish(tmp_path / "adapter", f"{gcs}/adapter")
-    loaded = load_model(f"{gcs}/adapter")
-    assert loaded.base == f"{gcs}/models/tiny"
+    storage.publish(tiny_llama, f"{bucket}/models/tiny")
+    save_adapter(tiny_llama, tmp_path / "adapter", base=f"{bucket}/models/tiny")
+    storage.publish(tmp_path / "adapter", f"{bucket}/adapter")
+    loaded = load_model(f"{bucket}/adapter")
+    assert loaded.base == f"{bucket}/models/tiny"
     assert loaded.adapter_digest is not None
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from calib_core.storage.files import whole_file, whole_folder
+from calib_core.errors import CalibError
+from calib_core.storage import disks
+from calib_core.storage.files import check_output_folder, whole_file, whole_folder
 from calib_core.training.checkpoints import Checkpoint, load_checkpoint, save_checkpoint
 
 NEW = {"a.json": "{}", "deep/z.bin": "z", "m.safetensors": "m"}
@@ -28,8 +29,12 @@ def refuse(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
     def chmod(path: Any, *_: Any, **__: Any) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM), str(path))
 
+    def swap(one: Any, other: Any) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(one))
+
     monkeypatch.setattr(os, "replace", replace)
     monkeypatch.setattr(os, "chmod", chmod)
+    monkeypatch.setattr(disks, "swap", swap)
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
@@ -56,36 +61,62 @@ def test_folder_is_replaced_where_folders_are_not_renamed(
 
 def test_what_readers_begin_with_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refuse(monkeypatch, errno.EMFILE)
-    copied, copy = [], shutil.copyfile
+    named, rename = [], os.replace
 
-    def copyfile(source: Path, target: Path) -> None:
-        copied.append(Path(source).name)
-        copy(source, target)
+    def replace(source: Any, target: Any, **options: Any) -> None:
+        rename(source, target, **options)
+        if Path(target).is_relative_to(tmp_path / "model") and Path(target).suffix != ".part":
+            named.append(Path(target).name)
 
-    monkeypatch.setattr(shutil, "copyfile", copyfile)
+    monkeypatch.setattr(os, "replace", replace)
     with whole_folder(tmp_path / "model") as folder:
         write(folder, NEW)
-    assert sorted(copied) == ["a.json", "m.safetensors", "z.bin"]
-    assert copied[-1] == "a.json"
+    assert sorted(named) == ["a.json", "m.safetensors", "z.bin"]
+    assert named[-1] == "a.json"
 
 
-@pytest.mark.parametrize("old", [{}, {"old": "old", "a.json": "[]"}])
-def test_folder_that_can_not_be_copied_leaves_the_old_one(
+@pytest.mark.parametrize("old", [{}, {"old": "old", "a.json": "[]", "deep/z.bin": "other"}])
+def test_folder_that_can_not_be_filled_leaves_the_old_one(
     old: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "model", old)
     refuse(monkeypatch, errno.EMFILE)
-    copy = shutil.copyfile
+    rename = os.replace
 
-    def copyfile(source: Path, target: Path) -> None:
-        if Path(source).read_text() == "m":
+    def replace(source: Any, target: Any, **options: Any) -> None:
+        if Path(source).name == "m.safetensors":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
-        copy(source, target)
+        rename(source, target, **options)
 
-    monkeypatch.setattr(shutil, "copyfile", copyfile)
-    with pytest.raises(OSError, match="No space left"), whole_folder(tmp_path / "model") as folder:
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(CalibError, match="no room left"), whole_folder(tmp_path / "model") as folder:
         write(folder, NEW)
     assert tree(tmp_path) == {f"model/{name}": text for name, text in old.items()}
+
+
+@pytest.mark.parametrize("old", [{}, {"old": "old", "a.json": "[]", "m.safetensors/x": "x"}])
+def test_a_mount_point_is_filled(
+    old: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A volume that is mounted at the output itself: it can't be renamed, nor is anything beside it on it."""
+    write(tmp_path / "out", {**old, "lost+found/x": "the file system's"})
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "out")
+    made: list[Path] = []
+    with whole_folder(tmp_path / "out") as folder:
+        made.append(folder)
+        write(folder, NEW)
+    assert made[0].parent == tmp_path / "out"
+    assert tree(tmp_path / "out") == {**NEW, "lost+found/x": "the file system's"}
+
+
+def test_a_folder_whose_parent_is_closed_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "out", {"old": "old"})
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path and access(path, mode))
+    check_output_folder(tmp_path / "out", "old")
+    with whole_folder(tmp_path / "out") as folder:
+        write(folder, NEW)
+    assert tree(tmp_path) == {f"out/{name}": text for name, text in NEW.items()}
 
 
 def test_other_failures_of_a_rename_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,6 +82,7 @@ FAILS = {
     "branch-loop": (OLD, {"text": "a"}),
     "merged-artifact": (OLD, {"text": "a"}),
     "doubled-artifact": (NEW, {}),
+    "loop-name": ((2, 15), {}),
     "placeholder-json": (NEW, {"name": 'say "no"'}),
     "placeholder-absent": (NEW, {}),
     "input-null": (NEW, {}),
@@ -108,10 +109,10 @@ def test_what_keeps_it_succeeds_twice(rule, seed, version):
         assert result.phase == "Succeeded", result.errors
 
 
-@pytest.mark.parametrize("rule", ["branch-loop", "merged-artifact", "placeholder-absent"])
+@pytest.mark.parametrize("rule", ["branch-loop", "merged-artifact", "loop-name", "placeholder-absent"])
 def test_what_one_release_refuses_runs_on_another(rule):
     version, parameters = FAILS[rule]
-    (other,) = {OLD, NEW} - {version}
+    other = NEW if version < NEW else OLD
     here = backend(version=other)
     made = PAIRS[rule][0]()
     assert [here.run(made, parameters).phase for _ in range(2)] == ["Succeeded", "Succeeded"]
@@ -242,7 +243,7 @@ def test_loops_collect_what_their_turns_made():
 
     @dsl.pipeline(name="looped")
     def looped(texts: list):
-        with dsl.ParallelFor(texts, name="turns") as text:
+        with dsl.ParallelFor(texts) as text:
             inner = make(text=make(text=text).output)
         join(texts=dsl.Collected(inner.output))
 

@@ -482,7 +482,7 @@ def test_what_the_server_refuses_is_the_users_to_correct(server, capsys):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ({"model": "m", "epoch": 3}, "epoch: no such parameter"),
+        ({"model": "m", "epoch": 3}, "`epoch`: no such parameter; did you mean epochs?"),
         ({"model": "m", "epochs": "3"}, "epochs: got '3', needs a whole number"),
         ({"model": "m", "align": 1}, "align: got 1, needs true or false"),
         ({"model": "m", "seed": True}, "seed: got True, needs a whole number"),

@@ -335,8 +335,8 @@ def test_a_run_here_has_neither_retries_nor_an_exit_handler():
 @pytest.mark.parametrize(
     ("settings", "given", "message"),
     [
-        (KubeflowSettings, {"accelerator": "gpu"}, "accelerator is 'gpu'; give one of .*'nvidia-l4'"),
-        (KubeflowSettings, {"count": 2}, "count is 2 without an accelerator; name one of"),
+        (KubeflowSettings, {"accelerator": "gpu"}, "`accelerator` is 'gpu'; give one of .*'nvidia-l4'"),
+        (KubeflowSettings, {"count": 2}, "`count` is 2 without an `accelerator`; name one of"),
         (
             KubeflowSettings,
             {"model_parameters": "8 big"},
@@ -356,24 +356,24 @@ def test_a_run_here_has_neither_retries_nor_an_exit_handler():
         (
             KubeflowSettings,
             {"model_parameters": "8B", "accelerator": "nvidia-a100-80gb", "memory": "8Gi"},
-            r"memory is '8Gi', but .* needs \d+Gi beside the GPU",
+            r"`memory` is '8Gi', but .* needs \d+Gi beside the GPU",
         ),
         (KubeflowSettings, {"model_parameters": "8B", "memory": "16Gi"}, r"needs \d+Gi on the CPU"),
-        (KubeflowSettings, {"memory": "much"}, "memory is 'much'; give a quantity such as 64Gi"),
-        (KubeflowSettings, {"cpu": "-1"}, "cpu is '-1'"),
-        (KubeflowSettings, {"tolerations": "gpu=NoSchedule"}, "tolerations is .*; give key:EFFECT"),
-        (KubeflowSettings, {"node_selector": "pool"}, "node_selector is 'pool'; give key=value"),
+        (KubeflowSettings, {"memory": "much"}, "`memory` is 'much'; give a quantity such as 64Gi"),
+        (KubeflowSettings, {"cpu": "-1"}, "`cpu` is '-1'"),
+        (KubeflowSettings, {"tolerations": "gpu=NoSchedule"}, "`tolerations` is .*; give key:EFFECT"),
+        (KubeflowSettings, {"node_selector": "pool"}, "`node_selector` is 'pool'; give key=value"),
         (KubeflowSettings, {"secrets": "HF_TOKEN=hf_abc"}, "never its value"),
-        (KubeflowSettings, {"pvc": "work:relative"}, "pvc is 'work:relative'; give claim:/path"),
-        (KubeflowSettings, {"spot": "gke", "retries": 0}, "spot is 'gke' and retries is 0"),
+        (KubeflowSettings, {"pvc": "work:relative"}, "`pvc` is 'work:relative'; give claim:/path"),
+        (KubeflowSettings, {"spot": "gke", "retries": 0}, "`spot` is 'gke' and `retries` is 0"),
         (KubeflowSettings, {"run_records": "/runs"}, "ends with the pod; mount a claim there"),
         (
             KubeflowSettings,
             {"cache": "/cache", "pvc": "a:/data"},
-            "cache is '/cache', which ends with the pod",
+            "`cache` is '/cache', which ends with the pod",
         ),
-        (KubeflowSettings, {"timeout_hours": -1.0}, "timeout_hours is -1.0"),
-        (VertexSettings, {"machine_type": "huge"}, "machine_type is 'huge'; give one of"),
+        (KubeflowSettings, {"timeout_hours": -1.0}, "`timeout_hours` is -1.0"),
+        (VertexSettings, {"machine_type": "huge"}, "`machine_type` is 'huge'; give one of"),
         (
             VertexSettings,
             {"machine_type": "n1-standard-8", "accelerator": "nvidia-l4"},
@@ -400,8 +400,8 @@ def test_a_run_here_has_neither_retries_nor_an_exit_handler():
             {"strategy": "FLEX_START", "accelerator": "nvidia-l4", "timeout_hours": 200.0},
             "give 168 or less",
         ),
-        (VertexSettings, {"max_wait_hours": 3.0}, "strategy 'STANDARD' doesn't wait"),
-        (VertexSettings, {"strategy": "SPOT", "retries": 0}, "strategy is 'SPOT' and retries is 0"),
+        (VertexSettings, {"max_wait_hours": 3.0}, "`strategy` 'STANDARD' doesn't wait"),
+        (VertexSettings, {"strategy": "SPOT", "retries": 0}, "`strategy` is 'SPOT' and `retries` is 0"),
         (VertexSettings, {"network": "default"}, "give projects/NUMBER/global/networks/NAME"),
         (VertexSettings, {"service_account": "me@example.com"}, "give NAME@PROJECT.iam"),
         (VertexSettings, {"run_records": "/var/runs"}, "give a folder in a bucket"),
@@ -412,12 +412,12 @@ def test_a_run_here_has_neither_retries_nor_an_exit_handler():
                 "count": 8,
                 "boot_disk_type": "pd-ssd",
             },
-            "boot_disk_type 'pd-ssd' is not for a3-ultragpu-8g; give hyperdisk-balanced",
+            "`boot_disk_type` 'pd-ssd' is not for a3-ultragpu-8g; give hyperdisk-balanced",
         ),
         (
             VertexSettings,
             {"accelerator": "nvidia-h200-141gb", "count": 8, "model_parameters": "33B"},
-            r"boot_disk_gb is 100, .* need 172; give 172",
+            r"`boot_disk_gb` is 100, .* need 172; give 172",
         ),
     ],
 )
@@ -435,7 +435,7 @@ def test_what_may_be_a_secret_is_not_shown():
 def test_all_mistakes_are_told_together():
     with pytest.raises(ConfigError) as caught:
         VertexSettings(count=0, strategy="FAST", network="default", boot_disk_gb=1)
-    for name in ("count is 0", "strategy is 'FAST'", "network is 'default'", "boot_disk_gb is 1"):
+    for name in ("`count` is 0", "`strategy` is 'FAST'", "`network` is 'default'", "`boot_disk_gb` is 1"):
         assert name in str(caught.value)
 
 
@@ -479,7 +479,7 @@ def test_commands_settings_reach_the_package(tmp_path, capsys):
     [
         (["--target", "vertex", "--spot", "gke"], "--spot is for kubeflow"),
         (["--machine-type", "n1-standard-4"], "--machine-type is for vertex"),
-        (["--count", "2"], "count is 2 without an accelerator"),
+        (["--count", "2"], "--count is 2 without an --accelerator"),
         (["--model-parameters", "8B", "--accelerator", "nvidia-tesla-v100"], "too little"),
     ],
 )

@@ -11,7 +11,8 @@ from calib_core.champion.state import FILE, Champion, read_champion, rollback
 from calib_core.commands.library import Subparsers, command
 from calib_core.errors import ConfigError
 from calib_core.report.text import figure
-from calib_core.settings.parameters import add_flags, config_from, parameters_of
+from calib_core.settings.flags import add_flags
+from calib_core.settings.parameters import config_from, parameters_of
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.publish import PublishConfig, publish
 from calib_core.storage.uris import fetch, join, published

@@ -28,7 +28,8 @@ from calib_core.report.text import (
     summary_text,
 )
 from calib_core.runtime.progress import quiet_libraries
-from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.settings.flags import Parser, add_flags
+from calib_core.settings.parameters import Parameter, config_from, parameters_of
 from calib_core.steps.align import align
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.convert import ConvertConfig, convert_predictions
@@ -72,17 +73,15 @@ def add_commands(commands: Subparsers) -> None:
     _add_shards(commands)
 
 
-def command(commands: Subparsers, name: str, text: str) -> argparse.ArgumentParser:
-    """A subcommand's parser, with the flag `--json` that all have."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-    )
+def command(commands: Subparsers, name: str, text: str) -> Parser:
+    """A subcommand's parser, with the option `--json` that all have."""
+    parser: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
-    parser.set_defaults(text=result_text, exit_code=lambda result: 0)
+    parser.set_defaults(parser=parser, text=result_text, exit_code=lambda result: 0)
     return parser
 
 
-def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+def execute(parser: Parser, arguments: Sequence[str] | None) -> int:
     """Run the command that `arguments` name, print its result, and return the exit code."""
     given = parser.parse_args(arguments)
     quiet_libraries()
@@ -90,7 +89,7 @@ def execute(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
         with contextlib.redirect_stdout(sys.stderr):  # whatever a library prints is not the result
             result: Result = given.run(given)
     except CalibError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {given.parser.as_typed(str(error))}\n")
         return error.exit_code
     except OSError as error:  # the disk is full, say, or a path leads where nothing can be written
         wrong_path = isinstance(error, WRONG_PATH)

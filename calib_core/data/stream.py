@@ -22,7 +22,7 @@ from calib_core.data.questions import Question, answer_key, content_key, normali
 from calib_core.data.rows import FILE_TYPES, OnBadRow
 from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.storage.files import read_json, sha256_file, sha256_json, write_json
-from calib_core.storage.uris import StoredFile, fetch, join, list_files
+from calib_core.storage.uris import fetch, list_files
 
 HASH_BYTES = 16
 SEEN_SCHEMA = pa.schema(
@@ -181,7 +181,7 @@ def read_fresh(
     read: dict[str, ReadFile] = {file.name: file for file in before.files}
     found: dict[bytes, list[tuple[Question, str]]] = defaultdict(list)
     for file in files:
-        name = _name(file, stream)
+        name = file.path or file.uri
         if (name, file.version) in known:
             continue
         local = fetch(file.uri)
@@ -228,11 +228,6 @@ def _is_data(uri: str) -> bool:
         return False
     stem = path.stem if path.suffix == ".gz" else path.name
     return PurePath(stem).suffix in FILE_TYPES and not path.name.endswith(".parquet.gz")
-
-
-def _name(file: StoredFile, stream: str | Path) -> str:
-    """A file's name below the stream's folder."""
-    return file.uri.removeprefix(join(stream, "").rstrip("/") + "/")
 
 
 def _read(local: Path, uri: str, preset: str, on_bad_row: OnBadRow) -> tuple[list[Question], Any]:

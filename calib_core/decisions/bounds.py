@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtri, rel_entr
 
 from calib_core.decisions.reasons import regime_reasons, undecided_message
-from calib_core.decisions.repair import REPAIRS, choose_branch, measure_temperature, parse_repairs
+from calib_core.decisions.repair import choose_branch, measure_temperature, parse_repairs
 from calib_core.decisions.result import Regime, RegimeResult
 from calib_core.decisions.target import estimate_bin_targets
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
@@ -40,6 +40,7 @@ from calib_core.metrics.gaps import conf_ece_interval, debiased_ece_interval, fi
 from calib_core.metrics.interval import Interval, tail_share
 from calib_core.metrics.means import Linear, independent_difference, mean_of, share_interval
 from calib_core.predictions.table import Predictions, check_same_protocol
+from calib_core.settings.groups import REPAIRS
 
 Floats = NDArray[np.float64]
 
@@ -103,7 +104,7 @@ def regime_test(  # noqa: PLR0913
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: float | None = None,
-    repairs: str = REPAIRS,
+    repairs: str = ",".join(REPAIRS),
     on_undecided: str = "branch",
     n_bins: int = 10,
     cluster_by: str = "group",

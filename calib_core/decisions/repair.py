@@ -21,9 +21,7 @@ from calib_core.errors import ConfigError
 from calib_core.metrics.gaps import debiased_ece_interval, fine_ece_interval
 from calib_core.metrics.means import Linear, auroc_interval
 from calib_core.predictions.table import Predictions
-
-REPAIRS = "temperature,cft,rcft"
-"""The answers beside `none`, all of which are allowed unless told otherwise."""
+from calib_core.settings.groups import REPAIRS
 
 _BY_REGIME: dict[Regime, tuple[Branch, ...]] = {
     "calibrated": (),
@@ -42,22 +40,13 @@ def parse_repairs(repairs: str) -> tuple[str, ...]:
     >>> parse_repairs("cft, rcft")
     ('cft', 'rcft')
     """
-    known = REPAIRS.split(",")
     words = tuple(word.strip() for word in repairs.split(","))
-    if unknown := [word for word in words if word not in known]:
+    if unknown := [word for word in words if word not in REPAIRS]:
         raise ConfigError(
             f"repairs is {repairs!r}: {', '.join(map(repr, unknown))} unknown; give one or more of "
-            f"{', '.join(known)}, separated by commas"
+            f"{', '.join(REPAIRS)}, separated by commas"
         )
     return words
-
-
-def is_repairs(repairs: str) -> bool:
-    """Whether a text is a list of answers with commas, as `parse_repairs` takes it."""
-    try:
-        return bool(parse_repairs(repairs))
-    except ConfigError:
-        return False
 
 
 def measure_temperature(

@@ -31,7 +31,9 @@ from calib_core.models.files import adapter_origin, base_digest, check_base, res
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
 from calib_core.runtime.progress import say
-from calib_core.storage.files import cache_dir, read_json, sha256_file, share, whole_folder, write_json
+from calib_core.storage.disks import cache_dir
+from calib_core.storage.files import read_json, sha256_file, share, whole_folder, write_json
+from calib_core.storage.uris import as_uri
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -252,7 +254,7 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        base=str(Path(name).absolute()) if Path(name).is_dir() else split_revision(name)[0],
+        base=as_uri(Path(name).absolute() if Path(name).is_dir() else split_revision(name)[0]),
         base_revision=folder.name if folder.parent.name == "snapshots" else "",
         base_digest=base_digest(folder, weights),
         adapter_digest=None,

@@ -1,4 +1,8 @@
-"""One check of a config: all of its errors together, each with the value received."""
+"""The check of a config: all of its errors together, each with the value received and what to give.
+
+Messages put parameters in backticks, as `epochs` or `on_bad_row=drop`; a command shows them as they are typed
+there, as --epochs and --on-bad-row drop.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,38 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from calib_core.errors import ConfigError
+from calib_core.settings.parameters import parameters_of
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Base of the configs and of the groups of parameters that several of them share.
+
+    Fields are declared by `settings.parameters.parameter`. A config is checked when it is made: types,
+    choices and limits as declared, then its `rules`.
+
+    Raises:
+        ConfigError: something is wrong; the message lists all of it.
+    """
+
+    GROUP = ""
+    """Heading of its parameters in a command's help."""
+
+    def __post_init__(self) -> None:
+        check = ConfigCheck(self)
+        for one in parameters_of(type(self)):
+            if one.choices:
+                check.one_of(one.name, one.choices)
+            if one.type in (int, float):
+                check.value(one.name, one.limits.allow, str(one.limits))
+        self.rules(check)
+        check.finish()
+
+    def rules(self, check: ConfigCheck) -> None:
+        """Check what can't be declared, such as parameters that must go together; call the base's first."""
 
 
 class ConfigCheck:
@@ -17,12 +50,9 @@ class ConfigCheck:
     The types of all fields are checked first, and no rule sees a value of the wrong type.
 
     Example:
-        def __post_init__(self) -> None:
-            check = ConfigCheck(self)
-            check.value("n_bins", lambda n: n >= 1, "1 or more")
-            check.one_of("prompt_form", ("plain", "chat"))
-            check.that(lambda c: c.low < c.high, f"low {self.low} is not below high {self.high}; lower it")
-            check.finish()
+        def rules(self, check: ConfigCheck) -> None:
+            super().rules(check)
+            check.that(lambda c: c.low < c.high, f"`low` {self.low} is not below `high`; lower it")
     """
 
     def __init__(self, config: Any) -> None:
@@ -31,7 +61,10 @@ class ConfigCheck:
         self._mistyped: set[str] = set()
         hints = get_type_hints(type(config))
         for field in dataclasses.fields(config):
-            kinds = get_args(hints[field.name]) or (hints[field.name],)
+            hint = hints[field.name]
+            if get_origin(hint) is Literal:
+                hint = str
+            kinds = get_args(hint) or (hint,)
             if not _has_type(getattr(config, field.name), kinds):
                 self._mistyped.add(field.name)
                 names = " or ".join("None" if kind is NoneType else kind.__name__ for kind in kinds)
@@ -59,10 +92,10 @@ class ConfigCheck:
             ConfigError: something was; the message lists all of it.
         """
         if self._problems:
-            raise ConfigError(f"{type(self._config).__name__}: " + "; ".join(self._problems))
+            raise ConfigError("; ".join(self._problems))
 
     def _add(self, field: str, expected: str) -> None:
-        self._problems.append(f"{field} is {getattr(self._config, field)!r}; give {expected}")
+        self._problems.append(f"`{field}` is {getattr(self._config, field)!r}; give {expected}")
 
 
 def _has_type(value: Any, kinds: Sequence[type]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from calib_core.metrics.summary import measure
 from calib_core.runtime.progress import say
@@ -44,13 +44,13 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
         load_model(
             model,
             base_model=config.base_model,
-            dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype),
+            dtype=config.dtype,
             trainable=True,
         ),
         config,
     )
     prepared = read_data(data, shots=config.shots)
-    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
+    form = PromptForm(form=config.prompt_form, shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
     unaligned = score(loaded, prepared.folds["test"], encoder, description="scoring test before alignment")
     before = win_rate(sequence_logprobs(loaded, held_out))

@@ -4,51 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
-from calib_core.settings.parameters import config_from
+from calib_core.settings.parameters import ConfigType, config_from, parameter
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import check_output_folder
-from calib_core.training.config import FinetuneConfig
-
-MODES = ("auto", "cft", "rcft")
+from calib_core.training.config import FinetuneConfig, check_processes
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
-    """Parameters of evaluation, fine-tuning and gate together; those that share a name share a value.
+    """Parameters of evaluation, fine-tuning and gate together; those that share a name share a value."""
 
-    Attributes:
-        mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen already.
-        seed: Seed of the LoRA weights, the order of questions, dropout and the bootstrap.
-        nodes: Machines; 1, since all of this runs on one.
-        cluster: Without meaning on one machine.
-    """
+    GROUP = "branch"
 
-    mode: str = "auto"
+    mode: Literal["auto", "cft", "rcft"] = parameter(
+        "auto", "`auto` (the measured regime chooses the branch), `cft` or `rcft`."
+    )
 
-    def __post_init__(self) -> None:
-        wrong = []
-        if self.mode not in MODES:
-            wrong.append(f"mode is {self.mode!r}; give one of {', '.join(map(repr, MODES))}")
-        if self.nodes != 1:
-            wrong.append(
-                f"nodes is {self.nodes}, and calibrate runs on one machine; give 1, or evaluate, fine-tune "
-                "and promote one after the other"
-            )
-        for part in (EvaluateConfig, FinetuneConfig, PromoteConfig):
-            try:
-                self.part(part)
-            except ConfigError as error:
-                wrong.append(str(error))
-        if wrong:
-            raise ConfigError("; ".join(wrong))
-
-    def part(self, config_class: type) -> Any:
+    def part(self, config_class: type[ConfigType]) -> ConfigType:
         """The parameters of one of the steps."""
         return config_from(config_class, {field.name: getattr(self, field.name) for field in fields(self)})
 
@@ -82,6 +59,7 @@ def calibrate(
     Raises:
         CalibError: as the steps say.
     """
+    check_processes(config, config.processes)
     check_output_folder(adapter, "calibration.json", inputs=(model, data))
     model_uri, adapter_uri = model_uri or model, adapter_uri or str(adapter)
     measuring, training = config.part(EvaluateConfig), config.part(FinetuneConfig)

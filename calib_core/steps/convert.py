@@ -9,31 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from calib_core.data.layouts import preset_names
 from calib_core.data.questions import Question, read_questions
 from calib_core.predictions.foreign import result_files
 from calib_core.predictions.table import concatenate, read_predictions, write_predictions
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.parameters import parameter
+from calib_core.steps.reading import Preset
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConvertConfig:
-    """Parameters of a conversion.
+class ConvertConfig(Preset):
+    """Parameters of a conversion."""
 
-    Attributes:
-        questions: File, gs:// URI or hub id of the questions, where the predictions leave out answers or
-            options.
-        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
-    """
+    GROUP = "sources"
 
-    questions: str = ""
-    preset: str = "auto"
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.one_of("preset", preset_names())
-        check.finish()
+    questions: str = parameter(
+        "",
+        "File, bucket URI or hub id of the questions, if the predictions leave out answers or options.",
+    )
 
 
 def convert_predictions(config: ConvertConfig, source: Path, out: Path) -> dict[str, Any]:

@@ -6,78 +6,30 @@ import functools
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.decisions.repair import REPAIRS, is_repairs
 from calib_core.metrics.summary import measure
-from calib_core.predictions.clusters import CLUSTER_BY
 from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
 from calib_core.predictions.table import write_predictions
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
+from calib_core.settings.parameters import parameter
 from calib_core.steps.folder import check_sizes, read_data, read_pairs
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Parameters of an evaluation.
+class EvaluateConfig(Prompt, Loading, Scoring, RegimeTest):
+    """Parameters of an evaluation."""
 
-    Attributes:
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        shots: How many worked examples, taken from the fit fold, stand before each question.
-        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
-            leaning towards some letters and costs as many times as much.
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
-            moved.
-        batch_tokens: Padded tokens in one forward pass.
-        n_bins: Equal-width confidence bins of every binned figure.
-        target_ece: Expected calibration error at or below which a model counts as calibrated.
-        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
-            if left out.
-        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
-        on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
-            the target.
-        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
-            column of that name), `subject` or `none`.
-        n_resamples: Bootstrap resamples behind every interval.
-        seed: Seed of the bootstrap.
-    """
+    GROUP = "scoring"
 
-    prompt_form: str = "plain"
-    shots: int = 0
-    average_orders: bool = False
-    dtype: str = "auto"
-    base_model: str = ""
-    batch_tokens: int = 4096
-    n_bins: int = 10
-    target_ece: float = 0.08
-    tolerance: float = 0.05
-    critical_accuracy: float | None = None
-    repairs: str = REPAIRS
-    on_undecided: str = "branch"
-    cluster_by: str = "group"
-    n_resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.one_of("prompt_form", ("plain", "chat"))
-        check.one_of("dtype", ("auto", "float32", "bfloat16"))
-        check.one_of("on_undecided", ("branch", "stop"))
-        check.one_of("cluster_by", CLUSTER_BY)
-        check.value("repairs", is_repairs, f"some of {REPAIRS}, with commas between them")
-        for name in ("shots", "seed"):
-            check.value(name, lambda n: n >= 0, "0 or more")
-        for name in ("batch_tokens", "n_bins", "n_resamples"):
-            check.value(name, lambda n: n >= 1, "1 or more")
-        check.value("target_ece", lambda ece: 0 < ece < 1, "an ECE above 0 and below 1")
-        check.value("tolerance", lambda ece: 0 <= ece < 1, "0 or more and below 1")
-        check.value("critical_accuracy", lambda share: 0 <= share <= 1, "a share from 0 to 1")
-        check.finish()
+    average_orders: bool = parameter(
+        False,
+        "Score each question in all cyclic orders of its options and average, which cancels a preference for "
+        "some letters and costs as many times as much.",
+    )
 
 
 def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
@@ -110,10 +62,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     check_output_folder(out, "evaluation.json", inputs=(model, data))
     prepared = read_data(data, shots=config.shots)
     check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
-    loaded = load_model(
-        model, base_model=config.base_model, dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype)
-    )
-    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
+    loaded = load_model(model, base_model=config.base_model, dtype=config.dtype)
+    form = PromptForm(form=config.prompt_form, shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
     encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
     # All of it before anything is computed: a bad question is found at once.

@@ -6,17 +6,18 @@ import functools
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from calib_core.errors import ConfigError
 from calib_core.runtime import processes
-from calib_core.settings.parameters import flags_of
+from calib_core.settings.flags import flags_of
 from calib_core.steps.folder import check_sizes, read_data
-from calib_core.storage.files import cache_dir, check_output_folder, read_json, sha256_json
-from calib_core.training.config import FinetuneConfig
+from calib_core.storage.disks import cache_dir
+from calib_core.storage.files import check_output_folder, read_json, sha256_json
+from calib_core.training.config import FinetuneConfig, check_processes
 from calib_core.version import __version__
 
-RUN_WHERE = ("processes", "nodes", "cluster")
+RUN_WHERE = ("processes",)
 """Parameters that say where a run takes place, and nothing of what it computes."""
 
 
@@ -58,8 +59,10 @@ def rcft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str,
 def _finetune(
     config: FinetuneConfig, model: str, data: Path, out: Path, method: Literal["cft", "rcft"]
 ) -> dict[str, Any]:
-    if not processes.launched() and config.processes * config.nodes > 1:
-        return _launched(config, model, data, out, method)
+    if not processes.launched():
+        check_processes(config, config.processes)
+        if config.processes > 1:
+            return _launched(config, model, data, out, method)
     import torch  # noqa: PLC0415 (commands without models do without)
 
     from calib_core.models.loading import load_model  # noqa: PLC0415
@@ -79,13 +82,13 @@ def _finetune(
     loaded = load_model(
         model,
         base_model=config.base_model,
-        dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype),
+        dtype=config.dtype,
         trainable=True,
-        placement=cast(Literal["whole", "fsdp", "qlora"], config.placement),
+        placement=config.placement,
     )
     origin = loaded.describe()
     attach_lora(loaded, config)
-    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=prepared.shots)
+    form = PromptForm(form=config.prompt_form, shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
     encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
     fit, heldout = (encode(prepared.folds[name]) for name in ("fit", "calibration"))
@@ -112,8 +115,8 @@ def _finetune(
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use fewer "
-            "pass_tokens, fewer batch_tokens, a smaller lora_r, placement 'fsdp' on more processes or "
-            "'qlora', or a larger GPU (docs/distributed.md has the arithmetic)"
+            "`pass_tokens`, fewer `batch_tokens`, a smaller `lora_r`, `placement=fsdp` on more `processes`, "
+            "`placement=qlora`, or a larger GPU (docs/distributed.md has the arithmetic)"
         ) from error
     record = {
         "method": method,
@@ -141,12 +144,6 @@ def _launched(
     """The same in several processes of this machine."""
     from calib_core.steps.launch import launch  # noqa: PLC0415
 
-    if config.nodes > 1:
-        raise ConfigError(
-            f"nodes is {config.nodes}, and this is one machine; a job on several is started by the command "
-            f"`calib {method}` or by the fine-tuning component, with `cluster`; or give nodes 1 and more "
-            "processes"
-        )
     read_data(data, shots=config.shots)  # so that a wrong folder is told before anything is started
     launch(
         config.processes,

@@ -4,64 +4,39 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from calib_core.champion.state import Champion, first_champion, read_champion
-from calib_core.data.layouts import preset_names
 from calib_core.data.questions import read_questions, write_questions
-from calib_core.data.rows import OnBadRow
 from calib_core.data.stream import Fresh, Snapshot, hashes_of_texts, read_fresh
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.groups import Splitting
+from calib_core.settings.parameters import parameter
 from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.steps.reading import Reading
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
-from calib_core.storage.uris import fetch, join
+from calib_core.storage.uris import as_uri, fetch, join
 
 STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreshConfig:
-    """Parameters of reading a stream.
+class FreshConfig(Splitting, Reading):
+    """Parameters of reading a stream."""
 
-    Attributes:
-        model: First champion, where the champion's folder has none yet; not looked at later.
-        trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
-            never count as new.
-        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
-        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        fit_fraction: Share of the questions for the fit fold; the same in every run.
-        calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
-        max_fit: Most questions of the fit fold; 0 for no limit.
-        max_calibration: Most questions of the calibration fold; 0 for no limit.
-        max_test: Most questions of the test fold; 0 for no limit.
-    """
+    GROUP = "stream"
 
-    model: str = ""
-    trained_on: str = ""
-    preset: str = "auto"
-    on_bad_row: str = "refuse"
-    fit_fraction: float = 0.4
-    calibration_fraction: float = 0.3
-    max_fit: int = 0
-    max_calibration: int = 0
-    max_test: int = 0
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.one_of("preset", preset_names())
-        check.one_of("on_bad_row", ("refuse", "drop"))
-        for name in ("fit_fraction", "calibration_fraction"):
-            check.value(name, lambda share: 0 < share < 1, "a share above 0 and below 1")
-        for name in ("max_fit", "max_calibration", "max_test"):
-            check.value(name, lambda limit: limit >= 0, "0 (no limit) or more")
-        check.that(
-            lambda c: c.fit_fraction + c.calibration_fraction < 1,
-            f"fit_fraction {self.fit_fraction} and calibration_fraction {self.calibration_fraction} leave "
-            "nothing for test; make them smaller",
-        )
-        check.finish()
+    model: str = parameter(
+        "",
+        "First champion, if the champion's folder has none yet: a hub id (`name` or `name@revision`), a "
+        "bucket's URI, or a path on a mounted volume; ignored in later runs.",
+    )
+    trained_on: str = parameter(
+        "",
+        "File, bucket URI or hub id of questions that the first champion was trained on; they never count as "
+        "new.",
+    )
 
 
 def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapshot: Path) -> dict[str, Any]:
@@ -96,7 +71,7 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
         stream,
         _last_snapshot(config, state, champion),
         preset=config.preset,
-        on_bad_row=cast(OnBadRow, config.on_bad_row),
+        on_bad_row=config.on_bad_row,
     )
     _say_what_was_found(found, stream)
     record = {
@@ -136,7 +111,8 @@ def _state(config: FreshConfig, champion: str) -> tuple[Champion, str | None]:
             )
         # A path must mean the same from everywhere: later runs begin in other folders.
         local = Path(config.model).is_dir()
-        return first_champion(str(Path(config.model).absolute()) if local else config.model, split), None
+        model = as_uri(Path(config.model).absolute() if local else config.model)
+        return first_champion(model, split), None
     state, version = found
     if state.split != split:
         raise ConfigError(
@@ -152,9 +128,7 @@ def _last_snapshot(config: FreshConfig, state: Champion, champion: str) -> Snaps
     before = Snapshot.read(fetch(join(champion, f"runs/{state.run}/snapshot"))) if state.run else Snapshot()
     if not config.trained_on:
         return before
-    known, _ = read_questions(
-        config.trained_on, preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
-    )
+    known, _ = read_questions(config.trained_on, preset=config.preset, on_bad_row=config.on_bad_row)
     return replace(before, trained_on=before.trained_on | hashes_of_texts(known))
 
 

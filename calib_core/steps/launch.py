@@ -75,7 +75,7 @@ def _check_devices(processes: int) -> None:
     devices = torch.cuda.device_count()
     if 0 < devices < processes:
         raise ConfigError(
-            f"processes is {processes}, and this machine has {devices} GPU{'s' * (devices > 1)}; give "
+            f"`processes` is {processes}, and this machine has {devices} GPU{'s' * (devices > 1)}; give "
             f"{devices} or fewer, or a machine with more GPUs"
         )
 

@@ -6,10 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from calib_core.data.folds import FOLDS, Folds, check_disjoint, drop_shared, folds_from_files, split_questions
-from calib_core.data.layouts import preset_names
 from calib_core.data.preferences import (
     Preference,
     pairs_showing,
@@ -19,75 +18,58 @@ from calib_core.data.preferences import (
     write_preferences,
 )
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
-from calib_core.data.rows import OnBadRow, ReadReport
+from calib_core.data.rows import ReadReport
 from calib_core.errors import NotEnoughDataError
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.groups import Splitting
+from calib_core.settings.parameters import parameter
+from calib_core.steps.reading import Reading
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
 from calib_core.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrepareConfig:
-    """Parameters of data preparation.
+class PrepareConfig(Splitting, Reading):
+    """Parameters of data preparation."""
 
-    Attributes:
-        questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
-        fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
-            and `test`.
-        calibration: File, gs:// URI or hub id of questions that steer training and are never trained on.
-        test: File, gs:// URI or hub id of questions for the gate and the report.
-        out_of_domain: File, gs:// URI or hub id of questions from another field, for the report only.
-        preferences: File, gs:// URI or hub id of preference pairs.
-        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
-            name KFP reads them anew, and takes nothing from its cache.
-        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
-        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        fit_fraction: Share of `questions` for the fit fold.
-        calibration_fraction: Share of `questions` for the calibration fold; the rest is for test.
-        max_fit: Most questions of the fit fold; 0 for no limit.
-        max_calibration: Most questions of the calibration fold; 0 for no limit.
-        max_test: Most questions of the test fold; 0 for no limit.
-        preference_test_fraction: Share of the preference prompts that is held out for the win rate.
-    """
+    GROUP = "sources"
 
-    questions: str = ""
-    fit: str = ""
-    calibration: str = ""
-    test: str = ""
-    out_of_domain: str = ""
-    preferences: str = ""
-    data_snapshot: str = ""
-    preset: str = "auto"
-    on_bad_row: str = "refuse"
-    fit_fraction: float = 0.4
-    calibration_fraction: float = 0.3
-    max_fit: int = 0
-    max_calibration: int = 0
-    max_test: int = 0
-    preference_test_fraction: float = 0.2
+    questions: str = parameter(
+        "", "File, bucket URI or hub id of questions that are to be split into the three folds."
+    )
+    fit: str = parameter(
+        "",
+        "File, bucket URI or hub id of questions to train on; in place of `questions`, with `calibration` "
+        "and `test`.",
+    )
+    calibration: str = parameter(
+        "", "File, bucket URI or hub id of questions that steer training and are never trained on."
+    )
+    test: str = parameter("", "File, bucket URI or hub id of questions for the gate and the report.")
+    out_of_domain: str = parameter(
+        "", "File, bucket URI or hub id of questions from another field, for the report only."
+    )
+    preferences: str = parameter("", "File, bucket URI or hub id of preference pairs.")
+    data_snapshot: str = parameter(
+        "",
+        "Name of the state that the files are in, such as a date or a version; under another name KFP reads "
+        "them again instead of taking an earlier result from its cache.",
+    )
+    preference_test_fraction: float = parameter(
+        0.2, "Share of the preference prompts that is held out for the win rate.", above=0, below=1
+    )
 
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.one_of("preset", preset_names())
-        check.one_of("on_bad_row", ("refuse", "drop"))
-        for name in ("fit_fraction", "calibration_fraction", "preference_test_fraction"):
-            check.value(name, lambda share: 0 < share < 1, "a share above 0 and below 1")
-        for name in ("max_fit", "max_calibration", "max_test"):
-            check.value(name, lambda limit: limit >= 0, "0 (no limit) or more")
+    def rules(self, check: ConfigCheck) -> None:
+        """Questions come from one source that is split, or from three."""
+        super().rules(check)
         own = {name: getattr(self, name) for name in FOLDS}
         check.that(
             lambda c: not any(own.values()) if c.questions else all(own.values()),
-            f"questions is {self.questions!r}, "
-            + ", ".join(f"{name} is {value!r}" for name, value in own.items())
-            + "; give questions alone (to be split), or all of fit, calibration and test",
+            f"`questions` is {self.questions!r}, "
+            + ", ".join(f"`{name}` is {value!r}" for name, value in own.items())
+            + "; give `questions` alone (to be split), or all of `fit`, `calibration` and `test`",
         )
-        check.that(
-            lambda c: c.fit_fraction + c.calibration_fraction < 1,
-            f"fit_fraction {self.fit_fraction} and calibration_fraction {self.calibration_fraction} leave "
-            "nothing for test; make them smaller",
-        )
-        check.finish()
 
 
 def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
@@ -148,7 +130,7 @@ def prepare(config: PrepareConfig, out: Path) -> dict[str, Any]:
 def _read(config: PrepareConfig, name: str, sources: dict[str, ReadReport]) -> list[Question]:
     """Questions of the source that one of the config's fields names; its report goes to `sources`."""
     questions, sources[name] = read_questions(
-        getattr(config, name), preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
+        getattr(config, name), preset=config.preset, on_bad_row=config.on_bad_row
     )
     return questions
 
@@ -180,9 +162,7 @@ def _read_pairs(
     """Fit and test part of the preference pairs, and ids of fit pairs that show a held-out question."""
     if not config.preferences:
         return {}, []
-    pairs, sources["preferences"] = read_preferences(
-        config.preferences, on_bad_row=cast(OnBadRow, config.on_bad_row)
-    )
+    pairs, sources["preferences"] = read_preferences(config.preferences, on_bad_row=config.on_bad_row)
     fit, test = split_preferences(pairs, test_fraction=config.preference_test_fraction)
     if not fit or not test:
         raise NotEnoughDataError(

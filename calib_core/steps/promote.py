@@ -18,12 +18,12 @@ from calib_core.decisions.gate import decide
 from calib_core.decisions.temperature import apply_temperature, fit_temperature
 from calib_core.errors import CalibError, ConfigError, DataFormatError
 from calib_core.metrics.summary import measure
-from calib_core.predictions.clusters import CLUSTER_BY
 from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
 from calib_core.predictions.table import Predictions, read_predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.groups import Measuring
+from calib_core.settings.parameters import parameter
 from calib_core.storage.files import read_json, write_json
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
@@ -34,39 +34,32 @@ DAYS_OF_A_YEAR = 365
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromoteConfig:
-    """Parameters of the gate.
+class PromoteConfig(Measuring):
+    """Parameters of the gate."""
 
-    Attributes:
-        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is promoted.
-        total_accuracy_margin: How far it may have fallen since the first champion, likewise.
-        brier_margin: How far the Brier score may rise above that of the input model after one temperature.
-        win_rate_margin: How far the preference win rate may fall, as a share of all held-out pairs.
-        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
-            column of that name), `subject` or `none`.
-        n_bins: Equal-width confidence bins of every binned figure.
-        n_resamples: Bootstrap resamples behind every interval.
-        seed: Seed of the bootstrap.
-    """
+    GROUP = "gate"
 
-    accuracy_margin: float = 0.01
-    total_accuracy_margin: float = 0.03
-    brier_margin: float = 0.02
-    win_rate_margin: float = 0.05
-    cluster_by: str = "group"
-    n_bins: int = 10
-    n_resamples: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        for name in ("accuracy_margin", "total_accuracy_margin", "win_rate_margin"):
-            check.value(name, lambda margin: 0 <= margin <= 1, "a share from 0 to 1")
-        check.value("brier_margin", lambda margin: 0 <= margin <= 2, "a number from 0 to 2")
-        check.one_of("cluster_by", CLUSTER_BY)
-        check.value("n_bins", lambda n: n >= 1, "1 or more")
-        check.value("n_resamples", lambda n: n >= 1, "1 or more")
-        check.finish()
+    accuracy_margin: float = parameter(
+        0.01,
+        "Largest drop in accuracy, as a share of all questions, that the gate accepts.",
+        at_least=0,
+        at_most=1,
+    )
+    total_accuracy_margin: float = parameter(
+        0.03, "Largest drop in accuracy since the first champion that it accepts.", at_least=0, at_most=1
+    )
+    brier_margin: float = parameter(
+        0.02,
+        "Largest rise of the Brier score, above the input model's after one temperature, that it accepts.",
+        at_least=0,
+        at_most=2,
+    )
+    win_rate_margin: float = parameter(
+        0.05,
+        "Largest drop in the preference win rate, as a share of the held-out pairs, that it accepts.",
+        at_least=0,
+        at_most=1,
+    )
 
 
 def promote(  # noqa: PLR0913 - two models with an evaluation each, and where things are

@@ -13,6 +13,8 @@ from calib_core.champion.state import Champion, now, read_champion, write_champi
 from calib_core.errors import DataFormatError, StaleVersionError
 from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
+from calib_core.settings.checks import Config
+from calib_core.settings.parameters import parameter
 from calib_core.steps.fresh import STATE_FILE
 from calib_core.storage.files import read_json, sha256_file, sha256_json
 from calib_core.storage.uris import fetch, is_remote, join
@@ -20,14 +22,10 @@ from calib_core.storage.uris import publish as upload
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishConfig:
-    """Parameters of publishing.
+class PublishConfig(Config):
+    """Parameters of publishing."""
 
-    Attributes:
-        run_name: Name of the run, for the champion's history.
-    """
-
-    run_name: str = ""
+    run_name: str = parameter("", "Name of the run, for the champion's history.")
 
 
 def publish(

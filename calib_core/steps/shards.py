@@ -11,17 +11,18 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 
-from calib_core.data.layouts import preset_names
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
-from calib_core.data.rows import OnBadRow
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.predictions.table import Predictions, concatenate, read_predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.groups import Loading, PromptStyle, Scoring
+from calib_core.settings.parameters import parameter
+from calib_core.steps.reading import Reading
 from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
 from calib_core.version import __version__
 
@@ -31,57 +32,31 @@ NAMED = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardConfig:
-    """Parameters of cutting a set of questions into shards.
+class ShardConfig(Reading):
+    """Parameters of cutting a set of questions into shards."""
 
-    Attributes:
-        questions: File, gs:// URI or hub id of the questions to score.
-        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
-        on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        shots: How many worked examples, taken from the beginning of the questions, stand before each of the
-            others.
-        questions_per_shard: About how many questions one task scores.
-    """
+    GROUP = "shards"
 
-    questions: str = ""
-    preset: str = "auto"
-    on_bad_row: str = "refuse"
-    shots: int = 0
-    questions_per_shard: int = 10_000
+    questions: str = parameter("", "File, bucket URI or hub id of the questions to score.")
+    shots: int = parameter(
+        0,
+        "Number of worked examples, taken from the beginning of the questions, that stand before each of the "
+        "others.",
+        at_least=0,
+    )
+    questions_per_shard: int = parameter(
+        10_000, "Approximate number of questions that one task scores.", at_least=1
+    )
 
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
+    def rules(self, check: ConfigCheck) -> None:
+        """There must be a source."""
+        super().rules(check)
         check.value("questions", bool, "a file or hub id")
-        check.one_of("preset", preset_names())
-        check.one_of("on_bad_row", ("refuse", "drop"))
-        check.value("shots", lambda n: n >= 0, "0 or more")
-        check.value("questions_per_shard", lambda n: n >= 1, "1 or more")
-        check.finish()
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """Parameters of scoring.
-
-    Attributes:
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
-            moved.
-        batch_tokens: Padded tokens in one forward pass.
-    """
-
-    prompt_form: str = "plain"
-    dtype: str = "auto"
-    base_model: str = ""
-    batch_tokens: int = 4096
-
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
-        check.one_of("prompt_form", ("plain", "chat"))
-        check.one_of("dtype", ("auto", "float32", "bfloat16"))
-        check.value("batch_tokens", lambda n: n >= 1, "1 or more")
-        check.finish()
+class ScoreConfig(PromptStyle, Loading, Scoring):
+    """Parameters of scoring."""
 
 
 def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
@@ -101,9 +76,7 @@ def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
         ConfigError: `out` holds something else than an earlier result.
     """
     check_output_folder(out, RECORD, inputs=(config.questions,))
-    questions, report = read_questions(
-        config.questions, preset=config.preset, on_bad_row=cast(OnBadRow, config.on_bad_row)
-    )
+    questions, report = read_questions(config.questions, preset=config.preset, on_bad_row=config.on_bad_row)
     examples, rest = questions[: config.shots], questions[config.shots :]
     if not rest:
         raise NotEnoughDataError(
@@ -158,10 +131,8 @@ def score_shard(
     questions, examples, n_shards = _read_shards(data)
     if shard is not None and not 0 <= shard < n_shards:
         raise ConfigError(f"shard is {shard}; {data} has the shards 0 to {n_shards - 1}")
-    loaded = load_model(
-        model, base_model=config.base_model, dtype=cast(Literal["auto", "float32", "bfloat16"], config.dtype)
-    )
-    form = PromptForm(form=cast(Literal["plain", "chat"], config.prompt_form), shots=examples)
+    loaded = load_model(model, base_model=config.base_model, dtype=config.dtype)
+    form = PromptForm(form=config.prompt_form, shots=examples)
     encoder = PromptEncoder(loaded.tokenizer, form)
     encoded = encode_questions(questions, encoder, context_tokens=loaded.context_tokens)
     predictions = score_encoded(

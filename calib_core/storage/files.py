@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, hashes, and the cache folder."""
+"""Files and folders that appear atomically and stay, hashes, and the cache folder."""
 
 from __future__ import annotations
 
@@ -7,63 +7,73 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
+from calib_core.storage import disks
+from calib_core.storage.leftovers import PART, is_foreign, left_of, remove, temporary_beside
+from calib_core.storage.replacing import home_of, replace_folder, settle
 
-# What a mounted bucket answers where it can't rename a folder (gcsfuse, with more objects in it than its
-# rename-dir-limit, which is 0 by default, says EMFILE), and where it keeps no modes.
-_NO_RENAME = (errno.EMFILE, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV)
 _NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP)
+"""What a mounted bucket answers, which keeps no modes."""
 
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that replaces it when the block ends without an error."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        share(temporary, 0o666)  # mkstemp makes 0600
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Yield a temporary path beside `path` that replaces it when the block ends without an error.
+
+    The bytes are on the disk before the file has its name. Through a symbolic link the file that it names is
+    replaced.
+
+    Raises:
+        CalibError: the disk is full; the message says what to free.
+    """
+    target = Path(os.path.realpath(path))
+    with disks.full_disk_told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for part, gone in left_of(target, PART):
+            if gone:
+                remove(part)
+        temporary = temporary_beside(target, PART)
+        temporary.touch(0o600)
+        try:
+            yield temporary
+            disks.sync(temporary)
+            share(temporary, 0o666)
+            temporary.replace(target)
+            disks.sync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary folder beside `path` that takes its place when the block ends without an error.
+    """Yield a temporary folder that takes the place of `path` when the block ends without an error.
 
-    A folder that was there before is replaced as a whole: nothing of it is left among the new files. On a
-    mounted bucket that renames no folders the files are copied into place, the JSON files last, which readers
-    begin with; where that fails, none of them stays.
+    A folder that was there before is replaced as a whole: nothing of it is left among the new files, and
+    there is no moment without it, as `calib_core.storage.replacing` describes. The bytes are on the disk
+    before the folder has its name. Through a symbolic link the folder that it names is replaced.
+
+    Raises:
+        ConfigError: `path` is a file.
+        CalibError: the disk is full; the message says what to free.
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    old = temporary.with_suffix(".old")
-    try:
-        yield temporary
-        share(temporary, 0o777)
-        if target.exists():
-            _move_folder(target, old)
-        _move_folder(temporary, target)
-    except BaseException:
-        if old.exists() and not target.exists():
-            _move_folder(old, target)
-        raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{path}: is a file; give another folder to write")
+    with disks.full_disk_told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        settle(target)
+        temporary = temporary_beside(target, PART, within=home_of(target))
+        temporary.mkdir(0o700)
+        try:
+            yield temporary
+            share(temporary, 0o777)
+            replace_folder(temporary, target)
+        finally:
+            remove(temporary)
 
 
 def share(path: Path, mode: int) -> None:
@@ -80,30 +90,6 @@ def share(path: Path, mode: int) -> None:
             raise
 
 
-def _move_folder(source: Path, target: Path) -> None:
-    """Rename a folder, or copy its files and remove it where folders can't be renamed."""
-    try:
-        source.replace(target)
-        return
-    except OSError as error:
-        if error.errno not in _NO_RENAME:
-            raise
-    shutil.rmtree(target, ignore_errors=True)  # what a rename may have begun
-    try:
-        target.mkdir(parents=True)
-        for path in sorted(source.rglob("*"), key=lambda path: (path.suffix == ".json", path)):
-            copy = target / path.relative_to(source)
-            if path.is_dir():
-                copy.mkdir(parents=True, exist_ok=True)
-            else:
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, copy)
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
-    shutil.rmtree(source, ignore_errors=True)
-
-
 def check_output_folder(
     path: str | os.PathLike[str], record: str, *, inputs: Iterable[str | os.PathLike[str]] = ()
 ) -> None:
@@ -115,12 +101,18 @@ def check_output_folder(
         inputs: paths that the step reads; other names (hub ids) don't matter.
 
     Raises:
-        ConfigError: `path` is a file, holds other files, or holds an input.
+        ConfigError: `path` is a file, can't be written, holds other files, or holds an input.
+        CalibError: there is no room on the disk.
     """
     target = Path(path)
+    disks.check_writable(target)
     if target.exists() and not target.is_dir():
         raise ConfigError(f"{path}: is a file; give another folder to write")
-    if target.is_dir() and any(target.iterdir()) and not (target / record).is_file():
+    if (
+        target.is_dir()
+        and any(not is_foreign(path.name) for path in target.iterdir())
+        and not (target / record).is_file()
+    ):
         raise ConfigError(
             f"{path}: is not empty and has no {record}, so what it holds is not an earlier result; give "
             "another folder to write, or empty this one"
@@ -133,7 +125,7 @@ def check_output_folder(
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all.
+    """Write `value` as indented JSON, atomically.
 
     Raises:
         ValueError: `value` holds NaN or an infinity, which JSON has no word for.
@@ -167,10 +159,3 @@ def sha256_json(value: Any) -> str:
     """Hex SHA-256 of a JSON value in canonical form (sorted keys, no spaces)."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def cache_dir() -> Path:
-    """The folder for data that can be made again: `$CALIB_CACHE`, or `calib` in the user's cache folder."""
-    if explicit := os.environ.get("CALIB_CACHE"):
-        return Path(explicit)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "calib"

@@ -70,6 +70,16 @@ class Location:
         """Another key of the same bucket."""
         return Location(scheme=self.scheme, bucket=self.bucket, key=key)
 
+    def require_name(self) -> Location:
+        """This, if it is more than a bucket.
+
+        Raises:
+            ConfigError: it isn't.
+        """
+        if not self.key:
+            raise ConfigError(f"{self.uri}: names a bucket; give {self.scheme}://bucket/name")
+        return self
+
     def require_object(self) -> Location:
         """This, if it can be an object's name.
 

@@ -23,7 +23,8 @@ from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 from calib_core.runtime.progress import say
 from calib_core.storage.bucket import OWN, Bucket, GoneError, StoredObject, in_parallel, is_sliced
 from calib_core.storage.checksums import crc32c_file
-from calib_core.storage.files import cache_dir, sha256_json, whole_file, whole_folder
+from calib_core.storage.disks import cache_dir
+from calib_core.storage.files import sha256_json, whole_file, whole_folder
 from calib_core.storage.locations import Location
 
 MANIFEST = f"{OWN}manifest.json"
@@ -73,14 +74,15 @@ def fetch(bucket: Bucket, location: Location, into: Path | None) -> Path:
 
 def publish(bucket: Bucket, location: Location, local: Path) -> None:
     """Upload a file or folder atomically; see `calib_core.storage.uris.publish`."""
-    location = _without_slash(location)
+    location.require_name()
     with bucket.reported(location.uri):
         if local.is_dir():
             _publish_folder(bucket, local, location)
             return
+        name = location.at(location.key.removesuffix("/")).require_object().key
         _say_size(location.uri, [local.stat().st_size])
-        there = bucket.stat(location.key)
-        bucket.upload(location.key, local, expected=there.version if there else "")
+        there = bucket.stat(name)
+        bucket.upload(name, local, expected=there.version if there else "")
 
 
 def check_target(bucket: Bucket, location: Location) -> None:
@@ -89,9 +91,9 @@ def check_target(bucket: Bucket, location: Location) -> None:
     Raises:
         ConfigError: what is wrong.
     """
-    location = _without_slash(location)
+    location.require_name()
     with bucket.reported(location.uri):
-        bucket.read(f"{location.key}/{MANIFEST}")
+        bucket.read(f"{location.prefix}{MANIFEST}")
 
 
 def exists(bucket: Bucket, location: Location) -> bool:
@@ -126,9 +128,10 @@ def write_versioned(bucket: Bucket, location: Location, data: bytes, expected: s
 
 def delete(bucket: Bucket, location: Location) -> None:
     """Delete an object or all objects below a folder, its manifest last."""
-    location = _without_slash(location)
+    location.require_name()
     with bucket.reported(location.uri):
-        bucket.remove(location.key)
+        if not location.key.endswith("/"):
+            bucket.remove(location.key)
         manifest = f"{location.prefix}{MANIFEST}"
         names = [obj.name for obj in bucket.listed(location.prefix)]
         in_parallel(bucket.remove, [name for name in names if name != manifest])
@@ -257,7 +260,8 @@ def _publish_folder(bucket: Bucket, local: Path, location: Location) -> None:
     paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != MANIFEST)
     if not paths:
         raise DataFormatError(f"{local}: the folder is empty, so there is nothing to publish")
-    if bucket.stat(location.key):
+    name = location.key.removesuffix("/")
+    if name and not name.endswith("/") and bucket.stat(name):
         raise ConfigError(f"{location.uri}: is an object, not a folder; choose another name")
     prefix, at = location.prefix, f"{location.prefix}{MANIFEST}"
     files = {path.relative_to(local).as_posix(): path for path in paths}
@@ -307,8 +311,3 @@ def _listed(bucket: Bucket, prefix: str) -> dict[str, StoredObject]:
         for obj in bucket.listed(prefix)
         if not (obj.name.endswith("/") and not obj.size_bytes)
     }
-
-
-def _without_slash(location: Location) -> Location:
-    """A folder's place by its name, without the slash that may end it."""
-    return location.at(location.key.removesuffix("/")).require_object()

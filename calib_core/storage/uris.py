@@ -22,11 +22,14 @@ from urllib.parse import unquote
 
 from filelock import FileLock
 
-from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
+from calib_core.errors import CalibError, ConfigError, DataFormatError, StaleVersionError
 from calib_core.storage import objects
 from calib_core.storage.bucket import Bucket
+from calib_core.storage.disks import check_writable
 from calib_core.storage.files import sha256_file, whole_file, whole_folder
+from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.locations import SERVICES, Location, locate, mounted, scheme_of
+from calib_core.storage.replacing import settle
 
 _STORES = {"gs": "gcs", "s3": "s3", "minio": "s3"}
 """The module, and the extra, that speaks to what a scheme stands for."""
@@ -87,6 +90,8 @@ def fetch(uri: str | os.PathLike[str], *, into: Path | None = None) -> Path:
     location = locate(uri)
     if location is None:
         path = _local(uri)
+        if not path.is_file():
+            settle(path)
         location = None if path.exists() else mounted(path)
         if location is None:
             return path
@@ -120,20 +125,32 @@ def publish(local: Path, uri: str | os.PathLike[str]) -> None:
 def published(uri: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a local path to write a file or folder to; it is published when the block ends without an error.
 
-    For a local `uri` that is the path itself, which the block is to write atomically.
+    For a local `uri` that is the path itself, which the block is to write atomically. A place that can't be
+    written to is refused before the block. What the block has made is kept if the bucket can't take it
+    afterwards, and the message says where.
 
     Raises:
         CalibError: as `publish` says; nothing is published where the block fails or writes nothing.
     """
     location = locate(uri)
     if location is None:
+        check_writable(_local(uri))
         yield _local(uri)
         return
     objects.check_target(_open(location), location)  # before the work, not after it
-    with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
-        path = Path(scratch) / location.label
+    with scratch_folder() as scratch:
+        path = scratch / location.label
         yield path
-        publish(path, uri)
+        try:
+            publish(path, uri)
+        except CalibError as error:
+            if not path.exists():
+                raise
+            kept = Path(tempfile.mkdtemp(prefix="calib-kept-")) / path.name
+            path.replace(kept)
+            raise type(error)(
+                f"{error}; what was made is kept at {kept}, to be copied there once that is mended"
+            ) from error
 
 
 def require_local(path: Path) -> None:

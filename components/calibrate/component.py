@@ -16,36 +16,12 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     summary: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
-    accuracy_margin: float = 0.01,
-    total_accuracy_margin: float = 0.03,
-    brier_margin: float = 0.02,
-    win_rate_margin: float = 0.05,
-    n_bins: int = 10,
-    n_resamples: int = 1000,
-    seed: int = 0,
-    prompt_form: str = "plain",
-    shots: int = 0,
-    average_orders: bool = False,
-    dtype: str = "auto",
-    base_model: str = "",
-    batch_tokens: int = 4096,
-    target_ece: float = 0.08,
-    tolerance: float = 0.05,
-    critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
-    repairs: str = "temperature,cft,rcft",
-    on_undecided: str = "branch",
-    cluster_by: str = "group",
+    mode: str = "auto",
     aim: str = "calibration",
     epochs: int = 5,
-    learning_rate: float = 0.0005,
     batch_size: int = 8,
     pass_tokens: int = 2048,
     gradient_accumulation: int = 1,
-    warmup_fraction: float = 0.1,
-    max_grad_norm: float = 1.0,
-    lora_r: int = 128,
-    lora_alpha: int = 64,
-    lora_dropout: float = 0.05,
     evaluations_per_epoch: int = 2,
     patience: int = 2,
     option_orders: str = "cyclic",
@@ -56,9 +32,31 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     estimation_fold: str = "holdout",
     placement: str = "whole",
     processes: int = 1,
-    nodes: int = 1,
-    cluster: str = "",
-    mode: str = "auto",
+    learning_rate: float = 0.0005,
+    warmup_fraction: float = 0.1,
+    max_grad_norm: float = 1.0,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
+    average_orders: bool = False,
+    shots: int = 0,
+    prompt_form: str = "plain",
+    dtype: str = "auto",
+    base_model: str = "",
+    batch_tokens: int = 4096,
+    repairs: str = "temperature,cft,rcft",
+    on_undecided: str = "branch",
+    target_ece: float = 0.08,
+    tolerance: float = 0.05,
+    critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
+    cluster_by: str = "group",
+    n_resamples: int = 1000,
+    n_bins: int = 10,
+    seed: int = 0,
 ) -> NamedTuple("Outputs", regime=str, promoted=bool, winner=str):  # type: ignore[valid-type]
     """Restore a model's calibration in one container: the pipeline's decision without its branches.
 
@@ -68,63 +66,61 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Data folder of `data_prep`.
-        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
-            promoted.
-        total_accuracy_margin: How far it may have fallen since the first champion, likewise.
-        brier_margin: How far the Brier score may rise above that of the input model after one temperature.
-        win_rate_margin: How far the preference win rate may fall, as a share of all held-out pairs.
-        n_bins: Equal-width confidence bins of the targets and of every binned figure.
-        n_resamples: Bootstrap resamples behind every interval.
-        seed: Seed of the LoRA weights, the order of questions, dropout and the bootstrap.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        shots: How many worked examples, taken from the fit fold, stand before each question.
-        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
-            leaning towards some letters and costs as many times as much.
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
-            moved.
-        batch_tokens: Padded tokens in one forward pass of an evaluation.
-        target_ece: Expected calibration error at or below which a model counts as calibrated.
-        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
-            if left out.
-        repairs: Answers that are allowed beside none: some of `temperature`, `cft` and `rcft`, with commas.
-        on_undecided: `branch` (go on as not shown to be calibrated) or `stop` where the interval straddles
-            the target.
-        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
-            column of that name), `subject` or `none`.
+        mode: `auto` (the measured regime chooses the branch), `cft` or `rcft`.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
-        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
-        learning_rate: Peak learning rate of AdamW.
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         gradient_accumulation: Batches whose gradients are added up into one optimiser step.
+        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
+        patience: Evaluations without improvement after which training stops.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one
+            if `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or too
+            little confidence.
+        e_steps_per_epoch: How often RCFT estimates its target confidences again.
+        estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
+            once, before training).
+        placement: How the base model lies in memory while it is trained: `whole` (a copy in each process),
+            `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Training processes on each machine, one for each of its GPUs.
+        learning_rate: Peak learning rate of AdamW.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout on the LoRA input.
-        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
-        patience: Evaluations without improvement after which training stops.
-        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
-            epoch, so that the answer comes under every letter) or `given`.
-        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
-        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
-            beginning where `adapt_weights` is on.
-        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
-            too little confidence.
-        e_steps_per_epoch: How often RCFT estimates its target confidences again.
-        estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial`
-            (fit, once, before training).
-        placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
-            the processes) or `qlora` (a copy in each process, in 4 bits).
-        processes: Processes on each machine, one for each of its GPUs.
-        nodes: Machines; 1, since all of this runs on one.
-        cluster: Without meaning on one machine.
-        mode: `auto` (the measured regime chooses the branch), or `cft` or `rcft` where it is chosen
-            already.
+        average_orders: Score each question in all cyclic orders of its options and average, which cancels a
+            preference for some letters and costs as many times as much.
+        shots: Number of worked examples, taken from the fit fold, that stand before each question.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
+            moved.
+        batch_tokens: Padded tokens in one forward pass.
+        repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
+        on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
+            calibrated) or `stop`.
+        target_ece: Expected calibration error at or below which a model counts as calibrated.
+        tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
+        critical_accuracy: Accuracy of the target model, if it is known (human agreement, say); otherwise it
+            is estimated.
+        accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
+        total_accuracy_margin: Largest drop in accuracy since the first champion that it accepts.
+        brier_margin: Largest rise of the Brier score, above the input model's after one temperature, that it
+            accepts.
+        win_rate_margin: Largest drop in the preference win rate, as a share of the held-out pairs, that it
+            accepts.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
+        n_resamples: Bootstrap resamples behind the intervals of calibration errors.
+        n_bins: Equal-width confidence bins of every binned figure.
+        seed: Seed of everything that is drawn at random.
 
     Returns:
         adapter: Adapter folder in PEFT's format; left out where nothing was trained.

@@ -13,17 +13,13 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     model: str,
     data: Input[Dataset],
     adapter: Output[Model],
+    nodes: int = 1,
+    cluster: str = "",
     aim: str = "calibration",
     epochs: int = 5,
-    learning_rate: float = 0.0005,
     batch_size: int = 8,
     pass_tokens: int = 2048,
     gradient_accumulation: int = 1,
-    warmup_fraction: float = 0.1,
-    max_grad_norm: float = 1.0,
-    lora_r: int = 128,
-    lora_alpha: int = 64,
-    lora_dropout: float = 0.05,
     evaluations_per_epoch: int = 2,
     patience: int = 2,
     option_orders: str = "cyclic",
@@ -32,20 +28,24 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
     adapt_weights: bool = True,
     e_steps_per_epoch: int = 4,
     estimation_fold: str = "holdout",
-    prompt_form: str = "plain",
+    placement: str = "whole",
+    processes: int = 1,
+    learning_rate: float = 0.0005,
+    warmup_fraction: float = 0.1,
+    max_grad_norm: float = 1.0,
+    lora_r: int = 128,
+    lora_alpha: int = 64,
+    lora_dropout: float = 0.05,
     shots: int = 0,
+    prompt_form: str = "plain",
     dtype: str = "auto",
     base_model: str = "",
     batch_tokens: int = 4096,
-    n_bins: int = 10,
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    n_bins: int = 10,
     seed: int = 0,
-    placement: str = "whole",
-    processes: int = 1,
-    nodes: int = 1,
-    cluster: str = "",
 ) -> NamedTuple("Outputs", uri=str, branch=str):  # type: ignore[valid-type]
     """Restore calibration by fine-tuning on the answers alone (CFT).
 
@@ -55,48 +55,48 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Data folder of `data_prep`.
+        nodes: Number of machines; several are started as a job on the cluster that `cluster` describes.
+        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
-        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
-        learning_rate: Peak learning rate of AdamW.
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         gradient_accumulation: Batches whose gradients are added up into one optimiser step.
+        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
+        patience: Evaluations without improvement after which training stops.
+        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+            epoch, so that the answer comes under every letter) or `given`.
+        lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one
+            if `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or too
+            little confidence.
+        e_steps_per_epoch: How often RCFT estimates its target confidences again.
+        estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
+            once, before training).
+        placement: How the base model lies in memory while it is trained: `whole` (a copy in each process),
+            `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
+        processes: Training processes on each machine, one for each of its GPUs.
+        learning_rate: Peak learning rate of AdamW.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout on the LoRA input.
-        evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
-        patience: Evaluations without improvement after which training stops.
-        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
-            epoch, so that the answer comes under every letter) or `given`.
-        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
-        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
-            beginning where `adapt_weights` is on.
-        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
-            too little confidence.
-        e_steps_per_epoch: How often RCFT estimates its target confidences again.
-        estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial`
-            (fit, once, before training).
+        shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        shots: How many worked examples, taken from the fit fold, stand before each question.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+        base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
-        batch_tokens: Padded tokens in one forward pass of an evaluation.
-        n_bins: Equal-width confidence bins of the targets and of every binned figure.
+        batch_tokens: Padded tokens in one forward pass.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        critical_accuracy: Accuracy of the target model, where it is known (human agreement, say); estimated
-            if left out.
-        seed: Seed of the LoRA weights, the order of questions and dropout.
-        placement: How the base model lies in memory: `whole` (a copy in each process), `fsdp` (spread over
-            the processes) or `qlora` (a copy in each process, in 4 bits).
-        processes: Processes on each machine, one for each of its GPUs.
-        nodes: Machines; more than one are started as a job on the cluster that `cluster` describes.
-        cluster: JSON object that describes the job on several machines; see docs/distributed.md.
+        critical_accuracy: Accuracy of the target model, if it is known (human agreement, say); otherwise it
+            is estimated.
+        n_bins: Equal-width confidence bins of every binned figure.
+        seed: Seed of everything that is drawn at random.
 
     Returns:
         adapter: Adapter folder in PEFT's format, with calibration.json.
@@ -104,15 +104,15 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         branch: `cft`, the name of the branch that this component is.
     """
     arguments = locals()
-    from calib_components.nodes.nodes import Place, finetune
+    from calib_components.nodes.job import JobConfig, Place
+    from calib_components.nodes.nodes import finetune
     from calib_core.settings.parameters import config_from
     from calib_core.steps.task import reported_errors
-    from calib_core.training.config import FinetuneConfig
 
     with reported_errors():
         finetune(
             "cft",
-            config_from(FinetuneConfig, arguments),
+            config_from(JobConfig, arguments),
             model=Place(path=model, uri=model),
             data=Place(path=data.path, uri=data.uri),
             adapter=Place(path=adapter.path, uri=adapter.uri),

@@ -18,9 +18,9 @@ def convert_predictions(  # noqa: D417 - outputs stand under Returns
     Args:
         source: The file, or the folder with the files of one run: a bucket's URI, or a path on a mounted
             volume.
-        questions: File, gs:// URI or hub id of the questions, where the predictions leave out answers or
+        questions: File, bucket URI or hub id of the questions, if the predictions leave out answers or
             options.
-        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
 
     Returns:
         predictions: Predictions table (Parquet).

@@ -16,35 +16,35 @@ def data_prep(  # noqa: D417 - outputs stand under Returns
     out_of_domain: str = "",
     preferences: str = "",
     data_snapshot: str = "",
-    preset: str = "auto",
-    on_bad_row: str = "refuse",
+    preference_test_fraction: float = 0.2,
     fit_fraction: float = 0.4,
     calibration_fraction: float = 0.3,
     max_fit: int = 0,
     max_calibration: int = 0,
     max_test: int = 0,
-    preference_test_fraction: float = 0.2,
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
 ) -> None:
     """Check questions and preference pairs, and split them into folds that share no question.
 
     Args:
-        questions: File, gs:// URI or hub id of questions that are to be split into the three folds.
-        fit: File, gs:// URI or hub id of questions to train on; in place of `questions`, with `calibration`
+        questions: File, bucket URI or hub id of questions that are to be split into the three folds.
+        fit: File, bucket URI or hub id of questions to train on; in place of `questions`, with `calibration`
             and `test`.
-        calibration: File, gs:// URI or hub id of questions that steer training and are never trained on.
-        test: File, gs:// URI or hub id of questions for the gate and the report.
-        out_of_domain: File, gs:// URI or hub id of questions from another field, for the report only.
-        preferences: File, gs:// URI or hub id of preference pairs.
-        data_snapshot: Name of the state that the files are in, such as a date or a version; with another
-            name KFP reads them anew, and takes nothing from its cache.
+        calibration: File, bucket URI or hub id of questions that steer training and are never trained on.
+        test: File, bucket URI or hub id of questions for the gate and the report.
+        out_of_domain: File, bucket URI or hub id of questions from another field, for the report only.
+        preferences: File, bucket URI or hub id of preference pairs.
+        data_snapshot: Name of the state that the files are in, such as a date or a version; under another
+            name KFP reads them again instead of taking an earlier result from its cache.
+        preference_test_fraction: Share of the preference prompts that is held out for the win rate.
+        fit_fraction: Share of the questions for the fit fold, which is trained on.
+        calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
+        max_fit: Maximum number of questions in the fit fold; 0 for no limit.
+        max_calibration: Maximum number of questions in the calibration fold; 0 for no limit.
+        max_test: Maximum number of questions in the test fold; 0 for no limit.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        fit_fraction: Share of `questions` for the fit fold.
-        calibration_fraction: Share of `questions` for the calibration fold; the rest is for test.
-        max_fit: Most questions of the fit fold; 0 for no limit.
-        max_calibration: Most questions of the calibration fold; 0 for no limit.
-        max_test: Most questions of the test fold; 0 for no limit.
-        preference_test_fraction: Share of the preference prompts that is held out for the win rate.
 
     Returns:
         data: Data folder: one Parquet file per fold, and data.json with counts and fingerprints.

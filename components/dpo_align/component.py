@@ -14,16 +14,16 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
     data: Input[Dataset],
     adapter: Output[Model],
     beta: float = 0.1,
-    learning_rate: float = 5e-05,
     epochs: int = 1,
     batch_size: int = 8,
-    lora_r: int = 128,
-    lora_alpha: int = 64,
     lora_dropout: float = 0.05,
+    learning_rate: float = 5e-05,
     warmup_fraction: float = 0.1,
     max_grad_norm: float = 1.0,
-    prompt_form: str = "plain",
+    lora_r: int = 128,
+    lora_alpha: int = 64,
     shots: int = 0,
+    prompt_form: str = "plain",
     dtype: str = "auto",
     base_model: str = "",
     seed: int = 0,
@@ -35,21 +35,20 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
             volume.
         data: Data folder of `data_prep`.
         beta: Strength of the pull towards the reference model.
-        learning_rate: Peak learning rate of AdamW.
-        epochs: Passes over the preference pairs.
-        batch_size: Pairs in one optimiser step.
-        lora_r: Rank of the LoRA update.
-        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        epochs: Number of epochs over the preference pairs.
+        batch_size: Preference pairs in one optimiser step.
         lora_dropout: Dropout on the LoRA input in later fine-tuning of the adapter; DPO itself uses none.
+        learning_rate: Peak learning rate of AdamW.
         warmup_fraction: Share of the steps in which the learning rate rises; a cosine follows.
         max_grad_norm: Gradient norm above which gradients are scaled down.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template), where
-            the test questions are measured.
-        shots: How many worked examples, taken from the fit fold, stand before each question there.
+        lora_r: Rank of the LoRA update (an input adapter keeps its own).
+        lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
+        shots: Number of worked examples, taken from the fit fold, that stand before each question.
+        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+        base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
-        seed: Seed of the LoRA weights, the order of pairs and dropout.
+        seed: Seed of everything that is drawn at random.
 
     Returns:
         adapter: Adapter folder in PEFT's format, with calibration.json.

@@ -16,29 +16,30 @@ def fresh_data(  # noqa: D417 - outputs stand under Returns
     snapshot: Output[Artifact],
     model: str = "",
     trained_on: str = "",
-    preset: str = "auto",
-    on_bad_row: str = "refuse",
     fit_fraction: float = 0.4,
     calibration_fraction: float = 0.3,
     max_fit: int = 0,
     max_calibration: int = 0,
     max_test: int = 0,
+    preset: str = "auto",
+    on_bad_row: str = "refuse",
 ) -> NamedTuple("Outputs", champion_model=str):  # type: ignore[valid-type]
     """Read the questions that are new in a stream since the champion was last measured, split into folds.
 
     Args:
         stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
         champion: Folder or bucket prefix of champion.json.
-        model: First champion, where the champion's folder has none yet; not looked at later.
-        trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
-            never count as new.
+        model: First champion, if the champion's folder has none yet: a hub id (`name` or `name@revision`), a
+            bucket's URI, or a path on a mounted volume; ignored in later runs.
+        trained_on: File, bucket URI or hub id of questions that the first champion was trained on; they never
+            count as new.
+        fit_fraction: Share of the questions for the fit fold, which is trained on.
+        calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
+        max_fit: Maximum number of questions in the fit fold; 0 for no limit.
+        max_calibration: Maximum number of questions in the calibration fold; 0 for no limit.
+        max_test: Maximum number of questions in the test fold; 0 for no limit.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        fit_fraction: Share of the questions for the fit fold; the same in every run.
-        calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
-        max_fit: Most questions of the fit fold; 0 for no limit.
-        max_calibration: Most questions of the calibration fold; 0 for no limit.
-        max_test: Most questions of the test fold; 0 for no limit.
 
     Returns:
         data: Data folder: one Parquet file per fold, and data.json with counts and fingerprints.

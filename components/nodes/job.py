@@ -6,14 +6,35 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from calib_components.image import IMAGE
 from calib_core.settings.checks import ConfigCheck
-from calib_core.settings.parameters import flags_of
+from calib_core.settings.flags import flags_of
+from calib_core.settings.parameters import config_from, parameter
 from calib_core.storage.files import sha256_json
 from calib_core.training.config import FinetuneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobConfig(FinetuneConfig):
+    """Parameters of fine-tuning, and of the machines that it takes place on."""
+
+    GROUP = "machines"
+
+    nodes: int = parameter(
+        1,
+        "Number of machines; several are started as a job on the cluster that `cluster` describes.",
+        at_least=1,
+    )
+    cluster: str = parameter(
+        "", "JSON object that describes the job on several machines; see docs/distributed.md."
+    )
+
+    def training(self) -> FinetuneConfig:
+        """The parameters of fine-tuning alone."""
+        return config_from(FinetuneConfig, vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +77,11 @@ class KubeflowSettings:
         namespace: of the job; this pod's own if left out.
         volume: claim that the nodes mount, where model, data and adapter are not in a bucket.
         mount: path of that volume, on the nodes and here.
+        service_account: that the nodes run as; this pod's own if left out.
         gpu: whether each process has a GPU; without, each has a CPU.
-        cpu: CPUs of each node, as Kubernetes writes them ("8"); the runtime's own if left out.
-        memory: of each node ("64Gi"); the runtime's own if left out.
+        cpu: CPUs of each node, as Kubernetes writes them ("8").
+        memory: of each node ("64Gi").
+        storage: ephemeral storage of each node ("64Gi"); by the model's size if left out.
         timeout_s: seconds after which the job is given up.
     """
 
@@ -67,9 +90,11 @@ class KubeflowSettings:
     namespace: str = ""
     volume: str = ""
     mount: str = "/mnt/calib"
+    service_account: str = ""
     gpu: bool = True
     cpu: str = ""
     memory: str = ""
+    storage: str = ""
     timeout_s: int = 86_400
 
     def __post_init__(self) -> None:
@@ -116,7 +141,7 @@ class VertexSettings:
         check.finish()
 
 
-def job_of(method: str, config: FinetuneConfig, uris: Mapping[str, str], places: Mapping[str, str]) -> Job:
+def job_of(method: str, config: JobConfig, uris: Mapping[str, str], places: Mapping[str, str]) -> Job:
     """The run of `calib_core` that every node starts.
 
     Args:
@@ -125,8 +150,8 @@ def job_of(method: str, config: FinetuneConfig, uris: Mapping[str, str], places:
         uris: `model`, `data` and `adapter`, as the pipeline names them; they name the job.
         places: the same where the nodes find them.
     """
-    flags = flags_of(replace(config, cluster=""))  # which says where the nodes are: they know
-    name = f"calib-{method}-{sha256_json([method, flags, dict(uris)])[:12]}"
+    flags = flags_of(config.training())
+    name = f"calib-{method}-{sha256_json([method, flags, config.nodes, dict(uris)])[:12]}"
     where = (f"--model={places['model']}", f"--data={places['data']}", f"--out={places['adapter']}")
     return Job(name=name, arguments=(method, *where, *flags), nodes=config.nodes, processes=config.processes)
 

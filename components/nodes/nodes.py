@@ -12,10 +12,10 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from calib_components.nodes.job import KubeflowSettings, Place, VertexSettings
+from calib_components.nodes.job import JobConfig, KubeflowSettings, Place, VertexSettings
 from calib_core.errors import ConfigError
 from calib_core.steps.finetune import cft, rcft
-from calib_core.training.config import FinetuneConfig
+from calib_core.training.config import check_processes
 
 METHODS = {"cft": cft, "rcft": rcft}
 
@@ -23,7 +23,7 @@ METHODS = {"cft": cft, "rcft": rcft}
 PLATFORMS: dict[str, type] = {"kubeflow": KubeflowSettings, "vertex": VertexSettings}
 
 
-def finetune(method: str, config: FinetuneConfig, *, model: Place, data: Place, adapter: Place) -> None:
+def finetune(method: str, config: JobConfig, *, model: Place, data: Place, adapter: Place) -> None:
     """Fine-tune a model and leave the adapter at its place.
 
     Args:
@@ -36,8 +36,9 @@ def finetune(method: str, config: FinetuneConfig, *, model: Place, data: Place, 
     Raises:
         CalibError: as `calib_core.steps.finetune` says, or the job could not be made, or failed.
     """
+    check_processes(config, config.processes * config.nodes)
     if config.nodes == 1:
-        METHODS[method](config, model.path, Path(data.path), Path(adapter.path))
+        METHODS[method](config.training(), model.path, Path(data.path), Path(adapter.path))
         return
     settings = read_settings(config.cluster)
     places = {"model": model, "data": data, "adapter": adapter}

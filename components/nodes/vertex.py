@@ -15,10 +15,9 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError, Transp
 from google.cloud import aiplatform
 from google.cloud.aiplatform_v1.types import JobState
 
-from calib_components.nodes.job import Job, Place, VertexSettings, ended_by_signal, job_of
+from calib_components.nodes.job import Job, JobConfig, Place, VertexSettings, ended_by_signal, job_of
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
-from calib_core.training.config import FinetuneConfig
 
 POLL_S = 30.0
 LOST_POLLS = 20
@@ -35,7 +34,7 @@ MOUNT = "/gcs/"
 
 def custom_job(
     method: str,
-    config: FinetuneConfig,
+    config: JobConfig,
     settings: VertexSettings,
     *,
     model: Place,

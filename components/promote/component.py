@@ -18,17 +18,17 @@ def promote(  # noqa: D417 - outputs stand under Returns
     summary: Output[Artifact],
     report: Output[HTML],
     metrics: Output[Metrics],
-    champion: str = "",
     accuracy_margin: float = 0.01,
     total_accuracy_margin: float = 0.03,
     brier_margin: float = 0.02,
     win_rate_margin: float = 0.05,
     cluster_by: str = "group",
-    n_bins: int = 10,
     n_resamples: int = 1000,
+    n_bins: int = 10,
     seed: int = 0,
+    champion: str = "",
 ) -> NamedTuple("Outputs", promoted=bool, winner=str):  # type: ignore[valid-type]
-    """Promote the model only where it is shown to be better calibrated and no less accurate, and say why.
+    """Promote the model only where it is better calibrated and no less accurate, and report why.
 
     Args:
         before: URI of the input model's evaluation: the output `uri` of `evaluate`.
@@ -36,18 +36,19 @@ def promote(  # noqa: D417 - outputs stand under Returns
         model_before: URI of the input model.
         model_after: URI of the output model.
         branch: Branch that was taken: `none`, `temperature`, `cft` or `rcft`.
-        champion: Champion's folder, whose history the gate minds and whose figures over time the report
-            shows; none if left out.
-        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
-            promoted.
-        total_accuracy_margin: How far it may have fallen since the first champion, likewise.
-        brier_margin: How far the Brier score may rise above that of the input model after one temperature.
-        win_rate_margin: How far the preference win rate may fall, as a share of all held-out pairs.
+        accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
+        total_accuracy_margin: Largest drop in accuracy since the first champion that it accepts.
+        brier_margin: Largest rise of the Brier score, above the input model's after one temperature, that it
+            accepts.
+        win_rate_margin: Largest drop in the preference win rate, as a share of the held-out pairs, that it
+            accepts.
         cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
             column of that name), `subject` or `none`.
+        n_resamples: Bootstrap resamples behind the intervals of calibration errors.
         n_bins: Equal-width confidence bins of every binned figure.
-        n_resamples: Bootstrap resamples behind every interval.
-        seed: Seed of the bootstrap.
+        seed: Seed of everything that is drawn at random.
+        champion: Champion's folder, whose history the gate minds and whose figures over time the report
+            shows; none if left out.
 
     Returns:
         summary: Folder with summary.json and report.html.

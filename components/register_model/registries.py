@@ -11,8 +11,8 @@ from typing import Any
 from calib_core.errors import CalibError, ConfigError
 from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
-from calib_core.settings.checks import ConfigCheck
-from calib_core.settings.parameters import config_from
+from calib_core.settings.checks import Config, ConfigCheck
+from calib_core.settings.parameters import config_from, parameter
 from calib_core.storage.files import read_json
 from calib_core.version import __version__
 
@@ -25,31 +25,29 @@ AUTHOR = "calib-core"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegisterConfig:
-    """Parameters of an entry in a model registry.
+class RegisterConfig(Config):
+    """Parameters of an entry in a model registry."""
 
-    Attributes:
-        model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`.
-        model_name: Name of the model in the registry.
-        serving_image: Image that serves the model; Vertex AI's registry asks for one.
-    """
+    GROUP = "registry"
 
-    model_registry: str
-    model_name: str = "calibrated"
-    serving_image: str = ""
+    model_registry: str = parameter(
+        description="`https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`.",
+    )
+    model_name: str = parameter("calibrated", "Name of the model in the registry.")
+    serving_image: str = parameter("", "Image that serves the model; Vertex AI's registry asks for one.")
 
-    def __post_init__(self) -> None:
-        check = ConfigCheck(self)
+    def rules(self, check: ConfigCheck) -> None:
+        """What the registries take."""
+        super().rules(check)
         check.value(
             "model_registry", lambda uri: bool(KUBEFLOW.fullmatch(uri) or VERTEX.fullmatch(uri)), FORMS
         )
         check.value("model_name", lambda name: 0 < len(name) <= 128, "a name of 1 to 128 characters")
         check.that(
             lambda c: c.serving_image or not VERTEX.fullmatch(c.model_registry),
-            f"serving_image is {self.serving_image!r}, and Vertex AI's registry takes no model without the "
+            f"`serving_image` is {self.serving_image!r}, and Vertex AI's registry takes no model without the "
             "image that serves it; name one, as in us-docker.pkg.dev/vertex-ai/prediction/...",
         )
-        check.finish()
 
 
 def register(config: RegisterConfig, *, summary: Path, model: str, number: int) -> str:

@@ -13,11 +13,11 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
     model: str,
     data: Input[Dataset],
     predictions: Output[Dataset],
-    shard: Optional[int] = None,  # noqa: UP045 (KFP reads no `| None`)
     prompt_form: str = "plain",
     dtype: str = "auto",
     base_model: str = "",
     batch_tokens: int = 4096,
+    shard: Optional[int] = None,  # noqa: UP045 (KFP reads no `| None`)
 ) -> None:
     """Score one shard of the questions; the shards' tables together are what one task would have made.
 
@@ -25,12 +25,12 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Folder of `shard_questions`.
-        shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+        base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
+        shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
 
     Returns:
         predictions: Predictions table (Parquet).

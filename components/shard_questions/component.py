@@ -12,20 +12,20 @@ from calib_components.image import IMAGE
 def shard_questions(  # noqa: D417 - outputs stand under Returns
     data: Output[Dataset],
     questions: str = "",
+    shots: int = 0,
+    questions_per_shard: int = 10000,
     preset: str = "auto",
     on_bad_row: str = "refuse",
-    shots: int = 0,
-    questions_per_shard: int = 10_000,
 ) -> List[int]:  # noqa: UP006 - one unnamed output: kfp.local loops over no other
     """Check a large set of questions once, and say in how many shards it is scored.
 
     Args:
-        questions: File, gs:// URI or hub id of the questions to score.
-        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        questions: File, bucket URI or hub id of the questions to score.
+        shots: Number of worked examples, taken from the beginning of the questions, that stand before each of
+            the others.
+        questions_per_shard: Approximate number of questions that one task scores.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        shots: How many worked examples, taken from the beginning of the questions, stand before each of the
-            others.
-        questions_per_shard: About how many questions one task scores.
 
     Returns:
         data: Folder with the questions, the worked examples and their number of shards.

@@ -11,7 +11,8 @@ from typing import Any
 from calib_components.image import IMAGE
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
-from calib_core.settings.parameters import add_flags, parameters_of
+from calib_core.settings.flags import add_flags, option_of
+from calib_core.settings.parameters import parameters_of
 from calib_pipelines.clusters.base import Cluster
 from calib_pipelines.compile import PIPELINES
 from calib_pipelines.definitions import restore_calibration
@@ -81,14 +82,14 @@ def add_package(
         add_settings(parser, without=("service_account",))
     else:
         _refuse_settings(parser, arguments, loaded)
-    taken = {action.dest for action in parser._actions} | {"run", "text", "exit_code"}
+    taken = {action.dest for action in parser._actions} | {"exit_code", "parser", "run", "text"}
     name, inputs = (
         (loaded.name, loaded.inputs)
         if loaded
         else (chosen.pipeline, PIPELINES[chosen.pipeline].component_spec.inputs)
     )
-    flags = parameter_flags(inputs, taken)
-    add_flags(parser.add_argument_group(f"parameters of {name}"), flags)  # type: ignore[arg-type]
+    flags = parameter_flags(name, inputs, taken)
+    add_flags(parser, flags, given_only=True)
     parser.set_defaults(loaded=loaded, flags=[flag.name for flag in flags])
 
 
@@ -99,7 +100,7 @@ def submission_from(given: argparse.Namespace, *, default_name: str = "") -> Sub
         ConfigError: it can't be run.
     """
     parameters: dict[str, Any] = {} if given.parameters is None else read_parameters(given.parameters)
-    parameters |= {name: getattr(given, name) for name in given.flags if getattr(given, name) is not None}
+    parameters |= {name: getattr(given, name) for name in given.flags if hasattr(given, name)}
     _check_target(given)
     package: Package = given.loaded or _compiled(given, parameters)
     check_parameters(package, parameters)
@@ -139,9 +140,9 @@ def connect(given: argparse.Namespace) -> Cluster:
     own, foreign = (
         (KUBEFLOW_ONLY, VERTEX_ONLY) if given.target == "kubeflow" else (VERTEX_ONLY, KUBEFLOW_ONLY)
     )
-    wrong = [f"{_flag(name)} is not for {given.target}" for name in foreign if getattr(given, name)]
+    wrong = [f"{option_of(name)} is not for {given.target}" for name in foreign if getattr(given, name)]
     if given.target == "vertex":
-        wrong += [f"{_flag(name)} is missing" for name in VERTEX_ONLY if not getattr(given, name)]
+        wrong += [f"{option_of(name)} is missing" for name in VERTEX_ONLY if not getattr(given, name)]
     if wrong:
         raise ConfigError(f"target {given.target}: {'; '.join(wrong)}")
     values = {name: getattr(given, name) for name in own}
@@ -187,7 +188,7 @@ def _refuse_settings(parser: argparse.ArgumentParser, arguments: Sequence[str], 
     known = {"pipeline", *(p.name for target in TARGETS.values() for p in parameters_of(target.settings))}
     given = {word.partition("=")[0] for word in arguments}
     if strange := sorted(
-        flag for name in known - {"service_account", *package.inputs} if (flag := _flag(name)) in given
+        flag for name in known - {"service_account", *package.inputs} if (flag := option_of(name)) in given
     ):
         parser.error(
             f"{', '.join(strange)}: for compiling, and {package.path} is compiled; leave --package out, or "
@@ -217,7 +218,3 @@ def _check_target(given: argparse.Namespace) -> None:
         )
     if wrong:
         raise ConfigError(f"target vertex: {'; '.join(wrong)}")
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +13,21 @@ from calib_core.commands.library import Subparsers, add_commands, command, execu
 from calib_core.errors import ConfigError
 from calib_core.report.text import summary_text
 from calib_core.runtime.processes import launched
-from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
+from calib_core.settings.flags import Parser, add_flags
+from calib_core.settings.parameters import Parameter, config_from, parameters_of
 from calib_core.storage.uris import fetch
 from calib_core.training.config import FinetuneConfig
 from calib_core.version import __version__
 
 DEFAULT_PIPELINE = "restore-calibration"
 SCENARIOS = ("fresh", "memorised", "calibrated")
-KINDS = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `calib` and return its exit code."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(
-        prog="calib",
-        description="Measure and restore the calibration of aligned language models.",
-        allow_abbrev=False,
+    parser = Parser(
+        prog="calib", description="Measure and restore the calibration of aligned language models."
     )
     parser.add_argument("--version", action="version", version=f"calib {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -46,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return ConfigError.exit_code
     add_commands(commands)
-    for method in ("cft", "rcft"):
-        _add_nodes(commands.choices[method], method)
+    if given[:1] in (["cft"], ["rcft"]):
+        _add_nodes(commands.choices[given[0]], given[0])
     add_champion_commands(commands)
     return execute(parser, given)
 
@@ -91,19 +88,27 @@ def _add_demo(commands: Subparsers) -> None:
 
 def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
     """Let a fine-tuning command start a job on a cluster, as its component does."""
+    try:
+        from calib_components.nodes.job import JobConfig, Place  # noqa: PLC0415 - needs KFP
+        from calib_components.nodes.nodes import finetune  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if error.name != "kfp":
+            raise
+        parser.epilog = "Training on several machines needs KFP: pip install 'calib-core[kubeflow]'"
+        return
     here = parser.get_default("run")
+    trained = {one.name for one in parameters_of(FinetuneConfig)}
+    add_flags(parser, [one for one in parameters_of(JobConfig) if one.name not in trained])
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
         if given.nodes == 1 or launched():
             result: Mapping[str, Any] = here(given)
             return result
-        from calib_components.nodes.nodes import Place, finetune  # noqa: PLC0415 - needs KFP
-
         places = {
             name: Place(path=str(value), uri=str(value))
             for name, value in (("model", given.model), ("data", given.data), ("adapter", given.out))
         }
-        finetune(method, config_from(FinetuneConfig, vars(given)), **places)
+        finetune(method, config_from(JobConfig, vars(given)), **places)
         return {"adapter": str(given.out), "nodes": given.nodes}
 
     parser.set_defaults(run=run)
@@ -118,21 +123,20 @@ def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
     from calib_pipelines.commands.schedule import add_schedule  # noqa: PLC0415
     from calib_pipelines.commands.submit import add_submit  # noqa: PLC0415
     from calib_pipelines.compile import PIPELINES  # noqa: PLC0415 - needs KFP
-    from calib_pipelines.packages.reading import CONFIGS  # noqa: PLC0415
+    from calib_pipelines.packages.reading import parameter_flags  # noqa: PLC0415
+    from calib_pipelines.run.local import RUNNABLE  # noqa: PLC0415
     from calib_pipelines.targets.compiling import add_compile  # noqa: PLC0415
 
     subcommands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     run = command(subcommands, "run", "run a compiled pipeline on this machine")
-    run.add_argument(
-        "--out", required=True, type=Path, help="folder for summary.json, report.html and the model"
-    )
+    run.add_argument("--out", required=True, help="folder for summary.json, report.html and the model")
     asked = PIPELINES.get(_asked_pipeline(given), PIPELINES[DEFAULT_PIPELINE])
-    parameters = _parameters(asked.component_spec.inputs)
+    parameters = parameter_flags(asked.name, asked.component_spec.inputs)
     add_flags(run, parameters)
     run.set_defaults(run=lambda given: _run(given, parameters), text=summary_text)
     run.add_argument(
         "--pipeline",
-        choices=tuple(CONFIGS),
+        choices=RUNNABLE,
         default=DEFAULT_PIPELINE,
         help=f"which one; other flags are its parameters (default: {DEFAULT_PIPELINE})",
     )
@@ -146,19 +150,6 @@ def _asked_pipeline(given: Sequence[str]) -> str:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--pipeline", default=DEFAULT_PIPELINE)
     return str(early.parse_known_args(given)[0].pipeline)
-
-
-def _parameters(inputs: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """A pipeline's parameters, as flags need them."""
-    return tuple(
-        Parameter(
-            name=name,
-            type=KINDS[given.type],
-            default=given.default if given.optional else MISSING,
-            description=" ".join((given.description or "").split()),
-        )
-        for name, given in inputs.items()
-    )
 
 
 def _run(given: argparse.Namespace, parameters: Sequence[Parameter]) -> Mapping[str, Any]:

@@ -24,7 +24,8 @@ from calib_core.models.budget import (
     host_bytes,
     parse_parameters,
 )
-from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.checks import Config, ConfigCheck
+from calib_core.settings.parameters import parameter
 from calib_pipelines.definitions.run_record import recorder_of
 
 Definition = Callable[..., Any]
@@ -105,43 +106,50 @@ ACCELERATORS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """Settings of both platforms.
+class Settings(Config):
+    """Settings of both platforms."""
 
-    Attributes:
-        model_parameters: Size of the model, such as 135M or 8B: memory is asked for by it, and hardware that
-            is too small for it is refused.
-        accelerator: GPU of the tasks that load a model, such as nvidia-l4; none where it is left out.
-        count: GPUs for each of these tasks.
-        retries: How often a failed task is tried again, after one minute, then two, then four.
-        timeout_hours: Longest time that a task with a model may take; 0 for the platform's own limit.
-        run_records: Folder that gets one JSON file at the end of each run, as the tasks see it.
-    """
+    GROUP = "all platforms"
 
-    model_parameters: str = ""
-    accelerator: str = ""
-    count: int = 1
-    retries: int = 2
-    timeout_hours: float = 0.0
-    run_records: str = ""
+    model_parameters: str = parameter(
+        "",
+        "Size of the model, such as 135M or 8B: memory is asked for by it, and hardware that is too "
+        "small for it is refused.",
+    )
+    accelerator: str = parameter(
+        "",
+        "GPU of the tasks that load a model, such as nvidia-l4; none if left out.",
+        choices=("", *ACCELERATORS),
+    )
+    count: int = parameter(1, "GPUs for each of these tasks.", at_least=1)
+    retries: int = parameter(
+        2,
+        "How often a failed task is tried again, after one minute, then two, then four.",
+        at_least=0,
+        at_most=10,
+    )
+    timeout_hours: float = parameter(
+        0.0,
+        "Longest time that a task with a model may take; 0 for the platform's own limit.",
+        at_least=0,
+    )
+    run_records: str = parameter(
+        "",
+        "Folder that gets one JSON file at the end of each run, as the tasks see it.",
+    )
 
-    def check(self) -> ConfigCheck:
-        """The check of the fields that all platforms have; a platform's settings go on with it."""
-        check = ConfigCheck(self)
-        check.one_of("accelerator", ("", *ACCELERATORS))
+    def rules(self, check: ConfigCheck) -> None:
+        """The fields that all platforms have; a platform's settings go on from here."""
+        super().rules(check)
         check.value(
             "model_parameters",
             lambda text: not text or bool(parse_parameters(text)),
             "a size such as 8B",
         )
-        check.value("count", lambda n: n >= 1, "1 or more")
-        check.value("retries", lambda n: 0 <= n <= 10, "0 to 10")
-        check.value("timeout_hours", lambda hours: hours >= 0, "0 (no limit) or more")
         check.that(
             lambda c: c.accelerator or c.count == 1,
-            f"count is {self.count!r} without an accelerator; name one of {', '.join(ACCELERATORS)}",
+            f"`count` is {self.count!r} without an `accelerator`; name one of {', '.join(ACCELERATORS)}",
         )
-        return check
 
     def check_memory(self, check: ConfigCheck) -> None:
         """A GPU must hold the model and a training step of one question at least.
@@ -153,8 +161,8 @@ class Settings:
         fitting = [name for name in ACCELERATORS if self._fits(name)]
         check.that(
             lambda c: c.accelerator in fitting,
-            f"accelerator {self.accelerator!r} has {ACCELERATORS[self.accelerator].gib} GiB, too little for "
-            f"a training step of even one question, in {self.dtype(self.accelerator)}, of a model of "
+            f"`accelerator` {self.accelerator!r} has {ACCELERATORS[self.accelerator].gib} GiB, too little "
+            f"for a training step of even one question, in {self.dtype(self.accelerator)}, of a model of "
             f"{self.model_parameters} parameters; "
             + (f"give one of {', '.join(fitting)}" if fitting else "no GPU here holds it whole"),
         )
@@ -203,12 +211,12 @@ class Settings:
         texts = []
         tokens = most["lora"] * QUESTION_TOKENS
         if given.get("pass_tokens", DEFAULT_BATCH * QUESTION_TOKENS) > tokens:
-            texts.append(f"fine-tuning takes {tokens} tokens in a pass (pass_tokens: {tokens})")
+            texts.append(f"fine-tuning takes {tokens} tokens in a pass (`pass_tokens={tokens}`)")
         aligns = values is None or given.get("align", False)
         if aligns and given.get("dpo_batch_size", DEFAULT_BATCH) > most["dpo"]:
             texts.append(
                 f"DPO (align) takes {most['dpo']} pairs of 2 x {QUESTION_TOKENS} tokens at a time "
-                f"(dpo_batch_size: {most['dpo']})"
+                f"(`dpo_batch_size={most['dpo']}`)"
             )
         if not texts:
             return ""

@@ -40,7 +40,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     epochs: int = 5,
-    learning_rate: float = 5e-4,
+    learning_rate: float = 0.0005,
     batch_size: int = 8,
     pass_tokens: int = 2048,
     evaluations_per_epoch: int = 2,
@@ -67,27 +67,27 @@ def define(  # noqa: D417 - outsiders don't see `place`
     Args:
         stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
         champion: Folder or bucket prefix of champion.json.
-        model: First champion, where the champion's folder has none yet; not looked at later. A hub id (`name`
-            or `name@revision`), a bucket's URI, or a path on a mounted volume.
-        trained_on: File, gs:// URI or hub id of questions that the first champion was trained on; their texts
-            never count as new.
+        model: First champion, if the champion's folder has none yet: a hub id (`name` or `name@revision`), a
+            bucket's URI, or a path on a mounted volume; ignored in later runs.
+        trained_on: File, bucket URI or hub id of questions that the first champion was trained on; they never
+            count as new.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        fit_fraction: Share of the questions for the fit fold; the same in every run.
+        fit_fraction: Share of the questions for the fit fold, which is trained on.
         calibration_fraction: Share of the questions for the calibration fold; the rest is for test.
-        max_fit: Most questions of the fit fold; 0 for no limit.
-        max_calibration: Most questions of the calibration fold; 0 for no limit.
-        max_test: Most questions of the test fold; 0 for no limit.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+        max_fit: Maximum number of questions in the fit fold; 0 for no limit.
+        max_calibration: Maximum number of questions in the calibration fold; 0 for no limit.
+        max_test: Maximum number of questions in the test fold; 0 for no limit.
+        base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        shots: How many worked examples, taken from the fit fold, stand before each question.
+        shots: Number of worked examples, taken from the fit fold, that stand before each question.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        epochs: Most passes over the fit fold; training stops earlier when the calibration fold says so.
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
         learning_rate: Peak learning rate of AdamW.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
@@ -95,24 +95,22 @@ def define(  # noqa: D417 - outsiders don't see `place`
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
             epoch, so that the answer comes under every letter) or `given`.
-        lambda_ece: Weight of the EM-ECE loss in RCFT, at the beginning where `adapt_weights` is on.
-        label_smoothing: Share of the answer's probability that CFT spreads over the options, at the
-            beginning where `adapt_weights` is on.
-        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or
-            too little confidence.
+        lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
+        label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one
+            if `adapt_weights` is on.
+        adapt_weights: Raise and lower these two while training, as the calibration fold shows too much or too
+            little confidence.
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         lora_dropout: Dropout on the LoRA input.
-        placement: How the base model lies in memory while it is fine-tuned: `whole` (a copy in each process),
+        placement: How the base model lies in memory while it is trained: `whole` (a copy in each process),
             `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
-        processes: Processes on each machine that fine-tune, one for each of its GPUs.
-        nodes: Machines that fine-tune; more than one are started as a job on the cluster that `cluster`
-            describes.
+        processes: Training processes on each machine, one for each of its GPUs.
+        nodes: Number of machines; several are started as a job on the cluster that `cluster` describes.
         cluster: JSON object that describes the job on several machines; see docs/distributed.md.
-        accuracy_margin: How far accuracy may fall, as a share of all questions, in a model that is
-            promoted.
-        seed: Seed of everything random: LoRA weights, order, dropout, bootstrap.
+        accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
+        seed: Seed of everything that is drawn at random.
         model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`, for
             an entry of every promoted model; none if left out.
         model_name: Name of the model in the registry.

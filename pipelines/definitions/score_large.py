@@ -19,11 +19,11 @@ class Outputs(NamedTuple):
 def define(  # noqa: D417 - outsiders don't see `place`
     place: Placement,
     model: str,
-    questions: str,
+    questions: str = "",
     preset: str = "auto",
     on_bad_row: str = "refuse",
     shots: int = 0,
-    questions_per_shard: int = 10_000,
+    questions_per_shard: int = 10000,
     prompt_form: str = "plain",
     dtype: str = "auto",
     base_model: str = "",
@@ -34,15 +34,15 @@ def define(  # noqa: D417 - outsiders don't see `place`
     Args:
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
-        questions: File, gs:// URI or hub id of the questions to score.
-        preset: Column layout of the question file: `auto`, or a published set such as `mmlu` or `medmcqa`.
+        questions: File, bucket URI or hub id of the questions to score.
+        preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
-        shots: How many worked examples, taken from the beginning of the questions, stand before each of the
-            others.
-        questions_per_shard: About how many questions one task scores.
+        shots: Number of worked examples, taken from the beginning of the questions, that stand before each of
+            the others.
+        questions_per_shard: Approximate number of questions that one task scores.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
-        base_model: Folder, gs:// URI or hub id of the base model, where the one that an adapter names has
+        base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
 

@@ -67,12 +67,10 @@ def _loops(asked: Asked) -> Iterator[Finding]:
 
 
 def _loop_names(asked: Asked) -> Iterator[Finding]:
-    for dag in asked.graph.dags():
-        for task in dag.tasks.values():
-            shown = task.spec.get("taskInfo", {}).get("name")
-            used = any(task.key in other.sources for other in dag.tasks.values())
-            if "parameterIterator" in task.spec and shown != task.key and used:
-                yield Finding(place=task.place, what=f"has the name {shown!r} of its own")
+    for task in asked.graph.tasks():
+        shown = task.spec.get("taskInfo", {}).get("name")
+        if "parameterIterator" in task.spec and shown != task.key and task.is_used:
+            yield Finding(place=task.place, what=f"has the name {shown!r} of its own")
 
 
 def _artifacts(asked: Asked) -> Iterator[Finding]:
@@ -174,7 +172,7 @@ RULES = (
     Rule(
         id="loop-name",
         text="a loop is stored under its display name and looked for under its key",
-        remedy="leave name off dsl.ParallelFor where dsl.Collected gathers its outputs, or run on KFP 2.16",
+        remedy="leave name off dsl.ParallelFor where its outputs are gathered, or run on KFP 2.16",
         source=lines(f"{_DAG}:411-419", "v2/driver/dag.go:95-103", at=KFP_OLDER),
         find=_loop_names,
         versions=before("2.16"),
@@ -189,8 +187,8 @@ RULES = (
     ),
     Rule(
         id="doubled-artifact",
-        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks give "
-        "one artifact, from the cache",
+        text="the metadata store refuses a task that gets one artifact as two of its inputs; equal tasks "
+        "give one artifact, from the cache",
         remedy="give it once, or its URI as a string; give equal tasks different inputs, or keep one from "
         "caching",
         source=lines("v2/metadata/client.go:740-752", "v2/driver/container.go:217-240")

@@ -53,19 +53,10 @@ def _metadata(asked: Asked) -> Iterator[Finding]:
                 yield Finding(place=task.place, what=f"its metadata {key!r} is {value!r}")
 
 
-def _consumed(task: Task) -> bool:
-    for other in task.dag.tasks.values():
-        for source in other.artifacts.values():
-            if source.get("taskOutputArtifact", {}).get("producerTask") == task.key:
-                return True
-    selectors = [one for out in task.dag.outputs("artifacts").values() for one in out["artifactSelectors"]]
-    return any(selector.get("producerSubtask") == task.key for selector in selectors)
-
-
 def _renamed(asked: Asked) -> Iterator[Finding]:
     for task, _ in _importers(asked):
         name = task.spec.get("taskInfo", {}).get("name", "")
-        if name != task.key and _consumed(task):
+        if name != task.key and task.is_used:
             yield Finding(place=task.place, what=f"has the display name {name!r}")
 
 

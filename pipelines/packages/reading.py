@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calib_components.nodes.job import JobConfig
 from calib_core.errors import ConfigError
+from calib_core.settings.flags import suggestion
 from calib_core.settings.parameters import Parameter, config_from, parameters_of
-from calib_core.steps.evaluate import EvaluateConfig
-from calib_core.steps.fresh import FreshConfig
-from calib_core.steps.prepare import PrepareConfig
-from calib_core.steps.promote import PromoteConfig
 from calib_core.storage.files import read_json, sha256_file, sha256_json
-from calib_core.training.config import FinetuneConfig
+from calib_core.training.config import check_processes
+from calib_pipelines.definitions.offered import OFFERED, declared
 
-CONFIGS: Mapping[str, tuple[type, ...]] = {
-    "restore-calibration": (PrepareConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
-    "recalibrate": (FreshConfig, EvaluateConfig, FinetuneConfig, PromoteConfig),
-}
-"""Pipelines that can be run on this machine, and the configs that their parameters must fit."""
 FLAG_TYPES = {"String": str, "Integer": int, "Float": float, "Boolean": bool}
 
 _WANTED = {
@@ -37,7 +31,7 @@ _WANTED = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Package:
     """A compiled pipeline.
 
@@ -54,7 +48,7 @@ class Package:
     sha256: str
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Submission:
     """What is to be run, complete: sent twice, it means the same run.
 
@@ -84,28 +78,30 @@ class Submission:
         return sha256_json(content)[:32]
 
 
-def parameter_flags(inputs: Mapping[str, Any], taken: Iterable[str]) -> tuple[Parameter, ...]:
-    """Parameters of a pipeline that can be flags: those of a simple type whose name isn't `taken`.
+def parameter_flags(
+    pipeline: str, inputs: Mapping[str, Any], taken: Iterable[str] = ()
+) -> tuple[Parameter, ...]:
+    """Parameters of a pipeline that can be options: those of a simple type whose name isn't `taken`.
 
-    None stands for "not given", so that the pipeline's own defaults hold.
+    Args:
+        pipeline: its name; of our own, choices and groups are known too.
+        inputs: its parameters by name, as KFP reads them.
+        taken: names that options of the command have already.
     """
-    taken = set(taken)
+    known = declared(pipeline)
     found = []
     for name, given in inputs.items():
         if name in taken or given.type not in FLAG_TYPES:
             continue
-        note = "required"
-        if given.optional:
-            note = "" if given.default in (None, "") else f"default: {given.default}"
-        text = " ".join((given.description or name).split())
-        found.append(
-            Parameter(
-                name=name,
-                type=FLAG_TYPES[given.type],
-                default=None,
-                description=f"{text} ({note})" if note else text,
-            )
+        kind = FLAG_TYPES[given.type]
+        one = known.get(name) or Parameter(
+            name=name, type=kind, default=None, description="", group=f"pipeline {pipeline}"
         )
+        default: Any = MISSING
+        if given.optional:  # KFP reads whole numbers as floats
+            default = int(given.default) if kind is int and given.default is not None else given.default
+        text = " ".join((given.description or name).split())
+        found.append(replace(one, type=kind, default=default, description=text))
     return tuple(found)
 
 
@@ -157,15 +153,22 @@ def check_steps(pipeline: str, values: Mapping[str, Any]) -> None:
     """Refuse before the first task what a later one would refuse.
 
     Args:
-        pipeline: its name; of others than those of `CONFIGS` nothing is known here.
+        pipeline: its name; nothing is known here of others than our own.
         values: the parameters that are given.
 
     Raises:
         ConfigError: a value is out of range, or two don't go together.
     """
-    for config_class in CONFIGS.get(pipeline, ()):
-        defaults = {parameter.name: parameter.default for parameter in parameters_of(config_class)}
-        config_from(config_class, {**defaults, **values})
+    for prefix, classes in OFFERED.get(pipeline, {}).items():
+        own = {name.removeprefix(prefix): one for name, one in values.items() if name.startswith(prefix)}
+        for config_class in classes:
+            every = {one.name: one.default for one in parameters_of(config_class)}
+            needed = [name for name, default in every.items() if default is MISSING]
+            if not all(own.get(name) for name in needed):
+                continue  # a part of the pipeline that isn't asked for
+            config: Any = config_from(config_class, {**every, **own})
+            if isinstance(config, JobConfig):
+                check_processes(config, config.processes * config.nodes)
 
 
 def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
@@ -178,13 +181,13 @@ def check_parameters(package: Package, values: Mapping[str, Any]) -> None:
     wrong = []
     for name, value in values.items():
         if name not in package.inputs:
-            wrong.append(f"{name}: no such parameter")
+            wrong.append(f"`{name}`: no such parameter{suggestion(name, package.inputs)}")
             continue
         wanted, fits = _WANTED.get(package.inputs[name].type, ("", lambda value: True))
         if not fits(value):
-            wrong.append(f"{name}: got {value!r}, needs {wanted}")
+            wrong.append(f"`{name}`: got {value!r}, needs {wanted}")
     wrong += [
-        f"{name}: a value is needed"
+        f"`{name}`: a value is needed"
         for name, given in package.inputs.items()
         if not given.optional and values.get(name) in (None, "")
     ]

@@ -95,6 +95,17 @@ class Task:
         return bool(self.spec.get("cachingOptions", {}).get("enableCache"))
 
     @property
+    def is_used(self) -> bool:
+        """Whether another task, or its DAG's output, takes an output of it."""
+        sources = [
+            one
+            for task in self.dag.tasks.values()
+            for one in (*task.parameters.values(), *task.artifacts.values())
+        ]
+        made = [source.get(kind, {}).get("producerTask") for source in sources for kind in _FROM_TASK]
+        return self.key in {*made, *self.dag.output_producers}
+
+    @property
     def sources(self) -> frozenset[str]:
         """Keys of the tasks whose outputs it takes."""
         given = [*self.parameters.values(), *self.artifacts.values()]
@@ -144,6 +155,15 @@ class Dag:
         """Where its outputs come from, by name; `kind` is `parameters` or `artifacts`."""
         found: Mapping[str, Node] = self.component.get("dag", {}).get("outputs", {}).get(kind, {})
         return found
+
+    @property
+    def output_producers(self) -> Iterator[str]:
+        """Keys of the tasks that its outputs come from."""
+        for output in self.outputs("artifacts").values():
+            yield from (one["producerSubtask"] for one in output["artifactSelectors"])
+        for output in self.outputs("parameters").values():
+            several = output.get("valueFromOneof", {}).get("parameterSelectors", [])
+            yield from (one["producerSubtask"] for one in (output.get("valueFromParameter"), *several) if one)
 
     def before(self, task: Task) -> set[str]:
         """Keys of all tasks that have ended well when `task` starts."""

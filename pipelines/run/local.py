@@ -8,7 +8,6 @@ import io
 import os
 import re
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -23,8 +22,12 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.steps.task import ERROR_FILE_VARIABLE
 from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.uris import is_remote, join, published
 from calib_pipelines.packages.reading import check_steps
+
+RUNNABLE = ("restore-calibration", "recalibrate")
+"""Pipelines that leave a summary, a report and a model."""
 
 LOG_TAIL_LINES = 15
 
@@ -41,7 +44,7 @@ _KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a f
 
 def run_local(
     parameters: Mapping[str, Any],
-    out: Path,
+    out: str | Path,
     *,
     pipeline: str = "restore-calibration",
     runner: local.DockerRunner | None = None,
@@ -51,9 +54,9 @@ def run_local(
     Args:
         parameters: the pipeline's parameters by name; those left out have their defaults.
         out: gets `summary.json`, `report.html`, where the output model was promoted `model` (the adapter),
-            `run.log` with all that was printed, and `run` with what every task left. A `gs://` URI gets them
+            `run.log` with all that was printed, and `run` with what every task left. A bucket's URI gets them
             when the run is over.
-        pipeline: name of the pipeline, a key of `packages.CONFIGS`.
+        pipeline: name of the pipeline, one of `RUNNABLE`.
         runner: how to run each task in a container of the image that the pipeline names; left out, tasks are
             processes in this environment. Containers see of this machine only `out/run`, which their user has
             to be able to write to, and what the runner mounts: paths in `parameters` must be the same there.
@@ -75,6 +78,7 @@ def run_local(
                     summary[name] = join(out, str(Path(summary[name]).relative_to(folder)))
             write_json(folder / "summary.json", summary)
         return summary
+    out = Path(out)
     check_output_folder(out / "model", "calibration.json", inputs=[str(parameters.get("model", ""))])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
@@ -82,7 +86,7 @@ def run_local(
         (out / name).unlink(missing_ok=True)
     started_s = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="calib-") as scratch,
+        scratch_folder() as scratch,
         (out / "run.log").open("w", encoding="utf-8") as log,
     ):
         error_file = out / "run" / "error.json"  # in there it is one file to this process and to a container

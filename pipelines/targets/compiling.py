@@ -15,8 +15,10 @@ from kfp.dsl.base_component import BaseComponent
 from calib_core.commands.library import Subparsers, command
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
-from calib_core.settings.parameters import Parameter, add_flags, config_from, parameters_of
-from calib_core.storage.files import cache_dir, sha256_file, whole_file
+from calib_core.settings.flags import add_flags, option_of
+from calib_core.settings.parameters import Parameter, config_from, parameters_of
+from calib_core.storage.disks import cache_dir
+from calib_core.storage.files import sha256_file, whole_file
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
 from calib_pipelines.definitions.placement import Cluster, Settings, build
@@ -78,10 +80,9 @@ def add_settings(parser: argparse.ArgumentParser, *, without: Collection[str] = 
         default=restore_calibration.NAME,
         help=f"default: {restore_calibration.NAME}",
     )
-    add_flags(group, parameters_of(Settings))  # type: ignore[arg-type]
-    for name, target in TARGETS.items():
-        own = [parameter for parameter in own_parameters(target.settings) if parameter.name not in without]
-        add_flags(parser.add_argument_group(f"only with --target {name}"), own)  # type: ignore[arg-type]
+    add_flags(parser, parameters_of(Settings))
+    for target in TARGETS.values():
+        add_flags(parser, [one for one in own_parameters(target.settings) if one.name not in without])
 
 
 def own_parameters(settings: type[Settings]) -> tuple[Parameter, ...]:
@@ -98,7 +99,7 @@ def settings_from(target: str, values: Mapping[str, Any]) -> Settings:
     """
     for other in TARGETS.keys() - {target}:
         strange = [
-            "--" + parameter.name.replace("_", "-")
+            option_of(parameter.name)
             for parameter in own_parameters(TARGETS[other].settings)
             if values[parameter.name] != parameter.default
         ]

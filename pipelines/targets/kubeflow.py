@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from kfp import dsl
 
 from calib_core.models.budget import GIB
+from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.parameters import parameter
 from calib_core.storage.uris import is_remote
 from calib_pipelines.definitions.placement import (
     FIRST_PAUSE_S,
@@ -63,33 +65,41 @@ _UNITS: dict[str | None, int] = {
 
 @dataclass(frozen=True, kw_only=True)
 class KubeflowSettings(Settings):
-    """Settings of a package for Kubeflow Pipelines.
+    """Settings of a package for Kubeflow Pipelines."""
 
-    Attributes:
-        cpu: CPUs that a task with a model asks for, such as 8 or 500m; 4 for each GPU where left out.
-        memory: Memory of a task with a model, such as 64Gi; by model_parameters where left out.
-        node_selector: Labels that nodes must have, as key=value,key=value.
-        tolerations: Taints that tasks tolerate, as key=value:NoSchedule,key:NoExecute.
-        spot: Run tasks with a model on spot nodes as one of gke, eks, aks or karpenter marks them.
-        secrets: Environment variables from secrets of the cluster, as VARIABLE=secret/key,...; names only,
-            the values are looked up when a task starts.
-        pvc: Volume claims to mount in every task, as claim:/path,claim:/path.
-        cache: Folder on a mounted claim where tasks with a model keep what they download, and the checkpoints
-            that training goes on from when it is tried again; in the pod, and lost with it, where left out.
-    """
+    GROUP = "only with --target kubeflow"
 
-    cpu: str = ""
-    memory: str = ""
-    node_selector: str = ""
-    tolerations: str = ""
-    spot: str = ""
-    secrets: str = ""
-    pvc: str = ""
-    cache: str = ""
+    cpu: str = parameter(
+        "",
+        "CPUs that a task with a model asks for, such as 8 or 500m; 4 for each GPU if left out.",
+    )
+    memory: str = parameter(
+        "",
+        "Memory of a task with a model, such as 64Gi; by model_parameters if left out.",
+    )
+    node_selector: str = parameter("", "Labels that nodes must have, as key=value,key=value.")
+    tolerations: str = parameter("", "Taints that tasks tolerate, as key=value:NoSchedule,key:NoExecute.")
+    spot: str = parameter(
+        "",
+        "Run tasks with a model on spot nodes as one of gke, eks, aks or karpenter marks them.",
+        choices=("", *SPOT),
+    )
+    secrets: str = parameter(
+        "",
+        "Environment variables from secrets of the cluster, as VARIABLE=secret/key,...; names only, the "
+        "values are looked up when a task starts.",
+    )
+    pvc: str = parameter("", "Volume claims to mount in every task, as claim:/path,claim:/path.")
+    cache: str = parameter(
+        "",
+        "Folder on a mounted claim where tasks with a model keep what they download, and the "
+        "checkpoints that training goes on from when it is tried again; in the pod, and lost with it, "
+        "if left out.",
+    )
 
-    def __post_init__(self) -> None:
-        check = self.check()
-        check.one_of("spot", ("", *SPOT))
+    def rules(self, check: ConfigCheck) -> None:
+        """What Kubernetes takes, and what goes together."""
+        super().rules(check)
         for name, pattern, expected in (
             ("cpu", _CPU, "a number of CPUs such as 8 or 500m"),
             ("memory", _MEMORY, "a quantity such as 64Gi"),
@@ -103,23 +113,24 @@ class KubeflowSettings(Settings):
             check.value(name, _list_of(pattern), expected)
         check.that(
             lambda c: all(map(_SECRET.fullmatch, _parts(c.secrets))),
-            "secrets must be VARIABLE=secret/key, more of them after commas: the names of a secret and of a "
-            "key in it, never its value",  # nor is what was given shown: it may be one
+            "`secrets` must be VARIABLE=secret/key, more of them after commas: the names of a secret and of "
+            "a key in it, never its value",  # nor is what was given shown: it may be one
         )
         check.finish()
         check.that(
             lambda c: not c.spot or c.retries > 0,
-            f"spot is {self.spot!r} and retries is 0: a task whose node is taken away would end the run; "
-            "give retries 1 or more",
+            f"`spot` is {self.spot!r} and `retries` is 0: a task whose node is taken away would end the run; "
+            "give `retries=1` or more",
         )
         check.that(
             lambda c: not c.run_records or is_remote(c.run_records) or c.is_mounted(c.run_records),
-            f"run_records is {self.run_records!r}, which ends with the pod; mount a claim there by pvc, or "
-            "give a folder in a bucket",
+            f"`run_records` is {self.run_records!r}, which ends with the pod; mount a claim there by `pvc`, "
+            "or give a folder in a bucket",
         )
         check.that(
             lambda c: not c.cache or c.is_mounted(c.cache),
-            f"cache is {self.cache!r}, which ends with the pod; mount a claim there by pvc, or leave it out",
+            f"`cache` is {self.cache!r}, which ends with the pod; mount a claim there by `pvc`, or leave it "
+            "out",
         )
         if self.model_parameters:
             self.check_memory(check)
@@ -127,10 +138,9 @@ class KubeflowSettings(Settings):
             where = "beside the GPU" if self.accelerator else "on the CPU"
             check.that(
                 lambda c: not c.memory or c.memory_gib() >= needed,
-                f"memory is {self.memory!r}, but a model of {self.model_parameters} parameters needs "
-                f"{needed}Gi {where}; give memory {needed}Gi or more, or leave it out",
+                f"`memory` is {self.memory!r}, but a model of {self.model_parameters} parameters needs "
+                f"{needed}Gi {where}; give `memory={needed}Gi` or more, or leave it out",
             )
-        check.finish()
 
     def is_mounted(self, path: str) -> bool:
         """Whether `path` lies on a mounted claim."""

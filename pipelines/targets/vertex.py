@@ -11,6 +11,7 @@ from kfp.dsl.base_component import BaseComponent
 
 from calib_core.models.budget import parse_parameters
 from calib_core.settings.checks import ConfigCheck
+from calib_core.settings.parameters import parameter
 from calib_pipelines.definitions.placement import (
     ACCELERATORS,
     LIGHT_CPU,
@@ -94,69 +95,79 @@ FORMS = {
 
 @dataclass(frozen=True, kw_only=True)
 class VertexSettings(Settings):
-    """Settings of a package for Vertex AI Pipelines.
+    """Settings of a package for Vertex AI Pipelines."""
 
-    Attributes:
-        machine_type: Machine of the tasks that load a model, such as g2-standard-12; the smallest one that
-            fits where left out.
-        service_account: E-mail address of the account that these tasks run as.
-        network: Network that they are peered with, as projects/NUMBER/global/networks/NAME.
-        strategy: How their machines are found: STANDARD, SPOT (cheaper, can be taken away) or FLEX_START
-            (waits in a queue for GPUs).
-        max_wait_hours: Longest time to wait for the machines with FLEX_START; 0 for no limit.
-        boot_disk_type: Type of the boot disk: pd-ssd, pd-standard or hyperdisk-balanced; the one that the
-            machine takes where left out.
-        boot_disk_gb: Size of the boot disk, which also holds the model's files.
-    """
+    GROUP = "only with --target vertex"
 
-    machine_type: str = ""
-    service_account: str = ""
-    network: str = ""
-    strategy: str = "STANDARD"
-    max_wait_hours: float = 24.0
-    boot_disk_type: str = ""
-    boot_disk_gb: int = 100
+    machine_type: str = parameter(
+        "",
+        "Machine of the tasks that load a model, such as g2-standard-12; the smallest one that fits "
+        "if left out.",
+        choices=("", *MACHINES),
+    )
+    service_account: str = parameter("", "E-mail address of the account that these tasks run as.")
+    network: str = parameter(
+        "",
+        "Network that they are peered with, as projects/NUMBER/global/networks/NAME.",
+    )
+    strategy: str = parameter(
+        "STANDARD",
+        "How their machines are found: STANDARD, SPOT (cheaper, can be taken away) or FLEX_START (waits "
+        "in a queue for GPUs).",
+        choices=STRATEGIES,
+    )
+    max_wait_hours: float = parameter(
+        24.0,
+        "Longest time to wait for the machines with FLEX_START; 0 for no limit.",
+        at_least=0,
+    )
+    boot_disk_type: str = parameter(
+        "",
+        "Type of the boot disk: pd-ssd, pd-standard or hyperdisk-balanced; the one that the machine "
+        "takes if left out.",
+        choices=("", *DISKS),
+    )
+    boot_disk_gb: int = parameter(
+        100, "Size of the boot disk, which also holds the model's files.", at_least=100, at_most=64000
+    )
 
-    def __post_init__(self) -> None:
-        check = self.check()
-        check.one_of("machine_type", ("", *MACHINES))
-        check.one_of("strategy", STRATEGIES)
-        check.one_of("boot_disk_type", ("", *DISKS))
+    def rules(self, check: ConfigCheck) -> None:
+        """What Vertex takes, and what goes together."""
+        super().rules(check)
         for name, (pattern, expected) in FORMS.items():
             check.value(name, _spelled(pattern), expected)
-        check.value("max_wait_hours", lambda hours: hours >= 0, "0 (no limit) or more")
-        check.value("boot_disk_gb", lambda size: 100 <= size <= 64000, "100 to 64000")
         check.finish()
         self._check_strategy(check)
         self.check_memory(check)
         self._check_machine(check)
-        check.finish()
 
     def _check_strategy(self, check: ConfigCheck) -> None:
         check.that(
             lambda c: c.strategy != "FLEX_START" or c.accelerator in QUEUED,
-            f"strategy is 'FLEX_START' with accelerator {self.accelerator!r}; the queue is for "
+            f"`strategy` is 'FLEX_START' with `accelerator` {self.accelerator!r}; the queue is for "
             f"{', '.join(QUEUED)}",
         )
         check.that(
             lambda c: c.strategy != "FLEX_START" or c.timeout_hours <= LONGEST_QUEUED_HOURS,
-            f"timeout_hours is {self.timeout_hours!r}; with strategy 'FLEX_START' give "
+            f"`timeout_hours` is {self.timeout_hours!r}; with `strategy=FLEX_START` give "
             f"{LONGEST_QUEUED_HOURS} or less",
         )
         check.that(
             lambda c: c.strategy == "FLEX_START" or c.max_wait_hours == VertexSettings.max_wait_hours,
-            f"max_wait_hours is {self.max_wait_hours!r}, but strategy {self.strategy!r} doesn't wait; use "
-            "it with FLEX_START",
+            f"`max_wait_hours` is {self.max_wait_hours!r}, but `strategy` {self.strategy!r} doesn't wait; "
+            "use it with `strategy=FLEX_START`",
         )
         check.that(
             lambda c: c.strategy != "SPOT" or c.retries > 0,
-            "strategy is 'SPOT' and retries is 0: a task whose machine is taken away would end the run; "
-            "give retries 1 or more",
+            "`strategy` is 'SPOT' and `retries` is 0: a task whose machine is taken away would end the run; "
+            "give `retries=1` or more",
         )
 
     def _check_machine(self, check: ConfigCheck) -> None:
         fitting = self.fitting()
-        given = f"machine_type {self.machine_type!r} does not go" if self.machine_type else "no machine goes"
+        given = (
+            f"`machine_type` {self.machine_type!r} does not go" if self.machine_type else "no machine goes"
+        )
         asked = f"{self.count} x {self.accelerator}" if self.accelerator else "no accelerator"
         needs = f" and {self.least_gib()} GiB of memory" if self.model_parameters else ""
         counts = sorted({n for m in MACHINES.values() for n in m.gpus.get(self.accelerator, ())})
@@ -175,14 +186,14 @@ class VertexSettings(Settings):
             needed = round(IMAGE_DISK_GB + 2 * 2 * parse_parameters(self.model_parameters) / 1e9)
             check.that(
                 lambda c: c.boot_disk_gb >= needed,
-                f"boot_disk_gb is {self.boot_disk_gb}, but the image and the files of a model of "
+                f"`boot_disk_gb` is {self.boot_disk_gb}, but the image and the files of a model of "
                 f"{self.model_parameters} parameters need {needed}; give {needed} or more",
             )
         machine = self.machine()
         disks = _disks(machine)
         check.that(
             lambda c: not c.boot_disk_type or c.boot_disk_type in disks,
-            f"boot_disk_type {self.boot_disk_type!r} is not for {machine}; give {' or '.join(disks)}",
+            f"`boot_disk_type` {self.boot_disk_type!r} is not for {machine}; give {' or '.join(disks)}",
         )
 
     def fitting(self) -> list[str]:

@@ -186,6 +186,11 @@ class Run:
         return await self.dag(self.component(task), made, path, policy)
 
     async def loop(self, key: str, task: Spec, dag: Execution, path: str, policy: Spec | None) -> str:
+        if self.backend.version < (
+            2,
+            16,
+        ):  # whose compiler hands on no name (2.15.0: dag.go:417-425, 531-535)
+            key = task["taskInfo"]["name"]
         head = self.driven(key, task, dag, path)
         if head.state == "CANCELED":
             return SKIPPED
