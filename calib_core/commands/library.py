@@ -45,6 +45,7 @@ from calib_core.steps.shards import (
     score_shard,
     shard_questions,
 )
+from calib_core.steps.temperature import give_temperature
 from calib_core.storage.uris import fetch, join, published
 from calib_core.training.config import AlignConfig, FinetuneConfig
 
@@ -63,6 +64,7 @@ def add_commands(commands: Subparsers) -> None:
     _add_step(commands, "evaluate", evaluate, EvaluateConfig, "score and measure a model", measured)
     _add_step(commands, "cft", cft, FinetuneConfig, "fine-tune a calibratable model on answers", adapter)
     _add_step(commands, "rcft", rcft, FinetuneConfig, "fine-tune a non-calibratable model, EM-ECE", adapter)
+    _add_temperature(commands)
     _add_promote(commands)
     _add_calibrate(commands)
     _add_metrics(commands)
@@ -137,6 +139,20 @@ def _add_prepare(commands: Subparsers) -> None:
         config = config_from(PrepareConfig, vars(given))
         with published(given.out) as out:
             return prepare(config, out)
+
+    parser.set_defaults(run=run)
+
+
+def _add_temperature(commands: Subparsers) -> None:
+    parser = command(commands, "temperature", "give a model the temperature that its evaluation found")
+    parser.add_argument("--model", required=True, help="the model that was evaluated")
+    parser.add_argument("--evaluation", required=True, help="evaluation folder that `calib evaluate` wrote")
+    parser.add_argument("--out", required=True, help="model folder to write, for `evaluate` and `promote`")
+    parser.add_argument("--after", required=True, help="evaluation folder to write, for `promote`")
+
+    def run(given: argparse.Namespace) -> Result:
+        with published(given.out) as out, published(given.after) as after:
+            return give_temperature(given.model, fetch(given.evaluation), out, after)
 
     parser.set_defaults(run=run)
 

@@ -22,7 +22,7 @@ PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".pickle")
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterOrigin:
-    """What an adapter's folder says of the base model that it was trained on; "" where it doesn't say.
+    """What the folder of an adapter, or of a temperature, says of its base model; "" where it doesn't say.
 
     Attributes:
         base: folder or hub id.
@@ -120,18 +120,26 @@ def base_digest(folder: Path, weights: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def has_temperature_alone(folder: Path) -> bool:
+    """Whether a folder holds a temperature for a base model elsewhere, and no weights."""
+    weights = ("config.json", "adapter_config.json")
+    return (folder / "calibration.json").is_file() and not any((folder / name).is_file() for name in weights)
+
+
 def adapter_origin(folder: Path) -> AdapterOrigin:
     """The base of an adapter: from calibration.json where it is there, else from PEFT's own file.
 
     Raises:
         ConfigError: the adapter's weights are not there as safetensors.
     """
-    if not (folder / "adapter_model.safetensors").is_file():
-        raise ConfigError(
-            f"{folder}: no adapter_model.safetensors; pickled adapters (adapter_model.bin) are not loaded, "
-            "so save the adapter again with a current peft"
-        )
-    peft_config = read_json(folder / "adapter_config.json")
+    peft_config = {}
+    if not has_temperature_alone(folder):
+        if not (folder / "adapter_model.safetensors").is_file():
+            raise ConfigError(
+                f"{folder}: no adapter_model.safetensors; pickled adapters (adapter_model.bin) are not "
+                "loaded, so save the adapter again with a current peft"
+            )
+        peft_config = read_json(folder / "adapter_config.json")
     ours = read_json(folder / "calibration.json") if (folder / "calibration.json").is_file() else {}
     base, revision = peft_config.get("base_model_name_or_path"), peft_config.get("revision")
     if ours.get("base"):

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.models.files import adapter_origin, base_digest, check_base, resolve
+from calib_core.models.files import adapter_origin, base_digest, check_base, has_temperature_alone, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
 from calib_core.runtime.progress import say
@@ -100,8 +100,8 @@ def load_model(
 
     Args:
         model: a model folder (config.json, *.safetensors, tokenizer), an adapter folder (adapter_config.json,
-            adapter_model.safetensors, calibration.json where we made it), by path or bucket URI, or a hub id
-            with or without `@revision`.
+            adapter_model.safetensors, calibration.json where we made it), a folder with a base's temperature
+            (calibration.json alone), by path or bucket URI, or a hub id with or without `@revision`.
         base_model: folder or hub id of an adapter's base, where the one that the adapter names has moved;
             without meaning for a model that is no adapter.
         revision: commit or branch of `model` on the hub.
@@ -116,12 +116,13 @@ def load_model(
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(get_args(Dtype))}")
     folder = resolve(str(model), revision)
-    if not (folder / "adapter_config.json").is_file():
+    is_adapter = (folder / "adapter_config.json").is_file()
+    if not is_adapter and not has_temperature_alone(folder):
         return _load_base(str(model), folder, dtype, placement)
     origin = adapter_origin(folder)
     base = base_model or origin.base
     if not base:
-        raise ConfigError(f"{folder / 'adapter_config.json'}: names no base model; give base_model")
+        raise ConfigError(f"{folder}: names no base model; give base_model")
     loaded = _load_base(base, resolve(base, "" if base_model else origin.revision), dtype, placement)
     if origin.digest not in ("", loaded.base_digest):
         raise ConfigError(
@@ -130,7 +131,7 @@ def load_model(
             "trained on"
         )
     loaded.temperature = origin.temperature
-    return _put_adapter(loaded, folder, trainable=trainable)
+    return _put_adapter(loaded, folder, trainable=trainable) if is_adapter else loaded
 
 
 def adapter_digest(model: torch.nn.Module) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
 from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
-from calib_core.predictions.table import write_predictions
+from calib_core.predictions.table import Predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
 from calib_core.settings.parameters import parameter
@@ -79,6 +80,36 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
             predictions[name] = score(fold)
     pairs = read_pairs(data, "test")
     preferences = sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens) if pairs else None
+    record = {
+        **measured(config, predictions),
+        "flip_rates": flip_rates or None,
+        "win_rate": preferences and win_rate(preferences),
+        "model": loaded.describe(),
+        "data": prepared.fingerprints(),
+        "parameters": asdict(config),
+        "seconds": time.monotonic() - started_s,
+    }
+    with whole_folder(out) as folder:
+        for name, table in predictions.items():
+            write_predictions(table, folder / f"{name}.parquet")
+        if preferences:
+            write_preference_logprobs(preferences, folder / PREFERENCES_FILE)
+        write_json(folder / "evaluation.json", record)
+    regime = record["regime"]
+    say(f"regime: {regime['regime']}; branch: {regime['branch']}. {' '.join(regime['reasons'])}")
+    return record
+
+
+def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+    """What an evaluation says of its tables: the regime, and the figures of every fold.
+
+    Args:
+        config: parameters of the evaluation.
+        predictions: tables by fold, `fit` and `calibration` among them.
+
+    Raises:
+        CalibError: the tables can't support the decision.
+    """
     regime = regime_test(
         predictions["fit"],
         predictions["calibration"],
@@ -98,21 +129,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         "n_resamples": config.n_resamples,
         "seed": config.seed,
     }
-    record = {
+    return {
         "regime": regime.to_dict(),
         "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
-        "flip_rates": flip_rates or None,
-        "win_rate": preferences and win_rate(preferences),
-        "model": loaded.describe(),
-        "data": prepared.fingerprints(),
-        "parameters": asdict(config),
-        "seconds": time.monotonic() - started_s,
     }
-    with whole_folder(out) as folder:
-        for name, table in predictions.items():
-            write_predictions(table, folder / f"{name}.parquet")
-        if preferences:
-            write_preference_logprobs(preferences, folder / PREFERENCES_FILE)
-        write_json(folder / "evaluation.json", record)
-    say(f"regime: {regime.regime}; branch: {regime.branch}. {' '.join(regime.reasons)}")
-    return record

@@ -66,7 +66,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Data folder of `data_prep`.
-        mode: `auto` (the measured regime chooses the branch), `cft` or `rcft`.
+        mode: `auto` (what was measured chooses the branch), `temperature`, `cft` or `rcft`.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
