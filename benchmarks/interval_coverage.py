@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from calib_core.metrics.binning import bin_index
-from calib_core.metrics.bootstrap import bin_gaps, debiased_ece_interval, gap_sum_change
+from calib_core.metrics.gaps import bin_gaps, debiased_ece_interval, gap_sum_change
 
 Floats = NDArray[np.float64]
 N_BINS = 10

@@ -10,7 +10,7 @@ Example:
     >>> from calib_core import Predictions, fit_temperature, measure
     >>> predictions = Predictions.from_probs([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]] * 50, [0, 1, 1] * 50)
     >>> print(measure(predictions).conf_ece)
-    0.333 (0.265 to 0.394)
+    0.333 (0.260 to 0.397)
     >>> round(fit_temperature(predictions), 2)
     4.09
 """
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from calib_core.decisions.gate import decide
     from calib_core.decisions.temperature import apply_temperature, fit_temperature
     from calib_core.errors import CalibError
-    from calib_core.metrics.bootstrap import Interval
     from calib_core.metrics.figures import (
         adaptive_ece,
         brier,
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
         nll_nats,
         smooth_ece,
     )
+    from calib_core.metrics.interval import Interval
     from calib_core.metrics.selective import auroc, risk_coverage
     from calib_core.metrics.summary import Figures, measure
     from calib_core.predictions.table import Predictions, read_predictions, write_predictions
@@ -75,7 +75,7 @@ _HOMES = {
     "decisions.gate": ("decide",),
     "decisions.temperature": ("apply_temperature", "fit_temperature"),
     "errors": ("CalibError",),
-    "metrics.bootstrap": ("Interval",),
+    "metrics.interval": ("Interval",),
     "metrics.figures": (
         *("adaptive_ece", "brier", "classwise_ece", "conf_ece", "debiased_ece", "nll_nats", "smooth_ece"),
     ),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import brentq
 from synthetic import make_world, memorised, scrambled, softmax, tempered
 
 from calib_core.decisions.bounds import (
@@ -25,8 +26,9 @@ from calib_core.decisions.bounds import (
 )
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import bin_index
-from calib_core.metrics.bootstrap import debiased_ece_interval
 from calib_core.metrics.figures import conf_ece
+from calib_core.metrics.gaps import debiased_ece_interval
+from calib_core.predictions.table import Predictions
 
 ROUNDING = 1e-12
 
@@ -219,18 +221,123 @@ def test_sets_of_one_size_are_not_resampled_in_step():
     assert result.lower_bound.high == pytest.approx(1.96 * np.sqrt(2 * a * (1 - a) / 1000), rel=0.15)
 
 
-def test_information_bound_and_entropy_are_those_of_the_target():
-    worlds = [make_world(20_000, seed) for seed in (0, 1)]
-    p = [tempered(w.q, 0.5) for w in worlds]
-    result = regime_test(*(w.predictions(x) for w, x in zip(worlds, p, strict=True)), n_resamples=50)
-    q = worlds[1].q
-    entropy = -(q * np.log(q)).sum(axis=1).mean()
-    assert result.entropy_nats == pytest.approx(entropy, abs=0.02)
-    assert result.information_bound.value == pytest.approx(upper_bounds(p[1], q).information, abs=0.02)
-    assert result.information_bound.value == pytest.approx(
-        np.sqrt((result.cross_entropy_nats - result.entropy_nats) / 2), abs=1e-9
+def test_errors_that_cancel_inside_a_bin_are_not_called_calibrated():
+    """Right 0.15 more and 0.15 less often than stated in turn, within every bin of the binned ECE."""
+
+    def table(seed):
+        rng = np.random.default_rng(seed)
+        conf = rng.uniform(0.4, 1.0, 1500)
+        true = np.clip(conf + 0.15 * np.where((conf * 10) % 1 < 0.5, 1, -1), 0, 1)
+        right = rng.random(1500) < true
+        rest = (1 - conf)[:, None] / 3 * np.ones(4)
+        rest[:, 0] = conf
+        return Predictions.from_probs(rest, np.where(right, 0, 1), ids=[f"{seed}-{i}" for i in range(1500)])
+
+    for seed in range(5):
+        result = regime_test(table(2 * seed), table(2 * seed + 1), n_resamples=300)
+        assert result.debiased_ece.high <= 0.08 < result.fine_ece.value
+        assert result.regime == "calibratable"
+        assert any("errors cancel within wide bins" in reason for reason in result.reasons)
+
+
+@pytest.mark.parametrize("easier", [0.12, 0.2])
+def test_easier_questions_are_not_taken_for_memorised_ones(easier):
+    """A model that learnt nothing by heart, and questions for fine-tuning that are easier by 12 points."""
+    heldout = make_world(1500, 1, spread=1.4)
+    spread = brentq(
+        lambda x: (
+            make_world(40_000, 7, spread=x).critical_accuracy
+            - make_world(40_000, 7, spread=1.4).critical_accuracy
+            - easier
+        ),
+        1.4,
+        6.0,
+        xtol=0.01,
     )
-    assert result.upper_bound.high <= result.information_bound.high
+    for seed in range(5):
+        fit, heldout = make_world(1500, 2 * seed, spread=spread), make_world(1500, 2 * seed + 1, spread=1.4)
+        result = regime_test(
+            *(w.predictions(tempered(w.q, 0.4)) for w in (fit, heldout)), n_resamples=200, seed=seed
+        )
+        assert result.lower_bound.low > result.tolerance
+        assert result.regime == "calibratable"
+        assert any("so that memorising is not shown" in reason for reason in result.reasons)
+
+
+def test_a_temperature_is_chosen_where_it_is_enough_and_allowed():
+    result = in_world("tempered", 0)
+    assert result.branch == "temperature"
+    assert result.temperature.value == pytest.approx(2.0, abs=0.2)  # what undoes a temperature of 0.5
+    assert result.temperature.ece.high <= 0.08
+    assert result.temperature.auroc.low > 0.5
+    assert result.temperature.brier_skill.low > 0
+    assert "One temperature, " in result.reasons[-1]
+    assert "it is enough" in result.reasons[-1]
+    assert in_world("tempered", 0, repairs="cft,rcft").branch == "cft"
+    assert in_world("tempered", 0, repairs="rcft").branch == "rcft"
+    assert in_world("memoriser", 0).branch == "temperature"
+    assert in_world("memoriser", 0, repairs="cft,rcft").branch == "rcft"
+    assert in_world("memoriser", 0, repairs="cft").branch == "cft"
+    assert in_world("q itself", 0).branch == "none"
+
+
+def test_a_temperature_is_not_enough_where_the_error_has_two_directions():
+    """Right about half of the questions, too sure of the others: one number mends neither."""
+
+    def mixed(world):
+        half = np.arange(len(world.q)) % 2 == 0
+        return world.predictions(np.where(half[:, None], tempered(world.q, 0.4), world.q))
+
+    tables = [mixed(make_world(2500, seed)) for seed in (0, 1)]
+    result = regime_test(*tables, n_resamples=200, target_ece=0.05)
+    assert result.temperature.has_resolution
+    assert result.temperature.ece.high > 0.05
+    assert result.branch == "cft"
+    only = regime_test(*tables, n_resamples=200, target_ece=0.05, repairs="temperature")
+    assert only.branch == "temperature"
+    assert "not shown to be within the target" in only.reasons[-1]
+
+
+def test_a_model_without_resolution_is_told_so():
+    """Sure of options that have nothing to do with the answer."""
+    tables = [
+        make_world(1200, seed, spread=1.0).predictions(tempered(make_world(1200, seed + 100).q, 0.5))
+        for seed in (0, 1)
+    ]
+    result = regime_test(*tables, n_resamples=200)
+    assert not result.temperature.has_resolution
+    assert result.temperature.value > 10
+    assert result.branch == "cft"  # training may teach it
+    assert any("not shown to tell right answers from wrong ones" in reason for reason in result.reasons)
+    assert any("makes all options about equally likely" in reason for reason in result.reasons)
+    nothing = regime_test(*tables, n_resamples=200, repairs="temperature")
+    assert nothing.branch == "none"
+    assert nothing.regime == "calibratable"
+    assert nothing.reasons[-1].startswith("None of the repairs that are allowed (temperature) can help")
+
+
+def test_groups_of_questions_widen_the_limits():
+    """Each question twice under one group: as sure as of the questions once, and less sure than of 2,000."""
+
+    def twice(table, grouped):
+        return Predictions.from_logits(
+            np.repeat(table.logits, 2, axis=0),
+            np.repeat(table.labels, 2),
+            ids=[f"{key}-{copy}" for key in table.ids for copy in "ab"],
+            groups=[key if grouped else None for key in table.ids for _ in "ab"],
+        )
+
+    once = [models("tempered", make_world(1000, seed), seen=False) for seed in (0, 1)]
+    together, ignored = (
+        regime_test(*(twice(table, grouped) for table in once), n_resamples=400) for grouped in (True, False)
+    )
+    alone = regime_test(*once, n_resamples=400)
+    for name in ("debiased_ece", "accuracy_fit", "critical_accuracy", "unexplained"):
+        width, narrow, wide = (
+            getattr(result, name).high - getattr(result, name).low for result in (together, ignored, alone)
+        )
+        assert width == pytest.approx(wide, rel=0.12), name
+        assert narrow < 0.85 * width, name
 
 
 def test_ece_figures_are_those_of_the_other_modules():
@@ -265,7 +372,7 @@ def test_an_interval_that_holds_the_target_branches_or_stops():
 
 
 def test_reasons_tell_the_figures():
-    result = in_world("memoriser", 0)
+    result = in_world("memoriser", 0, repairs="cft,rcft")
     text = " ".join(result.reasons)
     assert f"right {100 * result.accuracy_heldout.value:.1f} % of the time" in text
     assert f"{100 * result.mean_confidence_heldout.value:.1f} % sure" in text
@@ -280,6 +387,9 @@ def test_the_record_is_json():
     assert value["regime"] == "non_calibratable"
     assert value["lower_bound"] == result.lower_bound.to_dict()
     assert value["reasons"] == list(result.reasons)
+    assert value["branch"] == "temperature"
+    assert value["temperature"]["ece"] == result.temperature.ece.to_dict()
+    assert value["repairs"] == ["temperature", "cft", "rcft"]
 
 
 def test_the_same_seed_gives_the_same_record():
@@ -355,6 +465,13 @@ def test_parameters_out_of_range_are_all_named():
         in_world("q itself", 0, target_ece=0.0, tolerance=-1.0, critical_accuracy=2.0, on_undecided="maybe")
     for received in ("0.0", "-1.0", "2.0", "'maybe'"):
         assert received in str(error.value)
-    for options in ({"n_bins": 0}, {"confidence": 1.0}, {"n_resamples": 0}):
+    for options in (
+        {"n_bins": 0},
+        {"confidence": 1.0},
+        {"n_resamples": 0},
+        {"repairs": "sft"},
+        {"repairs": ""},
+        {"cluster_by": "id"},
+    ):
         with pytest.raises(ConfigError):
             in_world("q itself", 0, **options)

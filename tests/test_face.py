@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 import calib_core
-from calib_core import Figures, Interval, Predictions, compare, measure, metrics
+from calib_core import Figures, Predictions, compare, measure, metrics
 from calib_core.errors import ConfigError, DataFormatError
 
 ROOT = Path(__file__).parents[1]
@@ -144,19 +145,31 @@ def test_measure_gives_every_figure() -> None:
     assert "letter_mass     -" in str(figures)
 
 
-def test_intervals_of_rankings_are_those_of_the_resampled_rows() -> None:
-    table = Predictions.from_probs([[p, 1 - p] for p in np.repeat([0.9, 0.8, 0.6], 20)], [0, 1, 0, 0] * 15)
-    conf, correct = table.confidence(), table.correct()
-    ranked, area = [], []
-    for weights in metrics.bootstrap.resample_weights(60, n_resamples=200, seed=3):
-        for row in weights.astype(int):
-            rows = np.repeat(np.arange(60), row)
-            ranked.append(metrics.auroc(conf[rows], correct[rows]))
-            area.append(metrics.risk_coverage(conf[rows], correct[rows]).aurc)
-    found = measure(table, n_resamples=200, seed=3)
-    for interval, values in ((found.auroc, ranked), (found.aurc, area)):
-        assert isinstance(interval, Interval)
-        assert_allclose([interval.low, interval.high], np.quantile(values, [0.025, 0.975]), atol=1e-12)
+def test_questions_of_one_group_are_taken_together() -> None:
+    """Every question twice: as many rows as there are twice the questions, and no more evidence."""
+    once = draw(300)
+    twice = replace(
+        once,
+        ids=tuple(f"{key}-{copy}" for copy in "ab" for key in once.ids),
+        labels=np.tile(once.labels, 2),
+        logits=np.tile(once.logits, (2, 1)),
+        n_options=np.tile(once.n_options, 2),
+        subjects=("one subject",) * 600,
+        groups=once.ids * 2,
+    )
+    alone, together, ignored = measure(once), measure(twice), measure(twice, cluster_by="none")
+    assert (together.n, together.n_clusters, ignored.n_clusters) == (600, 300, 600)
+    for name in ("accuracy", "mean_confidence", "conf_ece", "cw_ece", "brier", "nll_nats", "auroc", "aurc"):
+        width, as_once, as_600 = (
+            getattr(figures, name).high - getattr(figures, name).low for figures in (together, alone, ignored)
+        )
+        assert width == pytest.approx(as_once, rel=0.1), name
+        assert as_600 < 0.85 * width, name
+    everything = measure(twice, cluster_by="subject")  # one subject says nothing about others
+    assert (everything.accuracy.low, everything.accuracy.high) == (0, 1)
+    assert (everything.conf_ece.low, everything.conf_ece.high) == (0, 1)
+    with pytest.raises(ConfigError, match="cluster_by must be one of group, subject, none, received 'id'"):
+        measure(twice, cluster_by="id")
 
 
 def test_measure_where_a_figure_is_undefined_and_where_labels_are_missing_or_twice() -> None:
@@ -173,7 +186,7 @@ def test_compare_is_paired_and_signed() -> None:
     before, after = draw(sharpness=3.0), draw(sharpness=1.0)
     found = compare(before, after, n_resamples=300)
     a, b = measure(before, n_resamples=10), measure(after, n_resamples=10)
-    for name in ("accuracy", "mean_confidence", "conf_ece", "cw_ece", "brier", "nll_nats"):
+    for name in ("accuracy", "mean_confidence", "conf_ece", "cw_ece", "brier", "nll_nats", "auroc", "aurc"):
         difference = getattr(b, name).value - getattr(a, name).value
         assert getattr(found, name).value == pytest.approx(difference, abs=1e-12), name
     assert found.conf_ece.high < 0

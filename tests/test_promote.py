@@ -8,6 +8,7 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chain import write_adapter
 from synthetic import Floats, make_world, memorised, tempered
@@ -16,6 +17,11 @@ from calib_core.decisions.bounds import regime_test
 from calib_core.errors import ConfigError, DataFormatError, EvidenceError
 from calib_core.metrics.summary import measure
 from calib_core.models.adapters import files_digest
+from calib_core.predictions.preferences import (
+    PREFERENCES_FILE,
+    PreferenceLogprobs,
+    write_preference_logprobs,
+)
 from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import write_json
@@ -43,6 +49,17 @@ def write_evaluation(
     }
     for fold, table in tables.items():
         write_predictions(table, folder / f"{fold}.parquet")
+    if facts.get("win_rate"):
+        wins = np.arange(400) < 400 * facts["win_rate"]["sum"]
+        nats, one = np.where(wins, -1.0, -3.0), np.ones(400, np.int64)
+        pairs = PreferenceLogprobs(
+            ids=tuple(map(str, range(400))),
+            chosen_nats=nats,
+            rejected_nats=np.full(400, -2.0),
+            chosen_tokens=one,
+            rejected_tokens=one,
+        )
+        write_preference_logprobs(pairs, folder / PREFERENCES_FILE)
     regime = regime_test(tables["fit"], tables["calibration"], n_resamples=300)
     evaluation = {
         "regime": regime.to_dict(),
@@ -80,9 +97,9 @@ def folders(tmp_path_factory) -> dict[str, Path]:
             root / "overconfident", OVERCONFIDENT, adapter=adapter, win_rate={"sum": 0.7}, seconds=2.0
         ),
         "calibrated": write_evaluation(
-            root / "calibrated", CALIBRATED, adapter=adapter, win_rate={"sum": 0.6}, seconds=3.0
+            root / "calibrated", CALIBRATED, adapter=adapter, win_rate={"sum": 0.69}, seconds=3.0
         ),
-        "wrong": write_evaluation(root / "wrong", turned, adapter=adapter),
+        "wrong": write_evaluation(root / "wrong", turned, adapter=adapter, win_rate={"sum": 0.7}),
     }
 
 
@@ -97,7 +114,7 @@ def test_better_calibrated_model_is_promoted(folders, tmp_path):
         for figure in ("accuracy", "mean_confidence", "conf_ece", "cw_ece"):
             assert summary[side][figure].keys() == INTERVAL
     assert summary["gate"]["ece_change"]["high"] < 0
-    assert summary["win_rate"] == {"before": {"sum": 0.7}, "after": {"sum": 0.6}}
+    assert summary["win_rate"] == {"before": {"sum": 0.7}, "after": {"sum": 0.69}}
     assert summary["timing"] == {"evaluate_before": 2.0, "evaluate_after": 3.0}
     assert summary == json.loads((tmp_path / "summary.json").read_text())
     assert (tmp_path / summary["report"]).read_text().startswith("<!DOCTYPE html>")
@@ -118,7 +135,7 @@ def test_temperature_scaling_is_fitted_on_the_calibration_fold_only(folders, tmp
     assert scaled["conf_ece"]["value"] < 0.1
     assert scaled["accuracy"]["value"] == WORLDS["test"].predictions(OVERCONFIDENT["test"]).correct().mean()
     test_turned = {**OVERCONFIDENT, "test": memorised(OVERCONFIDENT["test"], WORLDS["test"].labels, 0.9)}
-    other = write_evaluation(tmp_path / "other", test_turned)
+    other = write_evaluation(tmp_path / "other", test_turned, win_rate={"sum": 0.7})
     same = run(other, folders["calibrated"], tmp_path / "b", "cft")["baselines"]["temperature_scaling"]
     assert same["temperature"] == scaled["temperature"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from calib_core.metrics.bootstrap import Interval
 from calib_core.metrics.figures import reliability_bins
+from calib_core.metrics.interval import Interval
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_page

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from synthetic import make_world, tempered
 
 from calib_core.decisions.temperature import cross_fitted, fit_temperature
-from calib_core.metrics.bootstrap import debiased_ece_interval
 from calib_core.metrics.figures import conf_ece
+from calib_core.metrics.gaps import debiased_ece_interval
 from calib_core.predictions.table import Predictions
 from calib_core.training.stopping import Evaluation, best_evaluation, evaluate_heldout, should_stop
 

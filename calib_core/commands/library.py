@@ -10,7 +10,6 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import PurePath
 from typing import Any, TypeAlias
 
@@ -48,6 +47,7 @@ from calib_core.steps.shards import (
     score_shard,
     shard_questions,
 )
+from calib_core.steps.temperature import give_temperature
 from calib_core.storage.uris import fetch, join, published
 from calib_core.training.config import AlignConfig, FinetuneConfig
 
@@ -66,6 +66,7 @@ def add_commands(commands: Subparsers) -> None:
     _add_step(commands, "evaluate", evaluate, EvaluateConfig, "score and measure a model", measured)
     _add_step(commands, "cft", cft, FinetuneConfig, "fine-tune a calibratable model on answers", adapter)
     _add_step(commands, "rcft", rcft, FinetuneConfig, "fine-tune a non-calibratable model, EM-ECE", adapter)
+    _add_temperature(commands)
     _add_promote(commands)
     _add_calibrate(commands)
     _add_metrics(commands)
@@ -159,6 +160,20 @@ def _add_prepare(commands: Subparsers) -> None:
     parser.set_defaults(run=run)
 
 
+def _add_temperature(commands: Subparsers) -> None:
+    parser = command(commands, "temperature", "give a model the temperature that its evaluation found")
+    parser.add_argument("--model", required=True, help="the model that was evaluated")
+    parser.add_argument("--evaluation", required=True, help="evaluation folder that `calib evaluate` wrote")
+    parser.add_argument("--out", required=True, help="model folder to write, for `evaluate` and `promote`")
+    parser.add_argument("--after", required=True, help="evaluation folder to write, for `promote`")
+
+    def run(given: argparse.Namespace) -> Result:
+        with published(given.out) as out, published(given.after) as after:
+            return give_temperature(given.model, fetch(given.evaluation), out, after)
+
+    parser.set_defaults(run=run)
+
+
 def _add_promote(commands: Subparsers) -> None:
     parser = command(commands, "promote", "decide between a model and its successor, and write the report")
     parser.add_argument("--before", required=True, help="evaluation folder of the input model")
@@ -214,10 +229,11 @@ def _add_calibrate(commands: Subparsers) -> None:
 def _add_metrics(commands: Subparsers) -> None:
     parser = command(commands, "metrics", "measure a predictions table: every figure, no model needed")
     parser.add_argument("table", help="predictions table (.parquet or .jsonl)")
-    add_flags(parser, _measuring("n_bins", "n_resamples", "seed"))
+    flags = _measuring("n_bins", "cluster_by", "n_resamples", "seed")
+    add_flags(parser, flags)
 
     def run(given: argparse.Namespace) -> Result:
-        options = {name: getattr(given, name) for name in ("n_bins", "n_resamples", "seed")}
+        options = {flag.name: getattr(given, flag.name) for flag in flags}
         return measure(read_predictions(given.table), **options).to_dict()
 
     parser.set_defaults(run=run, text=lambda result: figures_table({f"n = {result['n']}": result}))
@@ -228,7 +244,8 @@ def _add_regime(commands: Subparsers) -> None:
     parser.add_argument("--fit", required=True, help="table for the questions that it is fine-tuned on")
     parser.add_argument("--heldout", required=True, help="table for questions that it never saw")
     flags = _measuring(
-        "target_ece", "tolerance", "critical_accuracy", "on_undecided", "n_bins", "n_resamples", "seed"
+        *("target_ece", "tolerance", "critical_accuracy", "repairs", "on_undecided"),
+        *("n_bins", "cluster_by", "n_resamples", "seed"),
     )
     add_flags(parser, flags)
 
@@ -239,25 +256,31 @@ def _add_regime(commands: Subparsers) -> None:
     parser.set_defaults(run=run, text=regime_text)
 
 
+_REPORT_FLAGS = tuple(
+    parameter
+    for parameter in parameters_of(PromoteConfig)
+    if parameter.name not in ("total_accuracy_margin", "win_rate_margin")  # need a history, and pairs
+)
+
+
 def _add_report(commands: Subparsers) -> None:
     parser = command(commands, "report", "write the HTML report of one predictions table, or of two compared")
     parser.add_argument("table", help="predictions table of the (input) model")
     parser.add_argument("--after", help="table of its successor, for the same questions")
     parser.add_argument("--title", help="title of the report (default: the table's name)")
     parser.add_argument("--out", required=True, help="HTML file to write")
-    add_flags(parser, parameters_of(PromoteConfig))
+    add_flags(parser, _REPORT_FLAGS)
     parser.set_defaults(run=_report, text=report_text)
 
 
 def _report(given: argparse.Namespace) -> Result:
-    config = config_from(PromoteConfig, vars(given))
     summary = write_report(
         given.out,
         before=read_predictions(given.table),
         after=None if given.after is None else read_predictions(given.after),
         title=given.title or PurePath(given.table).stem,
         parameters={"table": given.table, "after": given.after},
-        **asdict(config),
+        **{flag.name: getattr(given, flag.name) for flag in _REPORT_FLAGS},
     )
     return {**summary, "report": given.out}
 

@@ -1,4 +1,4 @@
-"""Bounds on the ECE, and the regime test that chooses between doing nothing, CFT and RCFT.
+"""Bounds on the calibration error, and the regime test that chooses a model's repair.
 
 Labels are drawn from q(.|x), the target model. With the target calibration error TCE(p) = E |q_yhat -
 p_yhat|:
@@ -6,12 +6,17 @@ p_yhat|:
 (U) ECE(p) <= TCE(p) <= E TV(q, p) <= E sqrt(KL(q || p) / 2) <= sqrt((CE(p) - H(q)) / 2)
 (L) ECE_S(p) + TCE(p) >= ACC_S - E q_yhat >= ACC_S - ACC*, with ACC* = E max_k q_k, for any labelled set S
 
-(U) is why fine-tuning on answers restores calibration (its loss is CE); (L) is why a model that is right on
-its training questions more often than the target model would be can't be calibrated there and against the
-target at once.
+(U) is why fine-tuning on answers restores calibration: its loss is CE. Nobody has q, and its entropy can't be
+estimated from labels alone, so (U) is computed for known q only, and no figure of a run rests on it. (L) says
+of a model that is right on a set S more often than the target would be that its calibration error on S and
+its distance from the target add up to the excess at least: it may be calibrated on S, but then not against
+the target. It doesn't say that the model is miscalibrated on fresh questions; those are asked first.
 
-Source: Xiao et al. 2025, sections 3 and 4; (L) for a labelled set, the estimators and the intervals are this
-project's.
+The regime test is this project's, after Xiao et al. 2025. Theirs compares a model's accuracy with the
+critical accuracy of a target model, and chooses between two ways of fine-tuning. This one estimates that
+accuracy on questions that the model was not trained on, states an interval for every figure, asks first
+whether the model is calibrated at all, tells memorised answers from easier questions, and has a temperature
+among its answers (`decisions.repair`).
 """
 
 from __future__ import annotations
@@ -23,27 +28,26 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp, ndtri, rel_entr
+from scipy.special import ndtri, rel_entr
 
 from calib_core.decisions.reasons import regime_reasons, undecided_message
+from calib_core.decisions.repair import choose_branch, measure_temperature, parse_repairs
 from calib_core.decisions.result import Regime, RegimeResult
 from calib_core.decisions.target import estimate_bin_targets
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import check_n_bins, folded_normal_mean
-from calib_core.metrics.bootstrap import (
-    Interval,
-    conf_ece_interval,
-    debiased_ece_interval,
-    resample,
-    tail_share,
-)
+from calib_core.metrics.gaps import conf_ece_interval, debiased_ece_interval, fine_ece_interval
+from calib_core.metrics.interval import Interval, tail_share
+from calib_core.metrics.means import Linear, independent_difference, mean_of, share_interval
 from calib_core.predictions.table import Predictions, check_same_protocol
+from calib_core.settings.groups import REPAIRS
 
 Floats = NDArray[np.float64]
 
 CROSS_FIT_FOLDS = 5
-LOG_TEMPERATURE = 5.0  # temperatures from 0.007 to 148 are tried
+
+LEVELS = 20
+"""Levels of confidence at which accuracy on `fit` is compared with accuracy held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +104,10 @@ def regime_test(  # noqa: PLR0913
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: float | None = None,
+    repairs: str = ",".join(REPAIRS),
     on_undecided: str = "branch",
     n_bins: int = 10,
+    cluster_by: str = "group",
     confidence: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -109,8 +115,11 @@ def regime_test(  # noqa: PLR0913
     """Decide from two sets of predictions of one model whether it needs mending, and by which branch.
 
     In this order: `calibrated` if the upper limit of the debiased held-out ECE is at or below `target_ece`
-    (memorising is reported all the same); else `non_calibratable` if the lower limit of `lower_bound` is
-    above `tolerance`; else `calibratable`.
+    and so is the ECE over many bins of equal mass, in which errors that cancel inside a bin show (memorising
+    is reported all the same); else `non_calibratable` if the lower limit of `lower_bound` is above
+    `tolerance`, and accuracy on `fit` is above that of held-out questions of the same confidence too (where
+    it isn't, the questions of `fit` may just be easier); else `calibratable`. Which branch follows is said by
+    `decisions.repair`.
 
     ACC*, the critical accuracy, is the expected accuracy of the target model q. Nobody has q. What stands for
     it is the model itself, recalibrated on questions that it was not trained on: for each level of confidence
@@ -122,12 +131,6 @@ def regime_test(  # noqa: PLR0913
     not taken at the confidences of `fit`: training has pulled those towards the labels, which is the very
     thing to be found. Where labels come from a known q, a model that ranks options as q does gets E max_k
     q_k; one that ranks worse gets E q_yhat, with which (L) holds just as well.
-
-    H(q), for the information bound, is the mean entropy of the temperature-scaled model on `heldout`: the
-    best calibrated target along the one direction that overconfidence takes. At the fitted temperature it
-    equals that model's cross-entropy, so that CE - H is exactly E KL(q || p) (the temperature family is
-    exponential in the logits) and can't be negative. The bin targets won't do here: their shares for the
-    other options are a convention.
 
     How often it is right, in 200 worlds each (`python benchmarks/regime_rates.py --trials 200`), 1,000
     questions in both sets: q itself is found calibrated in 99.5 %, q sharpened by a temperature of 0.5
@@ -141,10 +144,13 @@ def regime_test(  # noqa: PLR0913
         target_ece: ECE at or below which a model counts as calibrated, in (0, 1).
         tolerance: lower bound that doesn't count yet, in [0, 1).
         critical_accuracy: ACC* where it is known (human agreement, say), in [0, 1]; estimated if left out.
+        repairs: the answers that are allowed beside `none`: some of `temperature`, `cft` and `rcft`,
+            separated by commas. The paper's choice is `cft,rcft`.
         on_undecided: `branch` decides as above, `stop` raises where the interval of the ECE holds the target.
         n_bins: equal-width confidence bins.
+        cluster_by: what questions that depend on each other have in common, see `Predictions.clusters`.
         confidence: coverage of the intervals.
-        n_resamples: bootstrap resamples; the two sets are resampled independently.
+        n_resamples: bootstrap resamples behind the intervals of calibration errors.
         seed: of the resamples and of the cross-fitting folds.
 
     Raises:
@@ -153,7 +159,7 @@ def regime_test(  # noqa: PLR0913
         NotEnoughDataError: fewer questions than `required_examples(target_ece)` in either set; or undecided,
             and `on_undecided` is `stop`.
 
-    Source: Xiao et al. 2025, sections 3 and 4.
+    Source: after Xiao et al. 2025; the estimators and the intervals are this project's.
 
     Example:
         >>> probs, labels = [[0.9, 0.1], [0.2, 0.8]] * 200, [0, 1, 1, 1] * 100  # right 3 times of 4
@@ -163,28 +169,38 @@ def regime_test(  # noqa: PLR0913
         ('calibratable', 'Fine-tuning on answers (CFT) can restore calibration without losing accuracy.')
     """
     _check_parameters(target_ece, tolerance, critical_accuracy, on_undecided)
+    allowed = parse_repairs(repairs)
     n_required = required_examples(target_ece, n_bins=n_bins, confidence=confidence)
     _check_sets(fit, heldout, n_required, target_ece)
-    options: dict[str, Any] = {"confidence": confidence, "n_resamples": n_resamples, "seed": seed}
+    options: dict[str, Any] = {
+        "clusters": heldout.clusters(cluster_by),
+        "confidence": confidence,
+        "n_resamples": n_resamples,
+        "seed": seed,
+    }
     conf, correct = heldout.confidence(), heldout.correct()
     ece = debiased_ece_interval(conf, correct, n_bins=n_bins, **options)
     undecided = ece.low <= target_ece < ece.high
     if undecided and on_undecided == "stop":
         raise NotEnoughDataError(undecided_message(ece, target_ece, len(heldout)))
-    means = _measure_means(fit, heldout, critical_accuracy, n_bins=n_bins, **options)
-    regime: Regime = "calibratable"
-    if ece.high <= target_ece:
-        regime = "calibrated"
-    elif means["lower_bound"].low > tolerance:
-        regime = "non_calibratable"
-    cross_entropy_nats, entropy_nats = (float(nll.mean()) for nll in _nll_before_and_after_scaling(heldout))
+    fine = fine_ece_interval(conf, correct, **options)
+    accuracies = _accuracies(
+        fit,
+        heldout,
+        critical_accuracy,
+        n_bins=n_bins,
+        cluster_by=cluster_by,
+        confidence=confidence,
+        seed=seed,
+    )
     result = RegimeResult(
-        regime=regime,
+        regime="calibratable",
+        branch="none",
         upper_bound=conf_ece_interval(conf, correct, n_bins=n_bins, **options),
         debiased_ece=ece,
-        **means,
-        cross_entropy_nats=cross_entropy_nats,
-        entropy_nats=entropy_nats,
+        fine_ece=fine,
+        **accuracies,
+        temperature=measure_temperature(heldout, n_bins=n_bins, **options),
         n_fit=len(fit),
         n_heldout=len(heldout),
         n_required=n_required,
@@ -192,8 +208,14 @@ def regime_test(  # noqa: PLR0913
         target_ece=target_ece,
         tolerance=tolerance,
         confidence=confidence,
+        repairs=allowed,
         reasons=(),
     )
+    regime: Regime = "non_calibratable" if result.has_memorised else "calibratable"
+    if ece.high <= target_ece and fine.value <= target_ece:
+        regime = "calibrated"
+    branch = choose_branch(regime, result.temperature, target_ece=target_ece, allowed=allowed)
+    result = replace(result, regime=regime, branch=branch)
     return replace(result, reasons=regime_reasons(result, given=critical_accuracy is not None))
 
 
@@ -245,56 +267,50 @@ def required_examples(target_ece: float, *, n_bins: int = 10, confidence: float 
     return math.ceil(max(upper**2, z**2 / 2) / target_ece**2)
 
 
-def _measure_means(
+def _accuracies(
     fit: Predictions,
     heldout: Predictions,
     critical_accuracy: float | None,
     *,
     n_bins: int,
+    cluster_by: str,
     confidence: float,
-    n_resamples: int,
     seed: int,
 ) -> dict[str, Interval]:
-    """The result's figures that are made of means over questions, with intervals, by field."""
-    tail = tail_share(confidence)
-    nll, scaled_nll = _nll_before_and_after_scaling(heldout)
+    """The result's accuracies and mean confidences, what they differ by, and how sure that is, by field."""
+    on_fit, on_heldout = fit.clusters(cluster_by), heldout.clusters(cluster_by)
+    found = share_interval(fit.correct(), clusters=on_fit, confidence=confidence)
     reachable = _reachable_correct(heldout, n_bins=n_bins, seed=seed)
-    # The sets are independent, so their seeds differ: with one seed, equal sizes would be resampled in step.
-    on_fit = _means((fit.correct(), fit.confidence()), n_resamples, seed + 1)
-    on_heldout = _means(
-        (heldout.correct(), heldout.confidence(), nll - scaled_nll, reachable), n_resamples, seed
-    )
-    accuracy_fit, confidence_fit = on_fit.T
-    accuracy_heldout, confidence_heldout, gain, critical = on_heldout.T
+    critical = mean_of(reachable, on_heldout).interval("logit", confidence=confidence)
     if critical_accuracy is not None:
-        critical = np.full(1 + n_resamples, critical_accuracy)
-    figures = {
-        "accuracy_fit": accuracy_fit,
-        "accuracy_heldout": accuracy_heldout,
-        "mean_confidence_fit": confidence_fit,
-        "mean_confidence_heldout": confidence_heldout,
+        critical = Interval(critical_accuracy, critical_accuracy, critical_accuracy)
+    excess = independent_difference(found, critical)
+    as_confident = _accuracy_at_the_same_confidence(fit, heldout, on_heldout).interval(confidence=confidence)
+    return {
+        "accuracy_fit": found,
+        "accuracy_heldout": share_interval(heldout.correct(), clusters=on_heldout, confidence=confidence),
+        "mean_confidence_fit": mean_of(fit.confidence(), on_fit).interval("logit", confidence=confidence),
+        "mean_confidence_heldout": mean_of(heldout.confidence(), on_heldout).interval(
+            "logit", confidence=confidence
+        ),
         "critical_accuracy": critical,
-        "lower_bound": np.maximum(accuracy_fit - critical, 0.0),
-        "information_bound": np.sqrt(np.maximum(gain, 0.0) / 2),
+        "lower_bound": Interval(max(0.0, excess.value), max(0.0, excess.low), max(0.0, excess.high)),
+        "unexplained": independent_difference(found, as_confident),
     }
-    return {name: _interval(values, tail) for name, values in figures.items()}
 
 
-def _means(columns: tuple[Floats, ...], n_resamples: int, seed: int) -> Floats:
-    """Means of columns (N,) on the data (first row) and on each resample, (1 + n_resamples, C)."""
-    table = np.column_stack(columns)
-    resampled = resample(
-        lambda weights: weights @ table / weights.sum(axis=1, keepdims=True),
-        len(table),
-        n_resamples=n_resamples,
-        seed=seed,
-    )
-    return np.vstack([table.mean(axis=0), resampled])
-
-
-def _interval(values: Floats, tail: float) -> Interval:
-    low, high = np.quantile(values[1:], [tail, 1 - tail])
-    return Interval(float(values[0]), float(low), float(high))
+def _accuracy_at_the_same_confidence(
+    fit: Predictions, heldout: Predictions, clusters: NDArray[np.int64] | None
+) -> Linear:
+    """Accuracy of held-out questions, weighted so that they are as confident as those of `fit`."""
+    conf, correct = heldout.confidence(), heldout.correct()
+    edges = np.unique(np.quantile(conf, np.linspace(0, 1, LEVELS + 1)[1:-1]))
+    level, level_of_fit = (np.searchsorted(edges, values, "right") for values in (conf, fit.confidence()))
+    counts = np.bincount(level, minlength=len(edges) + 1)
+    accuracy = np.bincount(level, correct, len(edges) + 1) / np.maximum(counts, 1)
+    share = np.bincount(level_of_fit, minlength=len(edges) + 1) / len(fit)
+    weight = share * len(heldout) / np.maximum(counts, 1)
+    return Linear(float((share * accuracy).sum()), weight[level] * (correct - accuracy[level]), clusters)
 
 
 def _reachable_correct(heldout: Predictions, *, n_bins: int, seed: int) -> Floats:
@@ -308,18 +324,6 @@ def _reachable_correct(heldout: Predictions, *, n_bins: int, seed: int) -> Float
         targets = estimate_bin_targets(conf[~inside], correct[~inside], n_bins=n_bins)
         expected[inside] = targets.confidence_for(conf[inside])
     return np.where(expected >= guess, correct, guess)
-
-
-def _nll_before_and_after_scaling(heldout: Predictions) -> tuple[Floats, Floats]:
-    """Negative log-likelihood of each label, as predicted and after temperature scaling, (N,) each."""
-    log_probs, rows = heldout.log_probs(), np.arange(len(heldout))
-
-    def nll_nats(log_temperature: float) -> Floats:
-        logits = log_probs / math.exp(log_temperature)
-        return logsumexp(logits, axis=1) - logits[rows, heldout.labels]
-
-    best = minimize_scalar(lambda t: nll_nats(t).mean(), bounds=(-LOG_TEMPERATURE, LOG_TEMPERATURE)).x
-    return nll_nats(0.0), nll_nats(best)
 
 
 def _check_parameters(

@@ -1,79 +1,80 @@
-"""The gate: a recalibrated model replaces the input model only where the test questions say so."""
+"""The gate: a recalibrated model replaces the input model only where the test questions show that it may.
+
+Every criterion is decided by a limit of an interval, never by a figure as measured:
+
+* the conf-ECE fell (paired interval below zero);
+* accuracy held: it did not fall by more than a margin, in this comparison and since the first champion;
+* the confidence tells as much as the input model's does after one temperature: the Brier score did not rise
+  above that by more than a margin, and where the input model's confidence ranks right answers above wrong
+  ones, the output model's does too;
+* where preference pairs were given, the win rate did not fall by more than a margin.
+
+A model passes where all of them hold, so that one that lies at any margin passes no more often than the
+level of the comparison says (`calib_core.decisions.budget`).
+"""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.decisions.budget import LEVEL, History
+from calib_core.decisions.temperature import apply_temperature, cross_fitted, one_temperature_apart
+from calib_core.decisions.verdict import KEPT, PROMOTED, GateResult, Margins, findings
+from calib_core.errors import DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import check_n_bins
-from calib_core.metrics.bootstrap import (
-    Interval,
-    bin_gaps,
-    bootstrap_interval,
-    gap_sum_change,
-    mean_statistic,
-)
+from calib_core.metrics.figures import brier_of_rows, nll_of_rows
+from calib_core.metrics.gaps import bin_gaps, gap_sum_change
+from calib_core.metrics.interval import Clusters, Interval
+from calib_core.metrics.means import auroc_interval, mean_of, share_change
 from calib_core.predictions.table import Predictions, check_same_protocol
 
-
-@dataclass(frozen=True, kw_only=True)
-class GateResult:
-    """What the gate decided, and why.
-
-    Attributes:
-        promoted: whether the model after takes the place of the model before.
-        ece_change: change of conf-ECE, after minus before, with its paired interval.
-        accuracy_change: change of accuracy, after minus before, with its paired interval.
-        reasons: plain sentences with the figures in them.
-    """
-
-    promoted: bool
-    ece_change: Interval
-    accuracy_change: Interval
-    reasons: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form: the attributes by name."""
-        return {
-            "promoted": self.promoted,
-            "ece_change": self.ece_change.to_dict(),
-            "accuracy_change": self.accuracy_change.to_dict(),
-            "reasons": list(self.reasons),
-        }
+Floats = NDArray[np.float64]
 
 
-def decide(
+def decide(  # noqa: PLR0913
     before: Predictions,
     after: Predictions,
     *,
     accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
+    wins: tuple[Floats, Floats] | None = None,
+    temperature: float | None = None,
+    history: History | None = None,
     n_bins: int = 10,
     n_resamples: int = 1000,
-    confidence: float = 0.95,
+    cluster_by: str = "group",
     seed: int = 0,
 ) -> GateResult:
-    """Compare two models on the same test questions.
+    """Compare two models on the same test questions, and say whether the second may replace the first.
 
-    Promoted where the paired interval of the conf-ECE change lies below zero and accuracy, as measured, falls
-    by no more than the margin.
+    How often it is wrong and right is measured by `benchmarks/gate_rates.py`.
 
     Args:
         before: the input model's predictions.
         after: the recalibrated model's, the same ids in the same order with the same labels.
         accuracy_margin: the fall in accuracy that is accepted, in [0, 1].
+        total_accuracy_margin: the fall since the first champion that is accepted, in [0, 1].
+        brier_margin: the rise of the Brier score that is accepted, in [0, 2].
+        win_rate_margin: the fall of the win rate that is accepted, in [0, 1].
+        wins: of the model before and of the model after, for the same preference pairs: 1 where the chosen
+            continuation is the more probable one, 0 where it isn't, 0.5 for a tie.
+        temperature: the input model's, fitted on other questions; cross-fitted on these if left out.
+        history: what came before; nothing if left out.
         n_bins: equal-width bins of the ECE.
         n_resamples: bootstrap resamples.
-        confidence: of the intervals.
+        cluster_by: what questions that depend on each other have in common, see `Predictions.clusters`.
         seed: of the resamples.
 
     Raises:
         DataFormatError: the questions, their order or their labels differ, a label is missing, or the tables
             were made in different ways (all but the adapter).
-        NotEnoughDataError: no rows.
+        NotEnoughDataError: fewer than two rows.
         ConfigError: a parameter is out of range.
 
     Example:
@@ -83,66 +84,88 @@ def decide(
         >>> decide(sure, mended).promoted, decide(mended, sure).promoted
         (True, False)
     """
-    if not (math.isfinite(accuracy_margin) and 0 <= accuracy_margin <= 1):
-        raise ConfigError(f"accuracy_margin must lie in [0, 1], received {accuracy_margin!r}")
+    margins = Margins(
+        accuracy=accuracy_margin,
+        total_accuracy=total_accuracy_margin,
+        brier=brier_margin,
+        win_rate=win_rate_margin,
+    )
+    history = history or History()
     check_n_bins(n_bins)
     check_same_questions(before, after)
     check_same_protocol(before, after)
+    if len(before) < 2:
+        raise NotEnoughDataError(f"the gate needs two test questions at least, received {len(before)}")
+    if wins is not None:
+        _check_wins(*wins)
+    # Where the year's share is used up nothing is promoted; figures are then shown at a first one's level.
+    confidence = 1 - 2 * (history.level or LEVEL)
+    clusters = before.clusters(cluster_by)
     hits_before, hits_after = before.correct(), after.correct()
     ece_change = gap_sum_change(
         bin_gaps(before.confidence(), hits_before, n_bins=n_bins),
         bin_gaps(after.confidence(), hits_after, n_bins=n_bins),
+        clusters=clusters,
         n_resamples=n_resamples,
         confidence=confidence,
         seed=seed,
     )
-    accuracy_change = bootstrap_interval(
-        mean_statistic(hits_after - hits_before),
-        len(before),
-        n_resamples=n_resamples,
-        confidence=confidence,
-        seed=seed,
+    accuracy_change = share_change(hits_before, hits_after, clusters=clusters, confidence=confidence)
+    if one_temperature_apart(before, after):  # no answer differs, on these questions or on others
+        accuracy_change = Interval(0.0, 0.0, 0.0)
+    scaled = cross_fitted(before) if temperature is None else apply_temperature(before, temperature)
+    result = GateResult(
+        promoted=False,
+        ece_change=ece_change,
+        accuracy_change=accuracy_change,
+        brier_change=_score_change(brier_of_rows, scaled, after, clusters, confidence),
+        nll_change=_score_change(nll_of_rows, scaled, after, clusters, confidence),
+        auroc_before=_auroc(before, clusters, confidence),
+        auroc_after=_auroc(after, clusters, confidence),
+        win_rate_change=None if wins is None else share_change(*wins, confidence=confidence),
+        accuracy_since_first=history.accuracy_change + accuracy_change.low,
+        level=history.level,
+        comparison=history.comparisons + 1,
+        n=len(before),
+        criteria={},
+        reasons=(),
     )
-    # Accuracies are counts over N: the margin is compared in whole questions, free of rounding.
-    fall = int(hits_before.sum() - hits_after.sum())
-    ece_fell, accuracy_held = ece_change.high < 0, fall <= accuracy_margin * len(before) + 1e-9
-    reasons = (
-        _ece_reason(ece_change, len(before), confidence),
-        _accuracy_reason(accuracy_change, accuracy_margin, accuracy_held, confidence),
-    )
-    promoted = ece_fell and accuracy_held
-    verdict = (
-        "The recalibrated model is promoted."
-        if promoted
-        else "The recalibrated model isn't promoted; the input model is kept."
-    )
-    return GateResult(
-        promoted=promoted, ece_change=ece_change, accuracy_change=accuracy_change, reasons=(*reasons, verdict)
+    changed = float((hits_before != hits_after).mean())
+    found = findings(result, margins, changed=changed, n_pairs=0 if wins is None else len(wins[0]))
+    promoted = history.level > 0 and all(finding.holds for finding in found)
+    return replace(
+        result,
+        promoted=promoted,
+        criteria={finding.name: finding.holds for finding in found},
+        reasons=(*(finding.sentence for finding in found), PROMOTED if promoted else KEPT),
     )
 
 
-def _ece_reason(change: Interval, n: int, confidence: float) -> str:
-    figures = f"{_signed(change.value)} on {n:,} test questions ({_limits(change, confidence)})"
-    if change.high < 0:
-        return f"The conf-ECE changed by {figures}: the whole interval lies below zero, it fell."
-    if change.low > 0:
-        return f"The conf-ECE changed by {figures}: the whole interval lies above zero, it rose."
-    return f"The conf-ECE changed by {figures}: the interval reaches zero, a fall isn't shown."
+def _score_change(
+    score: Callable[[Predictions], Floats],
+    before: Predictions,
+    after: Predictions,
+    clusters: Clusters | None,
+    confidence: float,
+) -> Interval:
+    """Change of a mean score of the rows, with its paired interval."""
+    return mean_of(score(after) - score(before), clusters).interval(confidence=confidence)
 
 
-def _accuracy_reason(change: Interval, margin: float, held: bool, confidence: float) -> str:
-    figures = f"Accuracy changed by {_signed(change.value)} ({_limits(change, confidence)})"
-    if held:
-        return f"{figures}: it didn't fall by more than the accepted {margin:.4g}."
-    return f"{figures}: it fell by more than the accepted {margin:.4g}."
+def _auroc(table: Predictions, clusters: Clusters | None, confidence: float) -> Interval | None:
+    correct = table.correct()
+    if correct.min() == correct.max():
+        return None
+    return auroc_interval(table.confidence(), correct, clusters=clusters, confidence=confidence)
 
 
-def _signed(value: float) -> str:
-    return f"{value + 0.0:+.4f}"
-
-
-def _limits(interval: Interval, confidence: float) -> str:
-    return f"{100 * confidence:.4g} % interval {_signed(interval.low)} to {_signed(interval.high)}"
+def _check_wins(one: Floats, other: Floats) -> None:
+    if one.ndim != 1 or one.shape != other.shape or not len(one):
+        raise DataFormatError(
+            f"wins: {one.shape} before and {other.shape} after; give one value per pair, for the same pairs"
+        )
+    if not all(np.isin(side, (0.0, 0.5, 1.0)).all() for side in (one, other)):
+        raise DataFormatError("wins must be 1 (chosen is more probable), 0 or 0.5 (a tie)")
 
 
 def check_same_questions(before: Predictions, after: Predictions) -> None:

@@ -13,6 +13,9 @@ from calib_core.predictions.table import Predictions
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e2
 
+SAME_LOGITS = 1e-5
+"""Logits this close together, as a share of the largest, are the same: float32 keeps seven digits."""
+
 
 def fit_temperature(predictions: Predictions) -> float:
     """The temperature in [0.01, 100] that gives the labels the lowest NLL.
@@ -113,3 +116,18 @@ def cross_fitted(predictions: Predictions, *, folds: int = 5) -> Predictions:
         part = apply_temperature(predictions.subset(inside), temperature).logits
         logits[inside, : part.shape[1]] = part  # a part may have fewer options than the whole
     return replace(predictions, logits=logits)
+
+
+def one_temperature_apart(before: Predictions, after: Predictions) -> bool:
+    """Whether the second table is the first one with its logits divided by a positive number."""
+    own = np.arange(before.logits.shape[1]) < before.n_options[:, None]
+    x, y = (
+        np.where(own, table.logits - table.logits.max(axis=1, keepdims=True), 0.0).astype(np.float64)
+        for table in (before, after)
+    )
+    square = float((x**2).sum())
+    if square == 0:
+        return not y.any()
+    slope = float((x * y).sum()) / square
+    largest = float(np.abs(y).max())
+    return slope > 0 and float(np.abs(y - slope * x).max()) <= SAME_LOGITS * largest

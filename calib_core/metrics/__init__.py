@@ -1,6 +1,5 @@
 """Calibration and selective-prediction figures, with intervals. numpy in float64; never imports torch."""
 
-from calib_core.metrics.bootstrap import Interval
 from calib_core.metrics.figures import (
     ReliabilityBin,
     adaptive_ece,
@@ -14,6 +13,7 @@ from calib_core.metrics.figures import (
     reliability_bins,
     smooth_ece,
 )
+from calib_core.metrics.interval import Interval
 from calib_core.metrics.selective import (
     OperatingPoint,
     RiskCoverage,

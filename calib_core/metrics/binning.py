@@ -127,13 +127,20 @@ def folded_normal_mean(mean: NDArray[np.float64], sd: NDArray[np.float64]) -> ND
     return sd * np.sqrt(2 / np.pi) * np.exp(-(ratio**2) / 2) + size * erf(ratio / np.sqrt(2))
 
 
-def debiased_gap_sum(conf: NDArray[np.float64], correct: NDArray[np.float64], n_bins: int) -> float:
-    """conf-ECE minus its bias as binomial noise makes it, at least 0; see `metrics.debiased_ece`.
+def debiased_gap_sum(
+    conf: NDArray[np.float64],
+    correct: NDArray[np.float64],
+    n_bins: int,
+    clusters: NDArray[np.int64] | None = None,
+) -> float:
+    """conf-ECE minus its bias as noise makes it, at least 0; see `metrics.debiased_ece`.
 
     Args:
         conf: float64 (N,) in [0, 1], checked.
         correct: float64 (N,), 0 or 1, checked.
         n_bins: equal-width bins.
+        clusters: cluster of each row, (N,); None where rows are independent, and the noise of a bin's
+            accuracy is binomial.
     """
     index = bin_index(conf, n_bins)
     counts = np.bincount(index, minlength=n_bins)
@@ -141,6 +148,10 @@ def debiased_gap_sum(conf: NDArray[np.float64], correct: NDArray[np.float64], n_
     accuracy = np.bincount(index, correct, n_bins) / divisor
     gap = np.bincount(index, correct - conf, n_bins) / divisor
     noise = np.sqrt(accuracy * (1 - accuracy) / divisor)
+    if clusters is not None:
+        cells, cell = np.unique(clusters * n_bins + index, return_inverse=True)
+        sums = np.bincount(cell, correct - accuracy[index])
+        noise = np.sqrt(np.bincount(cells % n_bins, sums**2, n_bins)) / divisor
     # |gap| minus its bias, E|gap + noise Z| - |gap|
     debiased = 2 * np.abs(gap) - folded_normal_mean(gap, noise)
     return max(0.0, float((counts * debiased).sum() / len(conf)))

@@ -11,30 +11,30 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.fft import dct, idct
-from scipy.optimize import brentq
 
 from calib_core.metrics.binning import (
     bin_index,
     check_conf_correct,
-    check_n_bins,
     check_probs_labels,
     debiased_gap_sum,
 )
-from calib_core.metrics.bootstrap import (
+from calib_core.metrics.gaps import (
     bin_gaps,
     class_gaps,
     conf_ece_interval,
     gap_sum,
+    mass_gaps,
 )
+from calib_core.metrics.interval import rising_root
+from calib_core.metrics.means import wilson
 from calib_core.metrics.selective import (
     OperatingPoint,
     RiskCoverage,
     auroc,
     risk_coverage,
     threshold_at_risk,
-    wilson,
 )
 from calib_core.predictions.table import Predictions
 
@@ -137,13 +137,7 @@ def adaptive_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> fl
         >>> round(adaptive_ece(conf, correct, n_bins=4), 12)
         0.17875
     """
-    conf64, correct64 = check_conf_correct(conf, correct)
-    check_n_bins(n_bins)
-    levels, level = np.unique(conf64, return_inverse=True)
-    accuracy = np.bincount(level, correct64) / np.bincount(level)
-    order = np.sort(level)
-    gaps = accuracy[order] - levels[order]
-    return float(sum(abs(run.sum()) for run in np.array_split(gaps, n_bins)) / len(gaps))
+    return gap_sum(mass_gaps(conf, correct, n_bins=n_bins))
 
 
 def debiased_ece(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
@@ -215,8 +209,8 @@ def smooth_ece(conf: ArrayLike, correct: ArrayLike) -> float:
             np.abs(idct(spectrum * np.exp(-((frequency * sigma) ** 2) / 2), norm="ortho")).sum() - sigma
         )
 
-    # The root is at most 1, where rounding can leave an excess of 1e-16: search beyond.
-    return min(1.0, float(brentq(excess, 0.0, 2.0, xtol=1e-9))) if excess(0.0) > 0 else 0.0
+    # At 1, the largest error there is, rounding can leave an excess of 1e-16.
+    return rising_root(lambda sigma: -excess(sigma), 0.0, 1.0)
 
 
 def mce(conf: ArrayLike, correct: ArrayLike, *, n_bins: int = 10) -> float:
@@ -259,8 +253,21 @@ def brier(probs: ArrayLike, labels: ArrayLike) -> float:
         >>> round(brier([[0.8, 0.2], [0.4, 0.6]], [0, 0]), 12)  # .08 and .72
         0.4
     """
-    probs64, labels64 = check_probs_labels(probs, labels)
-    return float(((probs64 - np.eye(probs64.shape[1])[labels64]) ** 2).sum(axis=1).mean())
+    return float(_squared_distances(*check_probs_labels(probs, labels)).mean())
+
+
+def brier_of_rows(predictions: Predictions) -> NDArray[np.float64]:
+    """Each labelled row's Brier score, (N,) in [0, 2]; see `brier`."""
+    return _squared_distances(predictions.probs(), predictions.labels)
+
+
+def nll_of_rows(predictions: Predictions) -> NDArray[np.float64]:
+    """Each labelled row's negative log-likelihood in nats, (N,), finite also where probabilities are not."""
+    return np.asarray(-predictions.log_probs()[np.arange(len(predictions)), predictions.labels])
+
+
+def _squared_distances(probs: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.asarray(((probs - np.eye(probs.shape[1])[labels]) ** 2).sum(axis=1))
 
 
 def nll_nats(probs: ArrayLike, labels: ArrayLike) -> float:
@@ -361,7 +368,12 @@ def per_subject(
     for name in [*names, *([None] if None in predictions.subjects else [])]:
         own = np.array([subject == name for subject in subjects])
         interval = conf_ece_interval(
-            conf[own], correct[own], n_bins=n_bins, n_resamples=n_resamples, seed=seed
+            conf[own],
+            correct[own],
+            n_bins=n_bins,
+            clusters=predictions.subset(own).clusters(),
+            n_resamples=n_resamples,
+            seed=seed,
         )
         rows.append(
             {

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
 
 from calib_core.errors import ConfigError, NotEnoughDataError
 from calib_core.metrics.binning import check_conf_correct
+from calib_core.metrics.means import wilson
 
 
 def auroc(conf: ArrayLike, correct: ArrayLike) -> float:
@@ -128,14 +129,3 @@ def threshold_at_risk(conf: ArrayLike, correct: ArrayLike, *, target_risk: float
     coverage, risk = float(curve.coverage[at]), float(curve.risk[at])
     answered = round(coverage * len(np.asarray(conf)))
     return OperatingPoint(float(curve.threshold[at]), coverage, risk, wilson(risk, answered)[1])
-
-
-def wilson(share: float, n: int, *, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson score interval of a share that was seen among `n` rows.
-
-    Source: Wilson 1927.
-    """
-    z = float(norm.isf((1 - confidence) / 2))
-    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return max(0.0, float(centre - half)), min(1.0, float(centre + half))

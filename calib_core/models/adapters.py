@@ -15,6 +15,18 @@ CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "c
 """All that is read of an adapter's folder. `RECORD` is there where this project made the adapter."""
 
 
+def has_temperature_alone(folder: Path) -> bool:
+    """Whether a folder holds a temperature for a base model elsewhere, and no weights."""
+    return (folder / RECORD).is_file() and not any(
+        (folder / name).is_file() for name in ("config.json", CONFIG, WEIGHTS)
+    )
+
+
+def is_tied_to_base(folder: Path) -> bool:
+    """Whether a folder holds what is loaded on top of a base model: an adapter, or a temperature alone."""
+    return (folder / CONFIG).is_file() or has_temperature_alone(folder)
+
+
 def files_digest(folder: Path) -> str:
     """SHA-256 over the names and bytes of the files that are read when an adapter is loaded.
 
@@ -30,7 +42,7 @@ def files_digest(folder: Path) -> str:
 
 def copy_adapter(folder: Path, target: Path) -> None:
     """Copy those files of an adapter that are read when it is loaded, and nothing else of the folder."""
-    target.mkdir(parents=True)
+    target.mkdir(parents=True, exist_ok=True)
     for path in _loaded(folder):
         shutil.copyfile(path, target / path.name)
 
@@ -46,6 +58,8 @@ def check_adapter(folder: Path) -> None:
     Raises:
         ConfigError: what is missing or has changed.
     """
+    if has_temperature_alone(folder):
+        return
     if not (folder / WEIGHTS).is_file():
         raise ConfigError(
             f"{folder}: no {WEIGHTS}; pickled adapters (adapter_model.bin) are not loaded, so save the "

@@ -13,7 +13,7 @@ from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError, short
-from calib_core.models.adapters import adapter_record, check_adapter
+from calib_core.models.adapters import adapter_record, check_adapter, has_temperature_alone
 from calib_core.models.names import HUB_ID, split_revision
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.uris import fetch, is_remote
@@ -225,7 +225,8 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
         ConfigError: the adapter's weights are not there as safetensors, or have changed since it was written.
     """
     check_adapter(folder)
-    peft_config, ours = read_json(folder / "adapter_config.json"), adapter_record(folder)
+    peft_config = {} if has_temperature_alone(folder) else read_json(folder / "adapter_config.json")
+    ours = adapter_record(folder)
     base, revision = peft_config.get("base_model_name_or_path"), peft_config.get("revision")
     if ours.get("base"):
         base, revision = ours["base"], ours.get("base_revision")

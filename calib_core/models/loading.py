@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.models.adapters import files_digest, lineage
+from calib_core.models.adapters import files_digest, has_temperature_alone, is_tied_to_base, lineage
 from calib_core.models.files import Checkpoint, adapter_origin, read_checkpoint, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
@@ -106,8 +106,8 @@ def load_model(
 
     Args:
         model: a model folder (config.json, *.safetensors, tokenizer), an adapter folder (adapter_config.json,
-            adapter_model.safetensors, calibration.json where we made it), by path or bucket URI, or a hub id
-            with or without `@revision`.
+            adapter_model.safetensors, calibration.json where we made it), a folder with a base's temperature
+            (calibration.json alone), by path or bucket URI, or a hub id with or without `@revision`.
         base_model: folder or hub id of an adapter's base, where the one that the adapter names has moved;
             without meaning for a model that is no adapter.
         revision: commit or branch of `model` on the hub.
@@ -122,12 +122,12 @@ def load_model(
     if dtype not in get_args(Dtype):
         raise ConfigError(f"dtype: {dtype!r} is not one of {', '.join(get_args(Dtype))}")
     folder = resolve(str(model), revision)
-    if not (folder / "adapter_config.json").is_file():
+    if not is_tied_to_base(folder):
         return _load_base(str(model), folder, dtype, placement)
     origin = adapter_origin(folder)
     base = base_model or origin.base
     if not base:
-        raise ConfigError(f"{folder / 'adapter_config.json'}: names no base model; give base_model")
+        raise ConfigError(f"{folder}: names no base model; give base_model")
     loaded = _load_base(base, resolve(base, "" if base_model else origin.revision), dtype, placement)
     if origin.digest not in ("", loaded.base_digest):
         raise ConfigError(
@@ -137,7 +137,8 @@ def load_model(
         )
     loaded.temperature = origin.temperature
     loaded.adapter_files, loaded.lineage = files_digest(folder), lineage(origin.record)
-    _put_adapter(loaded, folder, trainable=trainable)
+    if not has_temperature_alone(folder):
+        _put_adapter(loaded, folder, trainable=trainable)
     if origin.record.get("adapter", loaded.adapter_digest) != loaded.adapter_digest:
         raise ConfigError(
             f"{folder}: damaged, or not the adapter that calibration.json was written for (field 'adapter' "

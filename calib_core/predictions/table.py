@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS
 from calib_core.data.questions import Question
-from calib_core.errors import NAMED, DataFormatError, short
+from calib_core.errors import NAMED, ConfigError, DataFormatError, short
+from calib_core.predictions.clusters import CLUSTER_BY, cluster_index
 from calib_core.predictions.digests import DIGEST_KEY, check_digest, content_digest
 from calib_core.predictions.reading import (
     PROTOCOL_KEY,
@@ -48,6 +49,9 @@ class Predictions:
         letter_mass: float32 (N,) in [0, 1], the share of the whole vocabulary's probability that lies on the
             letters; None where the table has none.
         subjects: N names, or None where a question has none.
+        groups: N names, or None where a question stands alone: questions of one group depend on each other
+            (wordings of one question, questions about one text), and intervals take them together. None
+            where the table says nothing about it.
         protocol: how the predictions were made; None for tables from elsewhere.
 
     Raises:
@@ -68,11 +72,14 @@ class Predictions:
     n_options: NDArray[np.int64]
     letter_mass: NDArray[np.float32] | None = None
     subjects: tuple[str | None, ...]
+    groups: tuple[str | None, ...] | None = None
     protocol: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ids", tuple(self.ids))
         object.__setattr__(self, "subjects", tuple(self.subjects))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", tuple(self.groups))
         object.__setattr__(self, "labels", _integers("labels", self.labels))
         object.__setattr__(self, "n_options", _integers("n_options", self.n_options))
         object.__setattr__(self, "logits", _floats("logits", self.logits))
@@ -91,6 +98,7 @@ class Predictions:
         *,
         ids: Sequence[str] | None = None,
         subjects: Sequence[str | None] | None = None,
+        groups: Sequence[str | None] | None = None,
     ) -> Predictions:
         """A table from option probabilities that a program has at hand.
 
@@ -100,6 +108,7 @@ class Predictions:
             labels: the right options (N,), counted from 0; -1 where one isn't known, as all are if left out.
             ids: a name for each question; its row, counted from 0, if left out.
             subjects: a subject for each question, or None.
+            groups: the group of questions that depend on each other, or None for one that stands alone.
 
         Raises:
             DataFormatError: rows are no distributions (the first 20 are named, all counted), or fields have
@@ -109,7 +118,7 @@ class Predictions:
             >>> Predictions.from_probs([[0.7, 0.2, 0.1], [0.5, 0.5]], [0, 1])
             Predictions(n=2, options=2 to 3, labelled=2, model=None)
         """
-        return cls._from_scores(probs, "probs", labels, ids, subjects)
+        return cls._from_scores(probs, "probs", labels, ids, subjects, groups)
 
     @classmethod
     def from_logits(
@@ -119,6 +128,7 @@ class Predictions:
         *,
         ids: Sequence[str] | None = None,
         subjects: Sequence[str | None] | None = None,
+        groups: Sequence[str | None] | None = None,
     ) -> Predictions:
         """A table from option logits, or log-probabilities, that a program has at hand.
 
@@ -127,6 +137,7 @@ class Predictions:
             labels: as in `from_probs`.
             ids: as in `from_probs`.
             subjects: as in `from_probs`.
+            groups: as in `from_probs`.
 
         Raises:
             DataFormatError: a number is missing, not finite or too many, or the numbers of rows differ.
@@ -135,7 +146,7 @@ class Predictions:
             >>> Predictions.from_logits([[2.0, 0.0], [0.0, 0.0]]).confidence().round(3).tolist()
             [0.881, 0.5]
         """
-        return cls._from_scores(logits, "logits", labels, ids, subjects)
+        return cls._from_scores(logits, "logits", labels, ids, subjects, groups)
 
     @classmethod
     def _from_scores(
@@ -145,6 +156,7 @@ class Predictions:
         labels: ArrayLike | None,
         ids: Sequence[str] | None,
         subjects: Sequence[str | None] | None,
+        groups: Sequence[str | None] | None,
     ) -> Predictions:
         checked = [checked_scores(np.asarray(row).tolist(), kind) for row in scores]
         _refuse([(row, kind, fault) for row, (_, fault) in enumerate(checked) if fault])
@@ -159,6 +171,7 @@ class Predictions:
             logits=logits,
             n_options=n_options,
             subjects=(None,) * len(rows) if subjects is None else tuple(subjects),
+            groups=None if groups is None else tuple(groups),
         )
 
     def __repr__(self) -> str:
@@ -207,8 +220,30 @@ class Predictions:
         """Hex SHA-256 over everything that the table says, its protocol included."""
         own = np.arange(self.logits.shape[1]) < self.n_options[:, None]
         mass = [] if self.letter_mass is None else [self.letter_mass]
-        names = (self.ids, [subject or None for subject in self.subjects], self.protocol)
+        names: list[Any] = [self.ids, [subject or None for subject in self.subjects], self.protocol]
+        if self.groups is not None:
+            names.append(self.groups)
         return content_digest(names, [self.labels, self.n_options, self.logits[own], *mass])
+
+    def clusters(self, by: str = "group") -> NDArray[np.int64] | None:
+        """The cluster of each row for intervals, int64 (N,); None where every row stands alone.
+
+        Args:
+            by: `group` (questions of one group), `subject` (all of one subject; rows without one as for
+                `group`), or `none`.
+
+        Raises:
+            ConfigError: `by` is none of the three.
+        """
+        if by not in CLUSTER_BY:
+            raise ConfigError(f"cluster_by must be one of {', '.join(CLUSTER_BY)}, received {by!r}")
+        groups = self.groups or (None,) * len(self)
+        if by == "none":
+            return None
+        if by == "group":
+            return cluster_index(groups)
+        pairs = zip(self.subjects, groups, strict=True)
+        return cluster_index([("group", group) if name is None and group else name for name, group in pairs])
 
     def subset(self, index: ArrayLike) -> Predictions:
         """The rows that `index` picks (integers, or booleans (N,)), in that order."""
@@ -220,6 +255,7 @@ class Predictions:
             n_options=self.n_options[rows],
             letter_mass=None if self.letter_mass is None else self.letter_mass[rows],
             subjects=tuple(self.subjects[row] for row in rows),
+            groups=None if self.groups is None else tuple(self.groups[row] for row in rows),
             protocol=self.protocol,
         )
 
@@ -235,6 +271,8 @@ class Predictions:
         }
         if self.letter_mass is not None:
             shapes["letter_mass"] = self.letter_mass.shape
+        if self.groups is not None:
+            shapes["groups"] = (len(self.groups),)
         wrong = [f"{name} {shape}" for name, shape in shapes.items() if shape != (n,)]
         if self.logits.ndim != 2 or self.logits.shape[0] != n:
             wrong.append(f"logits {self.logits.shape}")
@@ -263,6 +301,9 @@ class Predictions:
                 seen[key] = row
             if subject is not None and not isinstance(subject, str):
                 problems.append((row, "subject", f"{subject!r} where a string or null is expected"))
+        for row, group in enumerate(self.groups or ()):
+            if group is not None and not isinstance(group, str):
+                problems.append((row, "group", f"{group!r} where a string or null is expected"))
         width = self.logits.shape[1]
         add(
             (self.n_options < MIN_OPTIONS) | (self.n_options > min(width, MAX_OPTIONS)),
@@ -294,9 +335,9 @@ def read_predictions(
 
     Columns: `id` string, `label` (the right option's number, from 0, or null), and exactly one of `logits`,
     `logprobs` and `probs` (a list with one number per option); optional: `letter_mass` in [0, 1], `subject`
-    string or null. Other columns are ignored. `logprobs` (natural logs, at most 0) are normalised by the
-    softmax over the row's options; minus infinity counts as a probability of 0, and -9999.0, a service's
-    sign for an option that it doesn't know, is refused.
+    and `group`, strings or null. Other columns are ignored. `logprobs` (natural logs, at most 0) are
+    normalised by the softmax over the row's options; minus infinity counts as a probability of 0, and
+    -9999.0, a service's sign for an option that it doesn't know, is refused.
     `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as
     the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
     float32, so that probabilities come back to about 1e-7.
@@ -339,6 +380,7 @@ def read_predictions(
             if has_letter_mass
             else None,
             subjects=tuple(row.get("subject") for row in rows),
+            groups=tuple(row.get("group") for row in rows) if any("group" in row for row in rows) else None,
             protocol=protocol,
         )
     except DataFormatError as error:
@@ -378,6 +420,8 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
     if predictions.letter_mass is not None:
         columns["letter_mass"] = pa.array(predictions.letter_mass, pa.float32())
     columns["subject"] = pa.array(predictions.subjects, pa.string())
+    if predictions.groups is not None:
+        columns["group"] = pa.array(predictions.groups, pa.string())
     metadata = {DIGEST_KEY: predictions.digest().encode()}
     if predictions.protocol is not None:
         metadata[PROTOCOL_KEY] = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False).encode()
@@ -389,7 +433,7 @@ def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> 
 def concatenate(tables: Sequence[Predictions]) -> Predictions:
     """The rows of several tables, one after the other, with the first one's protocol.
 
-    Letter masses are kept where all tables have them.
+    Letter masses are kept where all tables have them, groups where one has.
 
     Raises:
         DataFormatError: an id is there twice.
@@ -408,6 +452,9 @@ def concatenate(tables: Sequence[Predictions]) -> Predictions:
         n_options=np.concatenate([table.n_options for table in tables]),
         letter_mass=np.concatenate(masses) if len(masses) == len(tables) else None,
         subjects=tuple(subject for table in tables for subject in table.subjects),
+        groups=tuple(group for table in tables for group in table.groups or (None,) * len(table))
+        if any(table.groups for table in tables)
+        else None,
         protocol=tables[0].protocol,
     )
 

@@ -15,8 +15,8 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from calib_core.metrics.bootstrap import Interval
 from calib_core.metrics.figures import per_subject, reliability_bins, risk_coverage
+from calib_core.metrics.interval import Interval
 from calib_core.predictions.table import Predictions
 from calib_core.report import plots, wording
 from calib_core.report.trend import trend_section

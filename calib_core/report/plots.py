@@ -12,8 +12,8 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from calib_core.metrics.bootstrap import Interval
 from calib_core.metrics.figures import ReliabilityBin
+from calib_core.metrics.interval import Interval
 from calib_core.report.svg import (
     WIDTH,
     Box,

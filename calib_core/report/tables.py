@@ -25,6 +25,8 @@ def write_report(  # noqa: PLR0913
     title: str = "",
     parameters: Mapping[str, Any] | None = None,
     accuracy_margin: float = 0.01,
+    brier_margin: float = 0.02,
+    cluster_by: str = "group",
     n_bins: int = 10,
     n_resamples: int = 1000,
     seed: int = 0,
@@ -40,6 +42,8 @@ def write_report(  # noqa: PLR0913
         title: heading of the report; the file's name if left out.
         parameters: what else to list among the report's parameters, such as where the tables lie.
         accuracy_margin: the fall in accuracy that the gate accepts, in [0, 1].
+        brier_margin: the rise of the Brier score that the gate accepts, in [0, 2].
+        cluster_by: what questions that depend on each other have in common: `group`, `subject` or `none`.
         n_bins: equal-width confidence bins of every binned figure.
         n_resamples: bootstrap resamples behind every interval.
         seed: of the resamples.
@@ -62,10 +66,16 @@ def write_report(  # noqa: PLR0913
         >>> round(said["before"]["accuracy"]["value"], 3)
         0.667
     """
-    options = {"n_bins": n_bins, "n_resamples": n_resamples, "seed": seed}
+    options: dict[str, Any] = {
+        "n_bins": n_bins,
+        "cluster_by": cluster_by,
+        "n_resamples": n_resamples,
+        "seed": seed,
+    }
+    margins: dict[str, Any] = {"accuracy_margin": accuracy_margin, "brier_margin": brier_margin}
     summary: dict[str, Any] = {"before": measure(before, **options).to_dict()}
     if after is not None:
-        gate = decide(before, after, accuracy_margin=accuracy_margin, **options)
+        gate = decide(before, after, **margins, **options)
         summary |= {
             "after": measure(after, **options).to_dict(),
             "promoted": gate.promoted,
@@ -78,7 +88,7 @@ def write_report(  # noqa: PLR0913
         before=before,
         after=after,
         regime=regime.to_dict() if regime else {},
-        parameters={**(parameters or {}), "accuracy_margin": accuracy_margin, **options},
+        parameters={**(parameters or {}), **margins, **options},
         versions=versions(),
         fingerprints={side: table.protocol or {} for side, table in sides.items() if table is not None},
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from calib_core.metrics.bootstrap import Interval
+from calib_core.metrics.interval import Interval
 from calib_core.report.plots import SHAPES, span_text
 from calib_core.report.svg import (
     WIDTH,

@@ -39,7 +39,8 @@ BOUNDS: Mapping[str, str] = {
     "critical_accuracy": "Critical accuracy",
     "accuracy_heldout": "Accuracy on held-out questions",
     "upper_bound": "Upper bound: held-out ECE as measured",
-    "information_bound": "Upper bound from information",
+    "fine_ece": "Held-out ECE over narrow bins",
+    "unexplained": "Accuracy on fine-tuning questions above that of held-out ones of the same confidence",
 }
 WIN_RATE: Mapping[str, str] = {**FIGURES, "n": "Pairs"}
 HISTORY: Mapping[str, str] = {"accuracy": "Accuracy", "mean_confidence": "Confidence", "conf_ece": "ECE"}
@@ -91,9 +92,12 @@ def verdict(summary: Mapping[str, Any], regime: Mapping[str, Any]) -> Verdict:
     elif after:
         status, headline = "Kept", "The input model is kept: the new one did not pass the gate."
     elif summary.get("branch") == "none":
+        calibrated = regime.get("regime", "calibrated") == "calibrated"
         status, headline = (
             "Kept",
-            "The input model is kept as it is: on questions it never saw, it is calibrated.",
+            "The input model is kept as it is: on questions it never saw, it is calibrated."
+            if calibrated
+            else "The input model is kept as it is: no repair that is allowed can help.",
         )
         sentences.append(_plain_state(right, sure))
     else:
@@ -105,38 +109,44 @@ def _plain_state(right: float, sure: float) -> str:
     return f"The model is right on {percent(right)} of the questions and {percent(sure)} sure on average."
 
 
+_NOT_SHOWN = (
+    "the calibration error on held-out questions is not shown to be at or below the target of {target:g}"
+)
+_BRANCH_REASONS: Mapping[tuple[str, str], str] = {
+    ("none", "calibrated"): (
+        "No branch was taken: the calibration error on held-out questions is at or below the target "
+        "of {target:g}, so nothing needs repair."
+    ),
+    ("none", ""): f"No branch was taken: {_NOT_SHOWN}, but no repair that is allowed can help.",
+    ("temperature", ""): (
+        f"A temperature of {{temperature:.3g}} was chosen: {_NOT_SHOWN}, and dividing the option logits by "
+        "one number, which changes no answer, is enough."
+    ),
+    ("cft", ""): (
+        f"CFT (fine-tuning on the answers) was chosen: {_NOT_SHOWN}, and accuracy on the fine-tuning "
+        "questions is not shown to exceed what a calibrated model could reach, so calibration can be "
+        "restored without giving up accuracy."
+    ),
+    ("rcft", "non_calibratable"): (
+        f"RCFT (fine-tuning towards estimated confidences) was chosen: {_NOT_SHOWN}, and accuracy on the "
+        "fine-tuning questions exceeds what a calibrated model could reach: it has memorised answers."
+    ),
+    ("rcft", ""): (
+        f"RCFT (fine-tuning towards estimated confidences) was the last branch: {_NOT_SHOWN}, and "
+        "fine-tuning on the answers took the model out of the regime in which that alone restores "
+        "calibration."
+    ),
+}
+"""By branch and regime; a branch in any other regime has the reason that names none."""
+
+
 def branch_reason(branch: str | None, regime: Mapping[str, Any]) -> str:
     """Why the branch was taken, from the regime; empty where nothing was decided."""
     if not regime or branch is None:
         return ""
-    target = f"{regime['target_ece']:g}"
-    above = (
-        f"the calibration error on held-out questions is not shown to be at or below the target of {target}"
-    )
-    match (branch, regime["regime"]):
-        case ("none", _):
-            return (
-                "No branch was taken: the calibration error on held-out questions is at or below the target "
-                f"of {target}, so nothing needs repair."
-            )
-        case ("cft", _):
-            return (
-                f"CFT (fine-tuning on the answers) was chosen: {above}, and accuracy on the fine-tuning "
-                "questions is not shown to exceed what a calibrated model could reach, so calibration can be "
-                "restored without giving up accuracy."
-            )
-        case ("rcft", "non_calibratable"):
-            return (
-                f"RCFT (fine-tuning towards estimated confidences) was chosen: {above}, and accuracy on the "
-                "fine-tuning questions exceeds what a calibrated model could reach: it has memorised answers."
-            )
-        case ("rcft", _):
-            return (
-                f"RCFT (fine-tuning towards estimated confidences) was the last branch: {above}, and "
-                "fine-tuning on the answers took the model out of the regime in which that alone restores "
-                "calibration."
-            )
-    return ""
+    reason = _BRANCH_REASONS.get((branch, regime["regime"])) or _BRANCH_REASONS.get((branch, ""), "")
+    temperature = (regime.get("temperature") or {}).get("value", float("nan"))
+    return reason.format(target=regime["target_ece"], temperature=temperature)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from calib_core.data.preferences import Preference
 from calib_core.errors import NAMED, DataFormatError, NotEnoughDataError
-from calib_core.metrics.bootstrap import Interval
-from calib_core.metrics.selective import wilson
+from calib_core.metrics.interval import Interval
+from calib_core.metrics.means import wilson
 from calib_core.models.loading import LoadedModel
+from calib_core.predictions.preferences import PreferenceLogprobs
 from calib_core.runtime.progress import Progress
 from calib_core.scoring.forward import (
     evaluating,
@@ -35,25 +36,6 @@ class EncodedPreference:
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class PreferenceLogprobs:
-    """Log-probabilities of N preference pairs' continuations given their prompts.
-
-    Attributes:
-        ids: the pairs' ids.
-        chosen_nats: float64 (N,), sum over the tokens of log p(token | what stands before), natural log.
-        rejected_nats: the same of the rejected continuations.
-        chosen_tokens: int64 (N,), how many tokens each sum is over.
-        rejected_tokens: the same of the rejected continuations.
-    """
-
-    ids: tuple[str, ...]
-    chosen_nats: NDArray[np.float64]
-    rejected_nats: NDArray[np.float64]
-    chosen_tokens: NDArray[np.int64]
-    rejected_tokens: NDArray[np.int64]
 
 
 def encode_preferences(loaded: LoadedModel, pairs: Sequence[Preference]) -> list[EncodedPreference]:
@@ -173,9 +155,6 @@ def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[
     n = len(logprobs.ids)
     if n == 0:
         raise NotEnoughDataError("win rate: no preference pairs; give at least one held-out pair")
-    chosen, rejected = logprobs.chosen_nats, logprobs.rejected_nats
-    whole = np.heaviside(chosen - rejected, 0.5)
-    mean = np.heaviside(chosen / logprobs.chosen_tokens - rejected / logprobs.rejected_tokens, 0.5)
 
     def share(wins: NDArray[np.float64]) -> dict[str, float]:
         value = float(wins.mean())
@@ -183,8 +162,8 @@ def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[
 
     return {
         "n": n,
-        "sum": share(whole),
-        "per_token": share(mean),
+        "sum": share(logprobs.wins()),
+        "per_token": share(logprobs.wins_per_token()),
     }
 
 

@@ -8,6 +8,9 @@ from typing import Literal
 from calib_core.settings.checks import Config, ConfigCheck
 from calib_core.settings.parameters import parameter
 
+REPAIRS = ("temperature", "cft", "rcft")
+"""The answers to a model that isn't calibrated."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Seed(Config):
@@ -76,7 +79,14 @@ class Bins(Config):
 class Measuring(Bins, Seed):
     """How figures and their intervals are made."""
 
-    n_resamples: int = parameter(1000, "Bootstrap resamples behind every interval.", at_least=1)
+    cluster_by: Literal["group", "subject", "none"] = parameter(
+        "group",
+        "What questions that depend on each other have in common, for intervals: `group` (the column of that "
+        "name), `subject` or `none`.",
+    )
+    n_resamples: int = parameter(
+        1000, "Bootstrap resamples behind the intervals of calibration errors.", at_least=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,11 +116,24 @@ class Regime(Config):
 class RegimeTest(Regime, Measuring):
     """The regime test with all of its options."""
 
+    repairs: str = parameter(
+        ",".join(REPAIRS),
+        "Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.",
+    )
     on_undecided: Literal["branch", "stop"] = parameter(
         "branch",
         "What to do if the interval straddles the target: `branch` (go on as not shown to be calibrated) or "
         "`stop`.",
     )
+
+    def rules(self, check: ConfigCheck) -> None:
+        """Each repair must be known."""
+        super().rules(check)
+        check.value(
+            "repairs",
+            lambda repairs: {word.strip() for word in repairs.split(",")} <= set(REPAIRS),
+            f"one or more of {', '.join(REPAIRS)}, with commas",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from calib_core.settings.parameters import ConfigType, config_from, parameter
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.promote import PromoteConfig, promote
+from calib_core.steps.temperature import give_temperature
 from calib_core.storage.files import check_output_folder
 from calib_core.training.config import FinetuneConfig, check_processes
 
@@ -21,8 +22,8 @@ class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
 
     GROUP = "branch"
 
-    mode: Literal["auto", "cft", "rcft"] = parameter(
-        "auto", "`auto` (the measured regime chooses the branch), `cft` or `rcft`."
+    mode: Literal["auto", "temperature", "cft", "rcft"] = parameter(
+        "auto", "`auto` (what was measured chooses the branch), `temperature`, `cft` or `rcft`."
     )
 
     def part(self, config_class: type[ConfigType]) -> ConfigType:
@@ -41,14 +42,15 @@ def calibrate(
     adapter_uri: str = "",
     report: str = "report.html",
 ) -> dict[str, Any]:
-    """Measure a model, fine-tune it by the branch that its bounds choose, measure again and gate the result.
+    """Measure a model, repair it by the branch that this chooses, measure again and gate the result.
 
     Args:
         config: parameters of all steps.
         model: model folder, adapter folder or hub id.
         data: data folder of `prepare`.
         out: folder for `summary.json`, `report.html` and, under `before` and `after`, the evaluations.
-        adapter: folder for the fine-tuned adapter; not made where nothing is trained.
+        adapter: folder for the repaired model: an adapter, or the temperature of a model that has none; not
+            made where nothing is done.
         model_uri: name of `model` in the summary; `model` itself if left out.
         adapter_uri: name of `adapter` in the summary; `adapter` itself if left out.
         report: path or URI under which the report will be found, for the summary.
@@ -64,14 +66,15 @@ def calibrate(
     model_uri, adapter_uri = model_uri or model, adapter_uri or str(adapter)
     measuring, training = config.part(EvaluateConfig), config.part(FinetuneConfig)
     before, after = out / "before", out / "after"
-    regime = evaluate(measuring, model, data, before)["regime"]["regime"]
-    branches = {"calibrated": "none", "calibratable": "cft", "non_calibratable": "rcft"}
-    branch = branches[regime] if config.mode == "auto" else config.mode
-    say(f"regime: {regime}; branch: {branch}")
+    found = evaluate(measuring, model, data, before)["regime"]
+    branch = found["branch"] if config.mode == "auto" else config.mode
+    say(f"regime: {found['regime']}; branch: {branch}")
+    if branch == "temperature":
+        give_temperature(model, before, adapter, after)
     if branch == "cft":
         cft(training, model, data, adapter)
         regime = evaluate(measuring, str(adapter), data, after)["regime"]["regime"]
-        if config.mode == "auto" and regime == "non_calibratable":
+        if config.mode == "auto" and regime == "non_calibratable" and "rcft" in found["repairs"]:
             say("CFT left the calibratable regime: RCFT starts from the input model")
             branch = "rcft"
     if branch == "rcft":

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
-from calib_core.predictions.table import write_predictions
+from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
+from calib_core.predictions.table import Predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
 from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
@@ -40,7 +42,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         model: model folder, adapter folder or hub id.
         data: data folder of `prepare`.
         out: evaluation folder to write, whole or not at all: `<fold>.parquet` (predictions) for `fit`,
-            `calibration`, `test` and, where there is one, `out_of_domain`; and `evaluation.json`.
+            `calibration`, `test` and, where there is one, `out_of_domain`; `preferences.parquet` where there
+            are held-out pairs; and `evaluation.json`.
 
     Returns:
         What `evaluation.json` says: regime with its bounds and reasons, figures per fold; with
@@ -77,24 +80,11 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         else:
             predictions[name] = score(fold)
     pairs = read_pairs(data, "test")
-    wins = win_rate(sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens)) if pairs else None
-    regime = regime_test(
-        predictions["fit"],
-        predictions["calibration"],
-        target_ece=config.target_ece,
-        tolerance=config.tolerance,
-        critical_accuracy=config.critical_accuracy,
-        on_undecided=config.on_undecided,
-        n_bins=config.n_bins,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    )
-    options = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
+    preferences = sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens) if pairs else None
     record = {
-        "regime": regime.to_dict(),
-        "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
+        **measured(config, predictions),
         "flip_rates": flip_rates or None,
-        "win_rate": wins,
+        "win_rate": preferences and win_rate(preferences),
         "model": {**loaded.describe(), "adapter_files": loaded.adapter_files},
         "data": prepared.fingerprints(),
         "predictions": {name: table.digest() for name, table in predictions.items()},
@@ -104,6 +94,44 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     with whole_folder(out) as folder:
         for name, table in predictions.items():
             write_predictions(table, folder / f"{name}.parquet")
+        if preferences:
+            write_preference_logprobs(preferences, folder / PREFERENCES_FILE)
         write_json(folder / "evaluation.json", record)
-    say(f"regime: {regime.regime}. {' '.join(regime.reasons)}")
+    regime = record["regime"]
+    say(f"regime: {regime['regime']}; branch: {regime['branch']}. {' '.join(regime['reasons'])}")
     return record
+
+
+def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+    """What an evaluation says of its tables: the regime, and the figures of every fold.
+
+    Args:
+        config: parameters of the evaluation.
+        predictions: tables by fold, `fit` and `calibration` among them.
+
+    Raises:
+        CalibError: the tables can't support the decision.
+    """
+    regime = regime_test(
+        predictions["fit"],
+        predictions["calibration"],
+        target_ece=config.target_ece,
+        tolerance=config.tolerance,
+        critical_accuracy=config.critical_accuracy,
+        repairs=config.repairs,
+        on_undecided=config.on_undecided,
+        n_bins=config.n_bins,
+        cluster_by=config.cluster_by,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    )
+    options: dict[str, Any] = {
+        "n_bins": config.n_bins,
+        "cluster_by": config.cluster_by,
+        "n_resamples": config.n_resamples,
+        "seed": config.seed,
+    }
+    return {
+        "regime": regime.to_dict(),
+        "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
+    }

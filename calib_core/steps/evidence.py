@@ -17,7 +17,13 @@ from typing import Any
 
 from calib_core.data.folds import FOLDS
 from calib_core.errors import CalibError, EvidenceError
-from calib_core.models.adapters import CONFIG, adapter_record, copy_adapter, files_digest, lineage
+from calib_core.models.adapters import (
+    adapter_record,
+    copy_adapter,
+    files_digest,
+    is_tied_to_base,
+    lineage,
+)
 from calib_core.predictions.table import Predictions, read_predictions
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.records import check_record
@@ -151,7 +157,7 @@ def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
     if not folder.is_dir():
         return
     try:
-        if (folder / CONFIG).is_file():
+        if is_tied_to_base(folder):
             same = files_digest(folder) == measured.get("adapter_files")
         else:
             from calib_core.models.files import read_checkpoint  # noqa: PLC0415 (takes seconds)

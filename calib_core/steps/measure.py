@@ -41,7 +41,13 @@ def measure_table(
         NotEnoughDataError: the tables are too small for the regime test.
     """
     table = read_predictions(predictions)
-    figures = measure(table, n_bins=config.n_bins, n_resamples=config.n_resamples, seed=config.seed).to_dict()
+    figures = measure(
+        table,
+        n_bins=config.n_bins,
+        cluster_by=config.cluster_by,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    ).to_dict()
     regime = None
     if fit is not None:
         regime = regime_test(read_predictions(fit), table, **asdict(config)).to_dict()
@@ -58,5 +64,5 @@ def measure_table(
         out,
     )
     if regime:
-        say(f"regime: {regime['regime']}. {' '.join(regime['reasons'])}")
+        say(f"regime: {regime['regime']}; branch: {regime['branch']}. {' '.join(regime['reasons'])}")
     return {"figures": figures, "regime": regime, "report": str(out)}

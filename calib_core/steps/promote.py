@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calib_core.champion.history import figures_row, read_figures
-from calib_core.champion.state import now
+from calib_core.champion.state import now, read_champion
+from calib_core.decisions.budget import History
 from calib_core.decisions.gate import decide
 from calib_core.decisions.temperature import apply_temperature, fit_temperature
-from calib_core.errors import CalibError, ConfigError
+from calib_core.errors import CalibError, ConfigError, DataFormatError
 from calib_core.metrics.summary import measure
+from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
 from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
@@ -30,7 +36,9 @@ from calib_core.storage.files import read_json, sha256_file, write_json
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
-BRANCHES = ("none", "cft", "rcft")
+BRANCHES = ("none", "temperature", "cft", "rcft")
+
+DAYS_OF_A_YEAR = 365
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,21 @@ class PromoteConfig(Measuring):
     accuracy_margin: float = parameter(
         0.01,
         "Largest drop in accuracy, as a share of all questions, that the gate accepts.",
+        at_least=0,
+        at_most=1,
+    )
+    total_accuracy_margin: float = parameter(
+        0.03, "Largest drop in accuracy since the first champion that it accepts.", at_least=0, at_most=1
+    )
+    brier_margin: float = parameter(
+        0.02,
+        "Largest rise of the Brier score, above the input model's after one temperature, that it accepts.",
+        at_least=0,
+        at_most=2,
+    )
+    win_rate_margin: float = parameter(
+        0.05,
+        "Largest drop in the preference win rate, as a share of the held-out pairs, that it accepts.",
         at_least=0,
         at_most=1,
     )
@@ -62,8 +85,8 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
 ) -> dict[str, Any]:
     """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
 
-    The output model is promoted where the paired interval of the ECE change lies below zero and accuracy does
-    not fall by more than the margin. Temperature scaling, fitted on the calibration fold, is measured too.
+    The output model is promoted where all criteria of `decisions.gate` hold. Temperature scaling, fitted on
+    the calibration fold, is measured too.
 
     Args:
         config: parameters of the gate.
@@ -71,17 +94,18 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         after: evaluation folder of the output model; not read where `branch` is `none`.
         model_before: path or URI of the input model.
         model_after: path or URI of the output model.
-        branch: `none`, `cft` or `rcft`.
+        branch: `none`, `temperature`, `cft` or `rcft`.
         out: folder for both files; other files in it stay.
         report: path or URI under which the report will be found, for the summary.
-        champion: champion's folder, whose figures over time the report shows; "" for none.
+        champion: champion's folder, whose history says how often models were compared and what promotions
+            may have cost, and whose figures over time the report shows; "" for none.
         places: where models lie now that the summary names by the place they are going to have.
 
     Returns:
         The summary, as in `summary.json`.
 
     Raises:
-        ConfigError: `branch` is none of the three.
+        ConfigError: `branch` is none of the four.
         EvidenceError: the evaluations, the models and what they were trained on don't belong together; the
             message names the link that is broken.
         DataFormatError: a file can't be read, or the evaluations were made in different ways.
@@ -93,33 +117,30 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     facts = {side: evaluation.facts for side, evaluation in sides.items()}
     test = {side: evaluation.tables["test"] for side, evaluation in sides.items()}
     regime = facts["before"]["regime"]
-    promoted, reasons, gate = (
-        False,
-        ["The input model is calibrated, so nothing was fine-tuned and it is kept."],
-        None,
-    )
+    temperature = fit_temperature(sides["before"].tables["calibration"])
+    gate = None
     if branch != "none":
-        result = decide(
+        gate = decide(
             test["before"],
             test["after"],
-            accuracy_margin=config.accuracy_margin,
-            n_bins=config.n_bins,
-            n_resamples=config.n_resamples,
-            seed=config.seed,
+            wins=_wins(before, after, facts),
+            temperature=temperature,
+            history=_history(champion),
+            **asdict(config),
         )
-        promoted, reasons, gate = result.promoted, list(result.reasons), result.to_dict()
+    promoted = gate is not None and gate.promoted
     figures = {side: _figures(config, predictions) for side, predictions in test.items()}
     summary = {
         "regime": regime["regime"],
         "branch": branch,
         "before": figures["before"],
         "after": figures.get("after", figures["before"]),
-        "baselines": _baselines(config, sides["before"], trained["before"]),
+        "baselines": _baselines(config, test["before"], temperature, trained["before"]),
         "promoted": promoted,
-        "reasons": [*regime["reasons"], *reasons],
+        "reasons": [*regime["reasons"], *(gate.reasons if gate else [_why_nothing(regime)])],
         "report": report,
         "model": model_after if promoted else model_before,
-        "gate": gate,
+        "gate": gate and gate.to_dict(),
         "bounds": regime,
         "out_of_domain": _each_side(facts, lambda side: side["figures"].get("out_of_domain")),
         "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
@@ -171,18 +192,61 @@ def _evaluations(
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
-    options = {"n_bins": config.n_bins, "n_resamples": config.n_resamples, "seed": config.seed}
-    return measure(predictions, **options).to_dict()
+    return measure(
+        predictions,
+        n_bins=config.n_bins,
+        cluster_by=config.cluster_by,
+        n_resamples=config.n_resamples,
+        seed=config.seed,
+    ).to_dict()
 
 
-def _baselines(config: PromoteConfig, before: Evaluation, training: Mapping[str, Any]) -> dict[str, Any]:
-    """What the output model is seen against, beside the input model: all on the test fold."""
-    # One temperature, fitted on other questions than the test fold's.
-    temperature = fit_temperature(before.tables["calibration"])
-    figures = _figures(config, apply_temperature(before.tables["test"], temperature))
-    scaled = {"temperature_scaling": {"temperature": temperature, **figures}}
+def _why_nothing(regime: Mapping[str, Any]) -> str:
+    if regime["regime"] == "calibrated":
+        return "The input model is calibrated, so nothing was fine-tuned and it is kept."
+    return "No repair that is allowed can help, so nothing was done and the input model is kept."
+
+
+def _wins(
+    before: Path, after: Path, facts: Mapping[str, Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Which held-out preference pairs each model gets right; None where there are none.
+
+    Raises:
+        DataFormatError: a model was measured on pairs and the other wasn't, or on other ones.
+    """
+    if not any(side.get("win_rate") for side in facts.values()):
+        return None
+    one, other = (read_preference_logprobs(folder / PREFERENCES_FILE) for folder in (before, after))
+    if one.ids != other.ids:
+        raise DataFormatError(
+            f"{before} and {after}: measured on different preference pairs; evaluate both on one data folder"
+        )
+    return one.wins(), other.wins()
+
+
+def _history(champion: str) -> History:
+    """How often models were compared within a year, and what promotions since the first may have cost."""
+    if not champion:
+        return History()
+    begin = datetime.now(UTC) - timedelta(days=DAYS_OF_A_YEAR)
+    compared = [row for row in read_figures(champion) if row["branch"] != "none" and row["time"] >= begin]
+    found = read_champion(champion)
+    figures = found[0].history[-1].figures if found else {}
+    return History(comparisons=len(compared), accuracy_change=float(figures.get("accuracy_since_first", 0.0)))
+
+
+def _baselines(
+    config: PromoteConfig, test: Predictions, temperature: float, training: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the output model is seen against, beside the input model: all on the test fold.
+
+    The temperature is the input model's, fitted on other questions than the test fold's.
+    """
+    scaled = {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
     unaligned = training.get("unaligned")
-    return {"unaligned": unaligned, **scaled} if unaligned else scaled
+    baselines = {"temperature_scaling": scaled}
+    return {"unaligned": unaligned, **baselines} if unaligned else baselines
 
 
 def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str, Any]:

@@ -126,6 +126,7 @@ def _read_run(snapshot: Path, summary: Path) -> _Run:
         check_summary(result, where, data=state["data"], report=summary / "report.html")
         row = figures_row(result, at=now(), run=key, snapshot=state["snapshot"])
         figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
+        figures["accuracy_since_first"] = (result.get("gate") or {}).get("accuracy_since_first", 0.0)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataFormatError(
             f"{where}: not a run's summary ({type(error).__name__}: {error}); make the folder with `promote`"

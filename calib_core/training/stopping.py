@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from calib_core.decisions.temperature import cross_fitted, fit_temperature
-from calib_core.metrics.bootstrap import debiased_ece_interval
 from calib_core.metrics.figures import conf_ece, nll_nats
-from calib_core.metrics.selective import wilson
+from calib_core.metrics.gaps import debiased_ece_interval
+from calib_core.metrics.means import wilson
 from calib_core.predictions.table import Predictions
 
 

@@ -44,11 +44,16 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     dtype: str = "auto",
     base_model: str = "",
     batch_tokens: int = 4096,
+    repairs: str = "temperature,cft,rcft",
     on_undecided: str = "branch",
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
     accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
+    cluster_by: str = "group",
     n_resamples: int = 1000,
     n_bins: int = 10,
     seed: int = 0,
@@ -61,7 +66,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Data folder of `data_prep`.
-        mode: `auto` (the measured regime chooses the branch), `cft` or `rcft`.
+        mode: `auto` (what was measured chooses the branch), `temperature`, `cft` or `rcft`.
         aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
@@ -98,6 +103,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
+        repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
         on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
             calibrated) or `stop`.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
@@ -105,7 +111,14 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         critical_accuracy: Accuracy of the target model, if it is known (human agreement, say); otherwise it
             is estimated.
         accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
-        n_resamples: Bootstrap resamples behind every interval.
+        total_accuracy_margin: Largest drop in accuracy since the first champion that it accepts.
+        brier_margin: Largest rise of the Brier score, above the input model's after one temperature, that it
+            accepts.
+        win_rate_margin: Largest drop in the preference win rate, as a share of the held-out pairs, that it
+            accepts.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
+        n_resamples: Bootstrap resamples behind the intervals of calibration errors.
         n_bins: Equal-width confidence bins of every binned figure.
         seed: Seed of everything that is drawn at random.
 

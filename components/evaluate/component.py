@@ -20,10 +20,12 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     dtype: str = "auto",
     base_model: str = "",
     batch_tokens: int = 4096,
+    repairs: str = "temperature,cft,rcft",
     on_undecided: str = "branch",
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    cluster_by: str = "group",
     n_resamples: int = 1000,
     n_bins: int = 10,
     seed: int = 0,
@@ -42,13 +44,16 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
+        repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
         on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
             calibrated) or `stop`.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, if it is known (human agreement, say); otherwise it
             is estimated.
-        n_resamples: Bootstrap resamples behind every interval.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
+        n_resamples: Bootstrap resamples behind the intervals of calibration errors.
         n_bins: Equal-width confidence bins of every binned figure.
         seed: Seed of everything that is drawn at random.
 

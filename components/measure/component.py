@@ -13,10 +13,12 @@ def measure(  # noqa: D417 - outputs stand under Returns
     predictions: Input[Dataset],
     report: Output[HTML],
     metrics: Output[Metrics],
+    repairs: str = "temperature,cft,rcft",
     on_undecided: str = "branch",
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
+    cluster_by: str = "group",
     n_resamples: int = 1000,
     n_bins: int = 10,
     seed: int = 0,
@@ -26,13 +28,16 @@ def measure(  # noqa: D417 - outputs stand under Returns
 
     Args:
         predictions: Predictions table of questions that the model never saw: Parquet or JSON lines.
+        repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
         on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
             calibrated) or `stop`.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         critical_accuracy: Accuracy of the target model, if it is known (human agreement, say); otherwise it
             is estimated.
-        n_resamples: Bootstrap resamples behind every interval.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
+        n_resamples: Bootstrap resamples behind the intervals of calibration errors.
         n_bins: Equal-width confidence bins of every binned figure.
         seed: Seed of everything that is drawn at random.
         fit: Table of the same model for the questions that it was, or is going to be, fine-tuned on; with it

@@ -19,6 +19,10 @@ def promote(  # noqa: D417 - outputs stand under Returns
     report: Output[HTML],
     metrics: Output[Metrics],
     accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
+    cluster_by: str = "group",
     n_resamples: int = 1000,
     n_bins: int = 10,
     seed: int = 0,
@@ -31,12 +35,20 @@ def promote(  # noqa: D417 - outputs stand under Returns
         after: URI of the output model's evaluation, or the same again.
         model_before: URI of the input model.
         model_after: URI of the output model.
-        branch: Branch that was taken: `none`, `cft` or `rcft`.
+        branch: Branch that was taken: `none`, `temperature`, `cft` or `rcft`.
         accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
-        n_resamples: Bootstrap resamples behind every interval.
+        total_accuracy_margin: Largest drop in accuracy since the first champion that it accepts.
+        brier_margin: Largest rise of the Brier score, above the input model's after one temperature, that it
+            accepts.
+        win_rate_margin: Largest drop in the preference win rate, as a share of the held-out pairs, that it
+            accepts.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
+        n_resamples: Bootstrap resamples behind the intervals of calibration errors.
         n_bins: Equal-width confidence bins of every binned figure.
         seed: Seed of everything that is drawn at random.
-        champion: Champion's folder, whose figures over time the report shows; none if left out.
+        champion: Champion's folder, whose history the gate minds and whose figures over time the report
+            shows; none if left out.
 
     Returns:
         summary: Folder with summary.json and report.html.

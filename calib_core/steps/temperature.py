@@ -1,0 +1,132 @@
+"""Temperature: a model whose option logits are divided by one number; it isn't loaded for that."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from calib_core.decisions.temperature import apply_temperature
+from calib_core.errors import DataFormatError, EvidenceError
+from calib_core.models.adapters import (
+    RECORD,
+    adapter_record,
+    copy_adapter,
+    file_hashes,
+    files_digest,
+    has_temperature_alone,
+    lineage,
+)
+from calib_core.predictions.preferences import PREFERENCES_FILE
+from calib_core.predictions.table import Predictions, read_predictions, write_predictions
+from calib_core.runtime.progress import say
+from calib_core.steps.evaluate import EvaluateConfig, measured
+from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.version import __version__
+
+
+def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> dict[str, Any]:
+    """Give a model the temperature that its evaluation found on the calibration fold.
+
+    Args:
+        model: the model that was evaluated: model folder, adapter folder or hub id.
+        evaluation: its evaluation folder.
+        out: model folder to write, whole or not at all: the adapter with its new temperature; of a model
+            without an adapter a folder that holds `calibration.json` alone, which names the base and is
+            loaded like an adapter.
+        after: evaluation folder to write, whole or not at all: that of the model with its temperature.
+
+    Returns:
+        What `calibration.json` says: the method, the base, the temperature, what it does to the calibration
+        fold, fingerprints of the data, seconds.
+
+    Raises:
+        DataFormatError: `evaluation` is no evaluation folder.
+        EvidenceError: another adapter than `model` was evaluated.
+        ConfigError: the model's adapter can't be read, or a folder to write holds other files.
+    """
+    started_s = time.monotonic()
+    check_output_folder(out, "calibration.json", inputs=(model, evaluation))
+    check_output_folder(after, "evaluation.json", inputs=(model, evaluation))
+    facts = read_json(evaluation / "evaluation.json")
+    found = facts.get("regime", {}).get("temperature") if isinstance(facts, dict) else None
+    if not found:
+        raise DataFormatError(
+            f"{evaluation / 'evaluation.json'}: field regime.temperature is missing; make the folder with "
+            "`evaluate`"
+        )
+    origin = facts["model"]
+    whole = found["value"] * origin.get("temperature", 1.0)
+    record = {
+        "method": "temperature",
+        "input_adapter": origin["adapter"],
+        "adapter": origin["adapter"],
+        "base": origin["base"],
+        "base_revision": origin["base_revision"],
+        "base_digest": origin["base_digest"],
+        "temperature": whole,
+        "calibration": found,
+        "data": facts["data"],
+        "library_version": __version__,
+        "seconds": time.monotonic() - started_s,
+    }
+    with whole_folder(out) as folder:
+        if origin["adapter_files"]:
+            record |= _take_over(model, folder, origin["adapter_files"])
+        write_json(folder / RECORD, record)
+    facts = {**facts, "model": {**origin, "temperature": whole, "adapter_files": files_digest(out)}}
+    _write_evaluation(evaluation, after, facts, found["value"], started_s)
+    say(f"temperature: {found['value']:.3g} on top of {origin.get('temperature', 1.0):.3g}")
+    return record
+
+
+def _take_over(model: str, folder: Path, evaluated: str) -> dict[str, Any]:
+    """Copy the adapter that was evaluated; what its new record says of it.
+
+    Raises:
+        EvidenceError: `model` is another one.
+    """
+    from calib_core.models.files import resolve  # noqa: PLC0415 (transformers, which a base does without)
+
+    source = resolve(model)
+    if files_digest(source) != evaluated:
+        raise EvidenceError(
+            f"{model}: not the model that was evaluated; give `evaluate` and this step one model"
+        )
+    copy_adapter(source, folder)
+    before = lineage(adapter_record(source))
+    (folder / RECORD).unlink(missing_ok=True)
+    files = {} if has_temperature_alone(source) else file_hashes(folder)
+    return {"lineage": list(before), "files": files}
+
+
+def _write_evaluation(
+    evaluation: Path, after: Path, facts: dict[str, Any], temperature: float, started_s: float
+) -> None:
+    known = {field.name for field in fields(EvaluateConfig)}
+    config = EvaluateConfig(**{name: value for name, value in facts["parameters"].items() if name in known})
+    tables = {
+        name: _scaled(
+            read_predictions(evaluation / f"{name}.parquet"), temperature, facts["model"]["temperature"]
+        )
+        for name in facts["figures"]
+    }
+    record = {
+        **facts,
+        **measured(config, tables),
+        "predictions": {name: table.digest() for name, table in tables.items()},
+        "seconds": time.monotonic() - started_s,
+    }
+    with whole_folder(after) as folder:
+        for name, table in tables.items():
+            write_predictions(table, folder / f"{name}.parquet")
+        if (evaluation / PREFERENCES_FILE).is_file():  # whole answers are no options: nothing changes
+            shutil.copyfile(evaluation / PREFERENCES_FILE, folder / PREFERENCES_FILE)
+        write_json(folder / "evaluation.json", record)
+
+
+def _scaled(table: Predictions, temperature: float, whole: float) -> Predictions:
+    scaled = apply_temperature(table, temperature)
+    return replace(scaled, protocol={**(table.protocol or {}), "temperature": whole})
