@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from calib_core import Predictions, compare, fit_temperature, measure
 from calib_core.decisions.bounds import regime_test
 from calib_core.decisions.gate import decide
-from calib_core.metrics.bootstrap import Interval, bin_gaps, gap_sum_change, gap_sum_interval
+from calib_core.metrics.gaps import bin_gaps, gap_sum_change, gap_sum_interval
+from calib_core.metrics.interval import Interval
 
 N = 120
 

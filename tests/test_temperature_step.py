@@ -11,7 +11,7 @@ import pytest
 from synthetic import make_world, tempered
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.errors import ConfigError, EvidenceError
 from calib_core.predictions.table import read_predictions, write_predictions
 from calib_core.steps.evaluate import EvaluateConfig, measured
 from calib_core.steps.promote import PromoteConfig, promote
@@ -25,7 +25,7 @@ WORLDS = {fold: make_world(600, seed) for seed, fold in enumerate(("fit", "calib
 def evaluated(folder: Path, model: Path, *, temperature: float = 1.0) -> Path:
     """What `evaluate` leaves of a model that is too sure, by a temperature of 0.4."""
     folder.mkdir()
-    protocol = {"model": str(model), "adapter": None}
+    protocol = {"model": str(model), "base_digest": "", "adapter": None}
     tables = {fold: world.predictions(tempered(world.q, 0.4), protocol) for fold, world in WORLDS.items()}
     for fold, table in tables.items():
         write_predictions(table, folder / f"{fold}.parquet")
@@ -41,6 +41,7 @@ def evaluated(folder: Path, model: Path, *, temperature: float = 1.0) -> Path:
             "temperature": temperature,
         },
         "data": {fold: f"fingerprint of {fold}" for fold in tables},
+        "predictions": {fold: table.digest() for fold, table in tables.items()},
         "parameters": asdict(CONFIG),
     }
     write_json(folder / "evaluation.json", record)
@@ -68,8 +69,8 @@ def test_a_temperature_is_given_measured_and_promoted(tmp_path: Path) -> None:
         PromoteConfig(n_resamples=200),
         before=before,
         after=after,
-        model_before="input",
-        model_after="output",
+        model_before=str(tmp_path / "model"),
+        model_after=str(out),
         branch="temperature",
         out=tmp_path / "result",
     )
@@ -78,7 +79,7 @@ def test_a_temperature_is_given_measured_and_promoted(tmp_path: Path) -> None:
         "temperature",
         True,
     )
-    assert summary["model"] == "output"
+    assert summary["model"] == str(out)
     assert summary["gate"]["accuracy_change"] == {"value": 0.0, "low": 0.0, "high": 0.0}
     page = (tmp_path / "result" / "report.html").read_text()
     assert "A temperature of 2." in page
@@ -126,7 +127,7 @@ def test_the_folder_is_loaded_like_a_model_and_scores_with_its_temperature(tmp_p
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_json(tmp_path / "empty" / "evaluation.json", {"regime": {"regime": "calibratable"}})
-    with pytest.raises(DataFormatError, match=r"regime\.temperature is missing; make the folder with"):
+    with pytest.raises(EvidenceError, match="figures, model, predictions missing; make the folder with"):
         give_temperature("model", tmp_path / "empty", tmp_path / "out", tmp_path / "after")
     assert not (tmp_path / "out").exists()
 

@@ -166,6 +166,7 @@ def wilson(share: float, n: float, *, confidence: float = 0.95) -> tuple[float, 
 
 def score_limits(share: float, n: float, z: float) -> tuple[float, float]:
     """Limits of a share seen among `n` independent rows, `z` standard errors of the true one away from it."""
+    share = float(share)
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)

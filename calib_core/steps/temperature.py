@@ -20,10 +20,11 @@ from calib_core.models.adapters import (
     lineage,
 )
 from calib_core.predictions.preferences import PREFERENCES_FILE
-from calib_core.predictions.table import Predictions, read_predictions, write_predictions
+from calib_core.predictions.table import Predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.steps.evaluate import EvaluateConfig, measured
-from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.steps.evidence import Evaluation, read_evaluation
+from calib_core.storage.files import check_output_folder, whole_folder, write_json
 from calib_core.version import __version__
 
 
@@ -43,21 +44,20 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> di
         fold, fingerprints of the data, seconds.
 
     Raises:
-        DataFormatError: `evaluation` is no evaluation folder.
-        EvidenceError: another adapter than `model` was evaluated.
+        DataFormatError: `evaluation` names no temperature, or a file can't be read.
+        EvidenceError: it isn't whole, or another adapter than `model` was evaluated.
         ConfigError: the model's adapter can't be read, or a folder to write holds other files.
     """
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, evaluation))
     check_output_folder(after, "evaluation.json", inputs=(model, evaluation))
-    facts = read_json(evaluation / "evaluation.json")
-    found = facts.get("regime", {}).get("temperature") if isinstance(facts, dict) else None
+    before = read_evaluation(evaluation)
+    origin, found = before.facts["model"], before.facts["regime"].get("temperature")
     if not found:
         raise DataFormatError(
             f"{evaluation / 'evaluation.json'}: field regime.temperature is missing; make the folder with "
             "`evaluate`"
         )
-    origin = facts["model"]
     whole = found["value"] * origin.get("temperature", 1.0)
     record = {
         "method": "temperature",
@@ -68,16 +68,16 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> di
         "base_digest": origin["base_digest"],
         "temperature": whole,
         "calibration": found,
-        "data": facts["data"],
+        "data": before.facts["data"],
         "library_version": __version__,
         "seconds": time.monotonic() - started_s,
     }
     with whole_folder(out) as folder:
-        if origin["adapter_files"]:
+        if origin.get("adapter_files"):
             record |= _take_over(model, folder, origin["adapter_files"])
         write_json(folder / RECORD, record)
-    facts = {**facts, "model": {**origin, "temperature": whole, "adapter_files": files_digest(out)}}
-    _write_evaluation(evaluation, after, facts, found["value"], started_s)
+    scaled = {**origin, "temperature": whole, "adapter_files": files_digest(out)}
+    _write_evaluation(before, after, scaled, found["value"], started_s)
     say(f"temperature: {found['value']:.3g} on top of {origin.get('temperature', 1.0):.3g}")
     return record
 
@@ -103,30 +103,28 @@ def _take_over(model: str, folder: Path, evaluated: str) -> dict[str, Any]:
 
 
 def _write_evaluation(
-    evaluation: Path, after: Path, facts: dict[str, Any], temperature: float, started_s: float
+    before: Evaluation, after: Path, model: dict[str, Any], temperature: float, started_s: float
 ) -> None:
     known = {field.name for field in fields(EvaluateConfig)}
-    config = EvaluateConfig(**{name: value for name, value in facts["parameters"].items() if name in known})
-    tables = {
-        name: _scaled(
-            read_predictions(evaluation / f"{name}.parquet"), temperature, facts["model"]["temperature"]
-        )
-        for name in facts["figures"]
-    }
+    given = before.facts["parameters"]
+    config = EvaluateConfig(**{name: value for name, value in given.items() if name in known})
+    tables = {name: _scaled(table, temperature, model) for name, table in before.tables.items()}
     record = {
-        **facts,
+        **before.facts,
         **measured(config, tables),
         "predictions": {name: table.digest() for name, table in tables.items()},
+        "model": model,
         "seconds": time.monotonic() - started_s,
     }
+    pairs = before.folder / PREFERENCES_FILE
     with whole_folder(after) as folder:
         for name, table in tables.items():
             write_predictions(table, folder / f"{name}.parquet")
-        if (evaluation / PREFERENCES_FILE).is_file():  # whole answers are no options: nothing changes
-            shutil.copyfile(evaluation / PREFERENCES_FILE, folder / PREFERENCES_FILE)
+        if pairs.is_file():  # whole answers are no options: nothing changes
+            shutil.copyfile(pairs, folder / PREFERENCES_FILE)
         write_json(folder / "evaluation.json", record)
 
 
-def _scaled(table: Predictions, temperature: float, whole: float) -> Predictions:
+def _scaled(table: Predictions, temperature: float, model: dict[str, Any]) -> Predictions:
     scaled = apply_temperature(table, temperature)
-    return replace(scaled, protocol={**(table.protocol or {}), "temperature": whole})
+    return replace(scaled, protocol={**(table.protocol or {}), "temperature": model["temperature"]})
