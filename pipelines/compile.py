@@ -15,7 +15,7 @@ from kfp.dsl.base_component import BaseComponent
 import calib_components
 import calib_pipelines
 from calib_pipelines.definitions import recalibrate, restore_calibration, score_large
-from calib_pipelines.definitions.placement import Definition
+from calib_pipelines.definitions.platforms import Definition
 
 GENERATED = "# Compiled by calib from Python; change the source and compile again."
 """First line of every compiled YAML."""

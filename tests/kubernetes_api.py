@@ -259,7 +259,7 @@ class Served:
         module = "kubernetes.config.incluster_config"
         monkeypatch.setattr(f"{module}.SERVICE_TOKEN_FILENAME", str(self.folder / "token"))
         monkeypatch.setattr(f"{module}.SERVICE_CERT_FILENAME", str(self.certificate))
-        monkeypatch.setattr("calib_components.nodes.cluster.NAMESPACE_FILE", self.folder / "namespace")
+        monkeypatch.setattr("calib_components.nodes.trainjob_api.NAMESPACE_FILE", self.folder / "namespace")
         monkeypatch.setattr("calib_core.storage.s3_session.POD", self.folder)
 
 

@@ -18,7 +18,7 @@ from calib_core.data.questions import Question, write_questions
 from calib_core.data.stream import Snapshot
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 from calib_core.steps.fresh import FreshConfig, fresh
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_core.storage import uris as storage
 from calib_core.storage.files import read_json
 from calib_pipelines.commands import main as cli
@@ -89,7 +89,7 @@ class Folder:
         return self.publish(work)
 
     def publish(self, work: Path) -> dict[str, object]:
-        return publish(PublishConfig(run_name=work.name), champion=self.champion, **places(work))
+        return publish_champion(PublishConfig(run_name=work.name), champion=self.champion, **places(work))
 
 
 def places(work: Path) -> dict[str, Path]:
@@ -183,8 +183,8 @@ def write(*given, **named):  # all racers have read and uploaded before the firs
     return real(*given, **named)
 step.write_champion = write
 try:
-    step.publish(step.PublishConfig(run_name=work.name), champion=champion, snapshot=work / "snapshot",
-                 summary=work / "summary", model=work / "adapter")
+    step.publish_champion(step.PublishConfig(run_name=work.name), champion=champion,
+                          snapshot=work / "snapshot", summary=work / "summary", model=work / "adapter")
 except StaleVersionError:
     sys.exit(7)
 """
@@ -233,9 +233,9 @@ def test_a_bucket_works_as_a_folder_does(gcs, tmp_path):
             begin(works[2])
             for work in works[::2]:
                 prepare_end(work, summary(ece=0.3 if work == works[0] else 0.4))
-            publish(PublishConfig(), champion=champion, **places(works[0]))
+            publish_champion(PublishConfig(), champion=champion, **places(works[0]))
             with pytest.raises(StaleVersionError, match="has changed since this run began"):
-                publish(PublishConfig(), champion=champion, **places(works[2]))
+                publish_champion(PublishConfig(), champion=champion, **places(works[2]))
     state, _ = read_champion(champion)
     assert state.model == f"{champion}/runs/{state.run}/model"
     adapter = storage.fetch(state.model) / "adapter_model.safetensors"

@@ -17,7 +17,8 @@ from tiny import save_tiny_model
 from trained import world
 
 from calib_core.data.questions import write_questions
-from calib_core.errors import CalibError, ConfigError, NotEnoughDataError, Stopped
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.runtime.interrupts import Stopped
 from calib_core.settings.flags import flags_of
 from calib_core.steps import launch as launching
 from calib_core.steps.calibrate import CalibrateConfig, calibrate

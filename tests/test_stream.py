@@ -18,7 +18,7 @@ from calib_core.data.stream import Snapshot, known_questions, question_hash, rea
 from calib_core.data.texts import normalize_text
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.steps.fresh import FreshConfig, fresh
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 
 CHOICES = ("red", "green", "blue")
 
@@ -233,7 +233,7 @@ class Stream:
             {fold: texts(read_questions(work / "data" / f"{fold}.parquet")[0]) for fold in FOLDS}
         )
         if publishes:
-            publish(
+            publish_champion(
                 PublishConfig(),
                 champion=str(self.champion),
                 snapshot=work / "snapshot",

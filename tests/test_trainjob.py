@@ -17,10 +17,10 @@ from rbac import account
 from trainer_standin import RUNTIME, VERSIONS, RefusedError, admitted
 
 from calib_components.nodes import kubeflow as nodes_kubeflow
-from calib_components.nodes.cluster import dropped_fields
 from calib_components.nodes.job import Job, Place
-from calib_components.nodes.nodes import KubeflowSettings
+from calib_components.nodes.nodes import TrainJobSettings
 from calib_components.nodes.trainjob import SHARED_MEMORY, WORK_FOLDERS, Pod, train_job_body
+from calib_components.nodes.trainjob_api import dropped_fields
 from calib_core.commands.library import add_commands
 from calib_core.errors import ConfigError
 from calib_core.settings.parameters import config_from
@@ -182,7 +182,7 @@ def test_buckets_are_read_and_written_by_the_nodes_themselves(cluster, scheme) -
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_job_is_what_the_published_schema_asks_for(version) -> None:
     """Every setting in use: from 2.2 on all of it is kept; 2.1 leaves out what it doesn't know."""
-    settings = KubeflowSettings(
+    settings = TrainJobSettings(
         volume="claim",
         service_account="a",
         cpu="8",
@@ -219,7 +219,7 @@ def test_a_job_is_what_the_published_schema_asks_for(version) -> None:
 )
 def test_the_stand_in_refuses_what_the_real_one_refuses(path, value) -> None:
     job = Job(name="calib-cft-1", arguments=("cft",), nodes=2, processes=2)
-    body = train_job_body(job, KubeflowSettings(), RUNTIME, maker=None)
+    body = train_job_body(job, TrainJobSettings(), RUNTIME, maker=None)
     *parents, last = path
     place = body["spec"]
     for name in parents:

@@ -15,7 +15,7 @@ from pathlib import PurePath
 from typing import Any, TypeAlias
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import CalibError, ConfigError, Stopped
+from calib_core.errors import CalibError, ConfigError
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import read_predictions
 from calib_core.report import write_report
@@ -28,6 +28,7 @@ from calib_core.report.text import (
     result_text,
     summary_text,
 )
+from calib_core.runtime.interrupts import Stopped
 from calib_core.runtime.messages import quiet_data, shown_message
 from calib_core.runtime.progress import quiet_libraries
 from calib_core.runtime.secrets import shown, without_secrets

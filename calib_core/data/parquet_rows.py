@@ -14,7 +14,7 @@ from calib_core.data.json_rows import RowsOfObjects
 from calib_core.data.rows import Rows
 from calib_core.data.source import Source
 from calib_core.errors import DataFormatError, listed
-from calib_core.settings.limits import COLUMNS, FILE_BYTES, LINE_BYTES, ROWS
+from calib_core.storage.limits import COLUMNS, FILE_BYTES, LINE_BYTES, ROWS
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 64 * 1024**2

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from calib_core.data.rows import NoRowsError, Problem
 from calib_core.errors import DataFormatError, listed
-from calib_core.settings.limits import FILE_BYTES, LINE_BYTES
+from calib_core.storage.limits import FILE_BYTES, LINE_BYTES
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files that can be read; each also with .gz behind it. Content goes before the ending."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from calib_core.data.texts import has_too_many_marks
 from calib_core.errors import short
-from calib_core.settings.limits import MARKS
+from calib_core.storage.limits import MARKS
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,4000})(\.0*)?\s*", re.ASCII)
 

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from calib_core.errors import CalibError, ConfigError, Stopped
-from calib_core.runtime.interrupts import SIGNALS, asked, deferred
+from calib_core.errors import CalibError, ConfigError
+from calib_core.runtime.interrupts import SIGNALS, Stopped, asked, deferred
 from calib_core.runtime.secrets import without_secrets
 from calib_core.steps.task import ERROR_FILE_VARIABLE, error_with
 from calib_core.storage.leftovers import scratch_folder

@@ -61,7 +61,7 @@ class _Run:
     row: dict[str, Any]
 
 
-def publish(
+def publish_champion(
     config: PublishConfig, *, champion: str, snapshot: Path, summary: Path, model: str | Path
 ) -> dict[str, Any]:
     """Publish a run: its model where it was promoted, its snapshot, its report and its figures.

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.settings.limits import JSON_BYTES
 from calib_core.storage import disks
 from calib_core.storage.json_text import JsonError, parse_json
 from calib_core.storage.leftovers import PART, is_foreign, left_of, remove, temporary_beside
+from calib_core.storage.limits import JSON_BYTES
 from calib_core.storage.replacing import home_of, replace_folder, settle
 
 _NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP)

@@ -26,11 +26,12 @@ from transformers import get_cosine_schedule_with_warmup
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.decisions.target import estimate_bin_targets
-from calib_core.errors import CalibError, Stopped
+from calib_core.errors import CalibError
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import as_placed, spread, whole_tensors
 from calib_core.predictions.table import Predictions
 from calib_core.runtime import interrupts, processes
+from calib_core.runtime.interrupts import Stopped
 from calib_core.runtime.progress import Progress, say
 from calib_core.scoring.questions import EncodedQuestions
 from calib_core.training.balance import Weights, rebalanced

@@ -68,7 +68,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KubeflowSettings:
+class TrainJobSettings:
     """`cluster` for Kubeflow: `{"platform": "kubeflow", ...}`.
 
     Attributes:
@@ -107,7 +107,7 @@ class KubeflowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VertexSettings:
+class CustomJobSettings:
     """`cluster` for Vertex: `{"platform": "vertex", ...}`.
 
     Attributes:

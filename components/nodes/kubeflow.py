@@ -1,7 +1,8 @@
 """Fine-tuning on several machines of a Kubernetes cluster, as a `TrainJob` of Kubeflow Trainer.
 
 The runtime (`torch-distributed`, or one of the cluster's own) says how nodes find each other; torchrun starts
-the processes on each of them. `trainjob` has what the job looks like, `cluster` how the cluster is asked.
+the processes on each of them. `trainjob` has what the job looks like, `trainjob_api` how the cluster is
+asked.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calib_components.nodes.cluster import Cluster, GoneError, ThereAlreadyError, connect
-from calib_components.nodes.job import JobConfig, KubeflowSettings, Place, ended_by_signal, job_of
+from calib_components.nodes.job import JobConfig, Place, TrainJobSettings, ended_by_signal, job_of
 from calib_components.nodes.trainjob import train_job_body
+from calib_components.nodes.trainjob_api import GoneError, ThereAlreadyError, TrainJobApi, connect
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.storage.files import whole_folder
@@ -36,7 +37,7 @@ SPARE_GIB = 16
 def train_job(
     method: str,
     config: JobConfig,
-    settings: KubeflowSettings,
+    settings: TrainJobSettings,
     *,
     model: Place,
     data: Place,
@@ -78,7 +79,7 @@ def train_job(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def run_job(cluster: Cluster, body: Mapping[str, Any], *, timeout_s: float) -> None:
+def run_job(cluster: TrainJobApi, body: Mapping[str, Any], *, timeout_s: float) -> None:
     """Make a job, or find the one of this name that a try before has made, and wait for its end.
 
     A job of this name that has failed is removed and made anew. However this ends, the job is removed; where
@@ -107,7 +108,7 @@ def run_job(cluster: Cluster, body: Mapping[str, Any], *, timeout_s: float) -> N
         raise CalibError(f"the training job {name} failed ({failure}); its first node said:{why}")
 
 
-def _make(cluster: Cluster, body: Mapping[str, Any]) -> None:
+def _make(cluster: TrainJobApi, body: Mapping[str, Any]) -> None:
     name, trainer = body["metadata"]["name"], body["spec"]["trainer"]
     try:
         cluster.create(body)
@@ -133,7 +134,7 @@ def _make(cluster: Cluster, body: Mapping[str, Any]) -> None:
     _make(cluster, body)
 
 
-def _is_there(cluster: Cluster, name: str) -> bool:
+def _is_there(cluster: TrainJobApi, name: str) -> bool:
     """Whether a job was made although no answer came."""
     try:
         cluster.get(name)
@@ -142,7 +143,7 @@ def _is_there(cluster: Cluster, name: str) -> bool:
     return True
 
 
-def _watched(cluster: Cluster, name: str, deadline: float) -> str:
+def _watched(cluster: TrainJobApi, name: str, deadline: float) -> str:
     """Wait for the end of a job, passing on its log; why it failed, empty where it didn't."""
     said, lost, following = "", 0, False
     while time.monotonic() < deadline:
@@ -189,13 +190,13 @@ def _ended(job: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _follow(cluster: Cluster, pod: str) -> None:
+def _follow(cluster: TrainJobApi, pod: str) -> None:
     with contextlib.suppress(Exception):  # the log is a courtesy; the job's state decides
         for line in cluster.log(pod, follow=True):
             say(line)
 
 
-def _last_lines(cluster: Cluster, name: str) -> list[str]:
+def _last_lines(cluster: TrainJobApi, name: str) -> list[str]:
     """What the first node said last: `calib`'s own errors where there are any, else the end of its log."""
     try:
         pod = cluster.first_pod(name)
@@ -206,7 +207,7 @@ def _last_lines(cluster: Cluster, name: str) -> list[str]:
     return errors or lines[-LAST_LINES:]
 
 
-def _remove(cluster: Cluster, name: str) -> None:
+def _remove(cluster: TrainJobApi, name: str) -> None:
     try:
         cluster.delete(name)
     except GoneError:
@@ -215,7 +216,7 @@ def _remove(cluster: Cluster, name: str) -> None:
         say(f"job {name}: could not be removed ({error}); `kubectl delete trainjob {name}`")
 
 
-def _wait_until_gone(cluster: Cluster, name: str) -> None:
+def _wait_until_gone(cluster: TrainJobApi, name: str) -> None:
     for _ in range(GONE_POLLS):
         try:
             cluster.get(name)
@@ -227,7 +228,7 @@ def _wait_until_gone(cluster: Cluster, name: str) -> None:
     )
 
 
-def _place(name: str, place: Place, settings: KubeflowSettings, work: Path) -> str:
+def _place(name: str, place: Place, settings: TrainJobSettings, work: Path) -> str:
     """Where the nodes find something: in the bucket, on the hub, on the volume, or below `work` there."""
     if is_remote(place.uri) or not Path(place.path).exists():
         return place.uri
@@ -242,7 +243,7 @@ def _copy(source: str, copy: Path) -> None:
             shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
-def _need_volume(name: str, place: Place, settings: KubeflowSettings) -> None:
+def _need_volume(name: str, place: Place, settings: TrainJobSettings) -> None:
     if not settings.volume or not Path(settings.mount).is_dir():
         state = f"{settings.mount} is no folder here" if settings.volume else "cluster names no volume"
         raise ConfigError(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calib_components.nodes.job import Job, KubeflowSettings
+from calib_components.nodes.job import Job, TrainJobSettings
 from calib_core.errors import ConfigError
 
 GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
@@ -62,7 +62,7 @@ class Pod:
 
 
 def train_job_body(
-    job: Job, settings: KubeflowSettings, runtime: Mapping[str, Any], *, maker: Pod | None, storage: str = ""
+    job: Job, settings: TrainJobSettings, runtime: Mapping[str, Any], *, maker: Pod | None, storage: str = ""
 ) -> dict[str, Any]:
     """The object to create.
 
@@ -110,7 +110,7 @@ def owner(pod: Pod) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid}
 
 
-def _resources(job: Job, settings: KubeflowSettings, storage: str) -> dict[str, str]:
+def _resources(job: Job, settings: TrainJobSettings, storage: str) -> dict[str, str]:
     asked = {
         "nvidia.com/gpu": str(job.processes) if settings.gpu else "",
         "cpu": settings.cpu or ("" if settings.gpu else str(job.processes)),
@@ -121,7 +121,7 @@ def _resources(job: Job, settings: KubeflowSettings, storage: str) -> dict[str, 
 
 
 def _patch(
-    job: Job, settings: KubeflowSettings, runtime: Mapping[str, Any], maker: Pod | None
+    job: Job, settings: TrainJobSettings, runtime: Mapping[str, Any], maker: Pod | None
 ) -> dict[str, Any]:
     """What the nodes' pods get beside the runtime's own; where both say something, the runtime is kept."""
     name, container = _trained_by(runtime)

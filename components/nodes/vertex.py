@@ -15,7 +15,7 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError, Transp
 from google.cloud import aiplatform
 from google.cloud.aiplatform_v1.types import JobState
 
-from calib_components.nodes.job import Job, JobConfig, Place, VertexSettings, ended_by_signal, job_of
+from calib_components.nodes.job import CustomJobSettings, Job, JobConfig, Place, ended_by_signal, job_of
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 
@@ -35,7 +35,7 @@ MOUNT = "/gcs/"
 def custom_job(
     method: str,
     config: JobConfig,
-    settings: VertexSettings,
+    settings: CustomJobSettings,
     *,
     model: Place,
     data: Place,
@@ -55,7 +55,7 @@ def custom_job(
     run_job(job_of(method, config, uris, places), settings)
 
 
-def worker_pools(job: Job, settings: VertexSettings) -> list[dict[str, Any]]:
+def worker_pools(job: Job, settings: CustomJobSettings) -> list[dict[str, Any]]:
     """One replica that leads, and the others: Vertex wants the first in a pool of its own."""
     machine: dict[str, Any] = {"machine_type": settings.machine_type}
     if settings.accelerator_type:
@@ -71,7 +71,7 @@ def worker_pools(job: Job, settings: VertexSettings) -> list[dict[str, Any]]:
     ]
 
 
-def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> None:
+def run_job(job: Job, settings: CustomJobSettings, *, poll_s: float = POLL_S) -> None:
     """Make a job, or find the one that a try before has made, and wait for its end.
 
     Args:

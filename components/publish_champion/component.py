@@ -37,7 +37,7 @@ def publish_champion(
     from calib_core.steps.task import reported_errors
 
     with reported_errors():
-        result = step.publish(
+        result = step.publish_champion(
             config_from(step.PublishConfig, arguments),
             champion=champion,
             snapshot=Path(snapshot.path),

@@ -23,7 +23,7 @@ from calib_pipelines.clusters.base import (
     same_run,
 )
 from calib_pipelines.clusters.cron import Cron
-from calib_pipelines.clusters.kubeflow_api import KubeflowApi, KubeflowSettings, NotFoundError
+from calib_pipelines.clusters.kubeflow_api import KubeflowApi, KubeflowConnection, NotFoundError
 from calib_pipelines.packages.reading import Submission
 
 STATES = {"canceled": "cancelled", "canceling": "cancelling", "runtime_state_unspecified": "pending"}
@@ -44,7 +44,7 @@ T = TypeVar("T")
 class KubeflowCluster:
     """Runs and recurring runs of one installation; see `Cluster` for the methods."""
 
-    def __init__(self, settings: KubeflowSettings) -> None:
+    def __init__(self, settings: KubeflowConnection) -> None:
         self._api = KubeflowApi(settings)
         self._client = self._api.client
         self.version = self._api.version

@@ -41,7 +41,7 @@ class NotFoundError(ConfigError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KubeflowSettings:
+class KubeflowConnection:
     """Where Kubeflow Pipelines is, and how to sign in.
 
     Without a host and inside a pod, the cluster's own service and the pod's projected token are taken.
@@ -69,7 +69,7 @@ class KubeflowApi:
         ConfigError: no host, no usable token, an endpoint out of reach or one that isn't KFP's.
     """
 
-    def __init__(self, settings: KubeflowSettings) -> None:
+    def __init__(self, settings: KubeflowConnection) -> None:
         self.host, token = _host_and_token(settings)
         self.ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT", self.host).rstrip("/")
         self._namespace = settings.namespace
@@ -203,7 +203,7 @@ class _TokenFile(kfp.client.TokenCredentialsBase):
         config.api_key["authorization"] = self._read()
 
 
-def _host_and_token(settings: KubeflowSettings) -> tuple[str, dict[str, Any]]:
+def _host_and_token(settings: KubeflowConnection) -> tuple[str, dict[str, Any]]:
     """URL without a slash at its end, and how the client gets its token."""
     token: dict[str, Any] = {}
     if settings.token_file is not None:

@@ -148,17 +148,17 @@ def connect(given: argparse.Namespace) -> Cluster:
     values = {name: getattr(given, name) for name in own}
     if given.target == "kubeflow":
         from calib_pipelines.clusters.kubeflow import KubeflowCluster  # noqa: PLC0415 - slow
-        from calib_pipelines.clusters.kubeflow_api import KubeflowSettings  # noqa: PLC0415
+        from calib_pipelines.clusters.kubeflow_api import KubeflowConnection  # noqa: PLC0415
 
-        return KubeflowCluster(KubeflowSettings(**values))
+        return KubeflowCluster(KubeflowConnection(**values))
     try:
-        from calib_pipelines.clusters.vertex import VertexCluster, VertexSettings  # noqa: PLC0415 - optional
+        from calib_pipelines.clusters.vertex import VertexCluster, VertexConnection  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ConfigError(
             f"target vertex needs google-cloud-aiplatform ({error}); install it with: "
             "pip install 'calib-core[vertex]'"
         ) from None
-    return VertexCluster(VertexSettings(**values))
+    return VertexCluster(VertexConnection(**values))
 
 
 def checked_name(text: str) -> str:

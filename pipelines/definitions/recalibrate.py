@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Artifact
 
 from calib_components import fresh_data, promote, publish_champion, register_model
-from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.platforms import Platform, build
 from calib_pipelines.definitions.repair import repair
 
 
@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
 
 
 def define(  # noqa: D417 - outsiders don't see `place`
-    place: Placement,
+    place: Platform,
     stream: str,
     champion: str,
     model: str = "",
@@ -154,5 +154,5 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
 NAME = "recalibrate"
 
-recalibrate = build(define, Placement(), name=NAME)
+recalibrate = build(define, Platform(), name=NAME)
 """The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

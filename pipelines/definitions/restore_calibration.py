@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Artifact
 
 from calib_components import data_prep, dpo_align, promote
-from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.platforms import Platform, build
 from calib_pipelines.definitions.repair import end_branch, repair
 
 
@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
 
 
 def define(  # noqa: D417 - outsiders don't see `place`
-    place: Placement,
+    place: Platform,
     model: str,
     questions: str = "",
     fit: str = "",
@@ -161,5 +161,5 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
 NAME = "restore-calibration"
 
-restore_calibration = build(define, Placement(), name=NAME)
+restore_calibration = build(define, Platform(), name=NAME)
 """The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

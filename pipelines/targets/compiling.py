@@ -21,7 +21,7 @@ from calib_core.storage.disks import cache_dir
 from calib_core.storage.files import sha256_file, whole_file
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
-from calib_pipelines.definitions.placement import Cluster, Settings, build
+from calib_pipelines.definitions.platforms import ClusterPlatform, Settings, build
 from calib_pipelines.packages.checking import add_backend_version, check_package, tell
 from calib_pipelines.targets.kubeflow import Kubeflow, KubeflowSettings
 from calib_pipelines.targets.vertex import Vertex, VertexSettings
@@ -32,7 +32,7 @@ class Target:
     """A platform: its settings, and what places tasks by them."""
 
     settings: type[Settings]
-    place: Callable[[Any], Cluster]
+    place: Callable[[Any], ClusterPlatform]
 
 
 TARGETS = {

@@ -45,7 +45,7 @@ class ThereAlreadyError(CalibError):
     """A job of this name is there already."""
 
 
-class Cluster:
+class TrainJobApi:
     """The training jobs of one namespace of a cluster.
 
     Attributes:
@@ -180,7 +180,7 @@ class Cluster:
         return answer
 
 
-def connect(namespace: str = "") -> Cluster:
+def connect(namespace: str = "") -> TrainJobApi:
     """The cluster that this pod is in, or that the kubeconfig names.
 
     Args:
@@ -219,7 +219,7 @@ def connect(namespace: str = "") -> Cluster:
         ) from error
     except kubernetes.ApiException as error:
         raise ConfigError(_refused("a look at this pod" if inside else "its version", error)) from error
-    return Cluster(api, namespace or own, pod)
+    return TrainJobApi(api, namespace or own, pod)
 
 
 def _this_pod(api: kubernetes.ApiClient, namespace: str) -> Pod:
