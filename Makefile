@@ -25,11 +25,12 @@ test: lint ## every check: what CI runs
 quick: lint ## lint and the tests that take seconds
 	@$(BIN)/pytest -m "not slow"
 
-lint: $(STAMP) ## style, format, types, who may import whom, and Dockerfiles
+lint: $(STAMP) ## style, format, types, spelling, who may import whom, and Dockerfiles
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/codespell
 	@$(BIN)/hadolint images/*/Dockerfile
 
 format: $(STAMP) ## put the sources in format and mend what ruff can

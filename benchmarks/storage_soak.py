@@ -142,7 +142,7 @@ class Soak:
             if found != after and (found != before or before is None):
                 with contextlib.suppress(
                     CalibError
-                ):  # half written, as it says: made anew for the next round
+                ):  # half written, as it says: made again for the next round
                     storage.delete(f"{self.root}/{name}")
                 self.model[name] = None
 

@@ -54,7 +54,7 @@ def write(source: BaseComponent, path: Path) -> None:
 
 
 def main() -> None:
-    """Write every YAML anew."""
+    """Write every YAML again."""
     for path, source in targets().items():
         write(source, path)
 

@@ -58,7 +58,7 @@ def trained_in(model: Path, case: dict[str, Any]) -> dict[str, Any]:
         "chosen": result.chosen,
         "stopped": result.stopped,
         "targets": targets.to_dict() if targets else None,
-        "adapter": {name: tensor.tolist() for name, tensor in run.training._adapter().items()},
+        "adapter": {name: tensor.tolist() for name, tensor in run.training._stepper.adapter().items()},
         "digest": adapter_digest(run.loaded.model),
         "tables": [table.logits.tolist() for table in run.tables],
     }

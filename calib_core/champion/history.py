@@ -1,4 +1,4 @@
-"""Figures over time: a table in the champion's folder, one row per run, appended whole or not at all."""
+"""Figures over time: a table in the champion's folder, one row per run, appended atomically."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def figures_row(summary: Mapping[str, Any], *, at: str, run: str, snapshot: str)
 
 
 def read_figures(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of a champion's folder, oldest first; none where it has no table yet.
+    """The rows of a champion's folder, oldest first; none if it has no table yet.
 
     Raises:
         DataFormatError: the table can't be read.

@@ -1,4 +1,4 @@
-"""The champion: which model is in use, in one small file that is replaced as a whole or not at all.
+"""The champion: which model is in use, in one small file that is replaced atomically.
 
 `champion.json` names the model, the snapshot of the stream that it was last measured on, how questions are
 split into folds, and every change of champion so far. It is written by compare-and-swap
@@ -43,7 +43,7 @@ class Change:
         action: `first`, `promoted` or `rolled_back`.
         model: Path or URI of the model that became champion.
         run: The run that did it, "" for a command.
-        figures: Its figures on the test questions of that run, empty where it was not measured.
+        figures: Its figures on the test questions of that run, empty if it was not measured.
         digest: SHA-256 over the files of the model that was measured; "" for one that a user named.
     """
 
@@ -148,7 +148,7 @@ def first_champion(model: str, split: tuple[float, float]) -> Champion:
 
 
 def read_champion(folder: str | Path) -> tuple[Champion, str] | None:
-    """The champion of a folder or bucket prefix with the file's version; None where it has none yet.
+    """The champion of a folder or bucket prefix with the file's version; None if it has none yet.
 
     Raises:
         DataFormatError: there is a file of another kind.
@@ -168,7 +168,7 @@ def write_champion(folder: str | Path, champion: Champion, *, expected: str | No
     Args:
         folder: Folder or bucket prefix.
         champion: The new state.
-        expected: The version that `read_champion` gave; None where there was none.
+        expected: The version that `read_champion` gave; None if there was none.
 
     Returns:
         The new version.

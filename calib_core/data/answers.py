@@ -59,7 +59,7 @@ def answer_reader(
         field: The column.
         usual: The form that the layout names; taken where the rows don't show another one.
         base: What numbers count from, where the user said so; else None. Then all answers are numbers.
-        presets: The layouts that say that numbers count from 0, and from 1; None where there are none.
+        presets: The layouts that say that numbers count from 0, and from 1; None if there are none.
 
     Returns:
         A function that gives the index of the right option, from 0, or what is wrong with the answer.

@@ -231,7 +231,7 @@ def check_disjoint(folds: Folds) -> None:
             examples = ", ".join(f"{texts[one][text]!r}" for text in shared[:20])
             raise DataFormatError(
                 f"folds {one} and {other} share {len(shared)} questions (ids in {one}: {examples}); "
-                "split them anew with split_questions or folds_from_files"
+                "split them again with split_questions or folds_from_files"
             )
 
 

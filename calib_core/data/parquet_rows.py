@@ -25,7 +25,7 @@ UNREADABLE = (
     *(pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError),
     *(OverflowError, NotImplementedError, RuntimeError),
 )
-"""What pyarrow raises over damaged files, and over values that Python has no word for."""
+"""What pyarrow raises over damaged files, and over values that Python cannot represent."""
 
 
 def read_parquet_rows(source: Source, fields: Collection[str] | None) -> Rows:
@@ -47,7 +47,7 @@ def read_parquet_rows(source: Source, fields: Collection[str] | None) -> Rows:
     except UNREADABLE as error:
         reason = str(error).partition("\n")[0][:200]
         raise DataFormatError(
-            f"{source.name}: not a readable Parquet file ({reason}); write it anew"
+            f"{source.name}: not a readable Parquet file ({reason}); write it again"
         ) from None
 
 

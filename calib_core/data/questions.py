@@ -140,7 +140,7 @@ def answer_key(question: Question) -> str:
 
 
 def write_questions(questions: Iterable[Question], path: str | Path) -> None:
-    """Write questions as Parquet (columns id, question, choices, answer, subject), whole or not at all."""
+    """Write questions atomically as Parquet (columns id, question, choices, answer, subject)."""
     rows = list(questions)
     table = pa.table(
         {

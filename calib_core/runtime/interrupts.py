@@ -47,7 +47,7 @@ _requests = _Requests()
 
 @contextlib.contextmanager
 def deferred(tell: Callable[[int], object] | None = None) -> Iterator[None]:
-    """Note SIGTERM and SIGINT within the block, for `check`, in place of ending at once.
+    """Note SIGTERM and SIGINT within the block, for `check`, instead of ending immediately.
 
     Outside the main thread, where Python takes no signals, nothing changes.
 

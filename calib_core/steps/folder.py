@@ -55,7 +55,7 @@ def read_data(folder: Path, *, shots: int = 0) -> PreparedData:
         if fingerprint(questions) != (record["folds"].get(name) or {}).get("fingerprint"):
             raise DataFormatError(
                 f"{folder / f'{name}.parquet'}: holds other questions than data.json says (their fingerprint "
-                "differs); make the folder anew with `prepare`"
+                "differs); make the folder again with `prepare`"
             )
     if shots >= len(folds["fit"]):
         raise NotEnoughDataError(
@@ -88,7 +88,7 @@ def check_sizes(prepared: PreparedData, *, target_ece: float, n_bins: int) -> No
 
 
 def read_pairs(folder: Path, part: str) -> list[Preference]:
-    """Preference pairs of a data folder; none where it was prepared without.
+    """Preference pairs of a data folder; none if it was prepared without.
 
     Args:
         folder: what `prepare` wrote.

@@ -88,7 +88,7 @@ def prepare(
 
     Args:
         config: The sources and how to split them.
-        out: Data folder to write, whole or not at all: a Parquet file per fold (`fit`, `calibration`, `test`,
+        out: Data folder to write, atomically: a Parquet file per fold (`fit`, `calibration`, `test`,
             and where there are such `out_of_domain`, `preferences_fit`, `preferences_test`) and `data.json`.
         anchors: Id of each of `questions` -> the text hash that decides its fold, where it is known already;
             see `calib_core.data.folds.anchors_of`.

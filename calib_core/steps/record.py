@@ -30,8 +30,8 @@ class RunEnd:
         pipeline: The pipeline's name.
         run: The run's name on the platform.
         state: Its word for how it ended. Kubeflow's `RUNNING` means that it doesn't know.
-        error_code: The platform's code; None where there was no error.
-        error_message: What failed; empty where nothing did, and on Kubeflow, which says nothing of it.
+        error_code: The platform's code; None if there was no error.
+        error_message: What failed; empty if nothing did, and on Kubeflow, which says nothing of it.
         parameters: The run's parameters by name.
     """
 
@@ -49,7 +49,7 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
     Args:
         end: what the platform says.
         out: JSON file to write.
-        folder: gets the copy, named by pipeline, run and time; none where it is empty.
+        folder: gets the copy, named by pipeline, run and time; none if it is empty.
 
     Returns:
         What was written. `state` is `SUCCEEDED`, `FAILED`, `CANCELLED`, or `UNKNOWN` where the platform

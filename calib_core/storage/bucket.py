@@ -66,13 +66,13 @@ class Bucket(Protocol):
         """Turn what the store's library raises into a `ConfigError` that says what to do about it."""
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object, with its CRC32C if the store knows it; None where there is none."""
+        """An object, with its CRC32C if the store knows it; None if there is none."""
 
     def listed(self, prefix: str) -> Iterable[StoredObject]:
         """All objects whose names begin with `prefix`."""
 
     def read(self, name: str) -> tuple[bytes, StoredObject] | None:
-        """Content and version of a small object, which belong together; None where there is none."""
+        """Content and version of a small object, which belong together; None if there is none."""
 
     def put(self, name: str, data: bytes, *, expected: str) -> StoredObject:
         """Write an object in one request, if it still has the version `expected` ("": is not there).

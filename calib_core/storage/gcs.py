@@ -44,7 +44,7 @@ class GcsBucket:
             self.identity = f"{emulator} {self.root}"
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object; None where there is none."""
+        """An object; None if there is none."""
         blob = self._bucket.get_blob(name, **transfer.retrying())
         return transfer.described(blob) if blob else None
 
@@ -55,7 +55,7 @@ class GcsBucket:
         return map(transfer.described, blobs)
 
     def read(self, name: str) -> tuple[bytes, StoredObject] | None:
-        """Content and generation of an object, which belong together; None where there is none."""
+        """Content and generation of an object, which belong together; None if there is none."""
         damaged = 0
         while blob := self._bucket.get_blob(name, **transfer.retrying()):
             pinned = self._bucket.blob(name, generation=blob.generation)

@@ -37,7 +37,7 @@ def retrying(*, moving: bool = False) -> dict[str, Any]:
     """Keyword arguments of an operation: time limits, and when to try again.
 
     Args:
-        moving: whether it moves a file's bytes, which may take its time even where nothing fails.
+        moving: whether it moves a file's bytes, which may take its time even if nothing fails.
     """
     retry = DEFAULT_RETRY.with_delay(
         initial=limits.FIRST_PAUSE_S, maximum=limits.LONGEST_PAUSE_S, multiplier=2.0
@@ -198,5 +198,5 @@ def _whole(obj: StoredObject, path: Path) -> bool:
 def _stale(bucket: Bucket, name: str) -> StaleVersionError:
     return StaleVersionError(
         f"gs://{bucket.name}/{name}: changed since it was read; nothing was written, read it again and "
-        "decide anew"
+        "decide again"
     )

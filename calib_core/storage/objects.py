@@ -31,7 +31,7 @@ MANIFEST = f"{OWN}manifest.json"
 
 ATTEMPTS = 4
 PAUSE_S = 0.5
-"""How often a folder that changes while it is read is looked at anew, and the pause after the first time."""
+"""How often a folder that changes while it is read is looked at again, and the pause after the first time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def list_files(bucket: Bucket, location: Location) -> dict[str, StoredObject]:
 
 
 def read_versioned(bucket: Bucket, location: Location) -> tuple[bytes, str] | None:
-    """Content and version of an object; None where there is none."""
+    """Content and version of an object; None if there is none."""
     with bucket.reported(location.uri):
         found = bucket.read(location.require_object().key)
         return found and (found[0], found[1].version)
@@ -297,7 +297,7 @@ def _publish_folder(bucket: Bucket, local: Path, location: Location) -> None:
 
 
 def _named(manifest: bytes) -> dict[str, dict[str, Any]]:
-    """Entries, by path, of what an earlier publication may have left; none where this is no manifest."""
+    """Entries, by path, of what an earlier publication may have left; none if this is no manifest."""
     try:
         return {entry["path"]: entry for entry in json.loads(manifest)["objects"]}
     except (ValueError, KeyError, TypeError):

@@ -57,7 +57,7 @@ class S3Bucket:
         self._requests = Requests(client, location.bucket, self.root)
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object, with its CRC32C where it was written from here; None where there is none."""
+        """An object, with its CRC32C where it was written from here; None if there is none."""
         return self._requests.stat(name)
 
     def listed(self, prefix: str) -> Iterable[StoredObject]:
@@ -65,7 +65,7 @@ class S3Bucket:
         return s3_download.listed(self._requests, prefix)
 
     def read(self, name: str) -> tuple[bytes, StoredObject] | None:
-        """Content and ETag of a small object, which belong together; None where there is none."""
+        """Content and ETag of a small object, which belong together; None if there is none."""
         return s3_download.read(self._requests, name)
 
     def put(self, name: str, data: bytes, *, expected: str) -> StoredObject:
@@ -78,7 +78,7 @@ class S3Bucket:
         if self.identity not in _heeding and stored.version != expected:
             if not s3_upload.heeds(self._requests, name, data, expected=expected):
                 raise ConfigError(
-                    f"{self.root}/{name}: this S3 server writes even where a condition (If-Match, "
+                    f"{self.root}/{name}: this S3 server writes even if a condition (If-Match, "
                     "If-None-Match) isn't met, so that of two who write at once both believe to have won; "
                     "keep this file on a server that heeds conditions (S3, MinIO, Ceph, current SeaweedFS)"
                 )

@@ -64,7 +64,7 @@ def retried(request: Callable[[], Result], *, moving: bool = False) -> Result:
 
     Args:
         request: Sends it.
-        moving: whether it moves a file's bytes, which may take its time even where nothing fails.
+        moving: whether it moves a file's bytes, which may take its time even if nothing fails.
     """
     end_s = time.monotonic() + (limits.MOVING_RETRY_S if moving else limits.RETRY_S)
     longest_s = limits.FIRST_PAUSE_S
@@ -97,7 +97,7 @@ class Requests:
         return retried(lambda: dict(method(Bucket=self.bucket, **parameters)), moving=moving)
 
     def head(self, name: str, **parameters: Any) -> dict[str, Any] | None:
-        """What the server says of an object; None where there is none."""
+        """What the server says of an object; None if there is none."""
         try:
             return self.send("head_object", Key=name, **parameters)
         except ClientError as error:
@@ -106,7 +106,7 @@ class Requests:
             return None
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object, with its CRC32C where it was written from here; None where there is none."""
+        """An object, with its CRC32C where it was written from here; None if there is none."""
         answer = self.head(name)
         return described(name, answer) if answer else None
 
@@ -114,7 +114,7 @@ class Requests:
         """What a writer is told who came too late."""
         return StaleVersionError(
             f"{self.root}/{name}: changed since it was read; nothing was written, read it again and decide "
-            "anew"
+            "again"
         )
 
 

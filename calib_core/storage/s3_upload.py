@@ -130,7 +130,7 @@ class _Parts:
         return str(begun["UploadId"])
 
     def _begun(self) -> tuple[str, dict[int, str]] | None:
-        """An earlier try's upload and the ETags of its parts by number; None where there is none."""
+        """An earlier try's upload and the ETags of its parts by number; None if there is none."""
         found = read(self._requests, self._note)
         if found is None:
             return None

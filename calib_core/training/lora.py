@@ -83,7 +83,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> None:
-    """Write the adapter in PEFT's own format with `calibration.json` beside it, whole or not at all.
+    """Write the adapter in PEFT's own format with `calibration.json` beside it, atomically.
 
     Of several processes the first one writes, and the others wait.
 

@@ -62,7 +62,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             volume.
         data: Data folder of `data_prep`.
         mode: `auto` (the measured regime chooses the branch), `cft` or `rcft`.
-        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
@@ -94,7 +94,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             preference for some letters and costs as many times as much.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
@@ -110,13 +110,13 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         seed: Seed of everything that is drawn at random.
 
     Returns:
-        adapter: Adapter folder in PEFT's format; left out where nothing was trained.
+        adapter: Adapter folder in PEFT's format; left out if nothing was trained.
         summary: Folder with summary.json and report.html.
         report: The report, one self-contained page.
         metrics: Figures of the test fold, before and after.
         regime: Regime of the input model: `calibrated`, `calibratable` or `non_calibratable`.
         promoted: Whether the output model passed the gate.
-        winner: URI of the model to use: the output model where it was promoted, else the input model.
+        winner: URI of the model to use: the output model if it was promoted, else the input model.
     """
     arguments = locals()
     from pathlib import Path

@@ -82,7 +82,7 @@ def train_job(
 def run_job(cluster: TrainJobApi, body: Mapping[str, Any], *, timeout_s: float) -> None:
     """Make a job, or find the one of this name that a try before has made, and wait for its end.
 
-    A job of this name that has failed is removed and made anew. However this ends, the job is removed; where
+    A job of this name that has failed is removed and made again. However this ends, the job is removed; where
     that can't be done, because this process is killed or the cluster can't be reached, the cluster does it
     when the pod that made the job is removed, and stops the nodes after `timeout_s`.
 
@@ -128,7 +128,7 @@ def _make(cluster: TrainJobApi, body: Mapping[str, Any]) -> None:
             cluster.adopt(name)
             say(f"job {name}: there already; watching it")
             return
-        say(f"job {name}: failed in a try before, or is being removed; making it anew")
+        say(f"job {name}: failed in a try before, or is being removed; making it again")
         cluster.delete(name)
         _wait_until_gone(cluster, name)
     _make(cluster, body)
@@ -144,7 +144,7 @@ def _is_there(cluster: TrainJobApi, name: str) -> bool:
 
 
 def _watched(cluster: TrainJobApi, name: str, deadline: float) -> str:
-    """Wait for the end of a job, passing on its log; why it failed, empty where it didn't."""
+    """Wait for the end of a job, passing on its log; why it failed, empty if it didn't."""
     said, lost, following = "", 0, False
     while time.monotonic() < deadline:
         try:
@@ -254,7 +254,7 @@ def _need_volume(name: str, place: Place, settings: TrainJobSettings) -> None:
 
 
 def _storage(*models: str) -> str:
-    """What the nodes ask for to hold copies of the models that lie in buckets; empty where none does."""
+    """What the nodes ask for to hold copies of the models that lie in buckets; empty if none does."""
     files: Iterable[Any] = [file for uri in models if is_remote(uri) for file in list_files(uri)]
     gib = math.ceil(sum(file.size_bytes for file in files) / 2**30)
     return f"{gib + SPARE_GIB}Gi" if files else ""

@@ -50,7 +50,7 @@ class TrainJobApi:
 
     Attributes:
         namespace: of the jobs.
-        pod: the pod that this process runs in; None where it runs outside the cluster.
+        pod: the pod that this process runs in; None if it runs outside the cluster.
     """
 
     def __init__(self, api: kubernetes.ApiClient, namespace: str, pod: Pod | None) -> None:
@@ -141,7 +141,7 @@ class TrainJobApi:
             self._asked("delete_namespaced", *self._jobs, name)
 
     def first_pod(self, name: str) -> dict[str, str]:
-        """Name, phase and trouble of the pod of a job's first node; empty where there is none yet.
+        """Name, phase and trouble of the pod of a job's first node; empty if there is none yet.
 
         Raises:
             CalibError: as in `get`.

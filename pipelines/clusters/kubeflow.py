@@ -264,7 +264,7 @@ def _tasks(nodes: Sequence[Any]) -> dict[str, str]:
     for node in nodes:
         if not node.state or not node.display_name or _is_added(node):
             continue
-        # KFP has no word for Argo's Omitted, of a task that waited for one that was left out.
+        # KFP cannot represent Argo's Omitted, the state of a task that waited for one that was left out.
         state = "skipped" if node.state == "RUNTIME_STATE_UNSPECIFIED" else _state(node.state)
         known = found.get(node.display_name, state)
         found[node.display_name] = min(state, known, key=BY_CONCERN.index)

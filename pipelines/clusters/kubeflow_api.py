@@ -48,7 +48,7 @@ class KubeflowConnection:
 
     Attributes:
         host: URL of its API; "" for `$KF_PIPELINES_ENDPOINT`, or the pod's own cluster.
-        token_file: File with a token, read anew for each request; None for `$KFP_TOKEN`, or none at all.
+        token_file: File with a token, read again for each request; None for `$KFP_TOKEN`, or none at all.
         namespace: Namespace of the user, where the installation has several users.
         experiment: Experiment that runs belong to; "" for the pipeline's name.
     """
@@ -183,7 +183,7 @@ class KubeflowApi:
 
 
 class _TokenFile(kfp.client.TokenCredentialsBase):
-    """A token in a file, read anew for each request because whoever wrote it may renew it."""
+    """A token in a file, read again for each request because whoever wrote it may renew it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

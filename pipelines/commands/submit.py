@@ -46,7 +46,7 @@ def add_submit(commands: Subparsers, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--wait",
         action="store_true",
-        help="say on standard error how the run goes, and end when it ends: 0 where it succeeded, else 1",
+        help="report progress on standard error, and exit when it ends: with 0 if it succeeded, else 1",
     )
     add_package(parser, arguments, commands=("submit",))
     parser.set_defaults(run=_submit, text=_text, exit_code=_exit_code)
@@ -125,5 +125,5 @@ def _text(result: Mapping[str, Any]) -> str:
 
 
 def _exit_code(result: Mapping[str, Any]) -> int:
-    """0, or 1 where the run was seen to end otherwise than well."""
+    """0, or 1 if the run was seen to end otherwise than well."""
     return int(result["state"] in ENDS and result["state"] != SUCCEEDED)

@@ -36,7 +36,7 @@ class Kind:
     """What a placement must know of a component.
 
     Attributes:
-        work: What it does with a model; None where it loads none.
+        work: What it does with a model; None if it loads none.
         outside: Whether it reads what users name: files, buckets or a model hub.
         cached: Whether equal inputs give equal outputs, so that KFP may take an earlier task's.
     """
@@ -199,7 +199,7 @@ class Settings(Config):
         return max(self.host_gib("scoring"), self.host_gib("lora", tokens=QUESTION_TOKENS))
 
     def advice(self, values: Mapping[str, Any] | None = None) -> str:
-        """What a run on these settings must mind; empty where there is nothing.
+        """What a run on these settings must mind; empty if there is nothing.
 
         Args:
             values: parameters that the run is given; None while they aren't known.

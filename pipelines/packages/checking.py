@@ -111,7 +111,7 @@ def check_package(
     Args:
         path: the package.
         target: `kubeflow` or `vertex`.
-        version: release of Kubeflow Pipelines; empty where it isn't known, for all of `BACKENDS`.
+        version: release of Kubeflow Pipelines; empty if it isn't known, for all of `BACKENDS`.
         values: parameters that a run is given; None while they aren't known.
 
     Returns:

@@ -211,7 +211,7 @@ class VertexSettings(Settings):
         return sorted(names, key=lambda name: (MACHINES[name].gib, MACHINES[name].cpus, name))
 
     def machine(self) -> str:
-        """The machine type that was asked for, or the smallest that fits; empty where none does.
+        """The machine type that was asked for, or the smallest that fits; empty if none does.
 
         Without a GPU memory decides how many questions go into a step: the default's are to fit, if they can.
         """
