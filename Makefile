@@ -37,11 +37,12 @@ format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(STAMP) ## write what is made from declarations: component sources, YAML, tables, docs/api.md
+docs: $(STAMP) ## write what is made from declarations: component sources, YAML, tables, docs/api.md, docs/formats
 	@$(BIN)/python -m calib_pipelines.sources
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
 	@$(BIN)/python scripts/api_page.py
+	@$(BIN)/python scripts/formats.py
 
 images: $(STAMP) ## build the CPU image with Docker, and its SBOM and notices in dist/; options for docker build: make images ARGS="--network host"
 	@PYTHON=$(BIN)/python scripts/build_image.sh cpu $(ARGS)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+from calib_core.data.record import SourceRecord
 from calib_core.errors import NAMED, ConfigError, DataFormatError, listed
 
 OnBadRow = Literal["refuse", "drop"]
@@ -73,10 +74,14 @@ class ReadReport:
         """Number of rows dropped because something was wrong with them."""
         return len({problem.row for problem in self.problems})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SourceRecord:
         """The report as JSON values, with the first 1,000 problems."""
-        facts = {name: getattr(self, name) for name in ("source", "layout", "unit", "n_rows", "n_kept")}
-        return facts | {
+        return {
+            "source": self.source,
+            "layout": self.layout,
+            "unit": self.unit,
+            "n_rows": self.n_rows,
+            "n_kept": self.n_kept,
             "n_duplicates": self.n_duplicates,
             "problems": [asdict(problem) for problem in self.problems[:PROBLEMS_RECORDED]],
             "n_dropped": self.n_dropped,

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from calib_core.data.folds import (
     FOLDS,
@@ -26,6 +25,7 @@ from calib_core.data.preferences import (
     write_preferences,
 )
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
+from calib_core.data.record import FILE, FORMAT, DataRecord, write_data_record
 from calib_core.data.rows import ReadReport
 from calib_core.errors import NotEnoughDataError
 from calib_core.runtime.progress import say
@@ -34,7 +34,7 @@ from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Splitting
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
-from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.files import check_output_folder, whole_folder
 from calib_core.version import __version__
 
 
@@ -81,9 +81,7 @@ class PrepareConfig(Splitting, Reading):
         )
 
 
-def prepare(
-    config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | None = None
-) -> dict[str, Any]:
+def prepare(config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | None = None) -> DataRecord:
     """Read, check and split what the config names, and write the data folder.
 
     Args:
@@ -102,7 +100,7 @@ def prepare(
         ConfigError: a package for reading a hub data set is missing, or `out` holds other files.
     """
     named = (*FOLDS, "questions", "out_of_domain", "preferences")
-    check_output_folder(out, "data.json", inputs=[getattr(config, name) for name in named])
+    check_output_folder(out, FILE, inputs=[getattr(config, name) for name in named])
     sources: dict[str, ReadReport] = {}
     folds = _read_folds(config, sources, anchors)
     out_of_domain: tuple[Question, ...] = ()
@@ -115,7 +113,8 @@ def prepare(
     if out_of_domain:
         parts["out_of_domain"] = out_of_domain
     pairs, showing = _read_pairs(config, folds, sources)
-    record = {
+    record: DataRecord = {
+        "format": FORMAT,
         "library_version": __version__,
         "parameters": shown(asdict(config)),
         "sources": {name: report.to_dict() for name, report in sources.items()},
@@ -136,7 +135,7 @@ def prepare(
             write_questions(part, folder / f"{name}.parquet")
         for name, pair_part in pairs.items():
             write_preferences(pair_part, folder / f"{name}.parquet")
-        write_json(folder / "data.json", record)
+        write_data_record(folder, record)
     _say_what_was_left_out(record)
     return record
 
@@ -207,7 +206,7 @@ def _option_counts(questions: Sequence[Question]) -> dict[str, int]:
     return {str(n): counts[n] for n in sorted(counts)}
 
 
-def _say_what_was_left_out(record: dict[str, Any]) -> None:
+def _say_what_was_left_out(record: DataRecord) -> None:
     for name, source in record["sources"].items():
         if source["n_dropped"] or source["n_duplicates"]:
             say(
