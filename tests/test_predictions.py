@@ -198,7 +198,7 @@ GOOD = {"id": "a", "label": 0, "logits": [1.0, 2.0]}
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**GOOD, "logits": None}, "line 2, logits: None if a list"),
+        ({**GOOD, "logits": None}, "line 2, logits: None where a list"),
         ({**GOOD, "logits": [1.0, None]}, "line 2, logits"),
         ({**GOOD, "logits": [1.0, float("nan")]}, "line 2, logits.*NaN"),
         ({**GOOD, "logits": [1.0]}, "1 options where 2 to 26"),

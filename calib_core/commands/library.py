@@ -82,7 +82,7 @@ def command(commands: Subparsers, name: str, text: str) -> Parser:
     parser: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "--quiet-data", action="store_true", help="quote no values of the data in messages of what is wrong"
+        "--quiet-data", action="store_true", help="leave values of the data out of error messages"
     )
     parser.set_defaults(parser=parser, text=result_text, exit_code=lambda result: 0)
     return parser
