@@ -19,6 +19,7 @@ from google.cloud.aiplatform_v1 import types
 from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
 from google.protobuf.empty_pb2 import Empty
 
+from calib_components import watching
 from calib_components.image import IMAGE
 from calib_components.nodes import vertex as nodes_vertex
 from calib_components.nodes.job import JobConfig, Place
@@ -198,7 +199,7 @@ def test_an_interruption_cancels_the_job(vertex, monkeypatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nodes_vertex.time, "sleep", interrupted)
+    monkeypatch.setattr(watching.time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train()
     assert vertex.cancelled == [vertex.created[0].name]

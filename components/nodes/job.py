@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from calib_components.image import IMAGE
+from calib_core.errors import CalibError
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.flags import flags_of
 from calib_core.settings.parameters import config_from, parameter
@@ -154,6 +155,13 @@ def job_of(method: str, config: JobConfig, uris: Mapping[str, str], places: Mapp
     name = f"calib-{method}-{sha256_json([method, flags, config.nodes, dict(uris)])[:12]}"
     where = (f"--model={places['model']}", f"--data={places['data']}", f"--out={places['adapter']}")
     return Job(name=name, arguments=(method, *where, *flags), nodes=config.nodes, processes=config.processes)
+
+
+def out_of_time(name: str) -> CalibError:
+    """The error of a job that has not ended within `timeout_s` of its settings."""
+    return CalibError(
+        f"the job {name} has not ended in time; raise timeout_s in cluster, or give it more nodes"
+    )
 
 
 @contextlib.contextmanager

@@ -16,17 +16,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calib_components.nodes.job import JobConfig, Place, TrainJobSettings, ended_by_signal, job_of
+from calib_components.nodes.job import (
+    JobConfig,
+    Place,
+    TrainJobSettings,
+    ended_by_signal,
+    job_of,
+    out_of_time,
+)
 from calib_components.nodes.trainjob import train_job_body
 from calib_components.nodes.trainjob_api import GoneError, ThereAlreadyError, TrainJobApi, connect
+from calib_components.watching import looks
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.storage.files import whole_folder
 from calib_core.storage.uris import is_remote, list_files
 
 POLL_S = 10.0
-LOST_POLLS = 30
-"""Answers in a row that may fail before a job is given up: a control plane is upgraded in minutes."""
+PATIENCE_S = 300.0
+"""How long answers may fail before a job is given up: a control plane is upgraded in minutes."""
 
 GONE_POLLS = 60
 LAST_LINES = 20
@@ -99,7 +107,7 @@ def run_job(cluster: TrainJobApi, body: Mapping[str, Any], *, timeout_s: float) 
     _make(cluster, body)
     try:
         with ended_by_signal():
-            failure = _watched(cluster, name, time.monotonic() + timeout_s)
+            failure = _watched(cluster, name, timeout_s)
             lines = _last_lines(cluster, name) if failure else []
     finally:
         _remove(cluster, name)
@@ -143,42 +151,43 @@ def _is_there(cluster: TrainJobApi, name: str) -> bool:
     return True
 
 
-def _watched(cluster: TrainJobApi, name: str, deadline: float) -> str:
+def _watched(cluster: TrainJobApi, name: str, timeout_s: float) -> str:
     """Wait for the end of a job, passing on its log; why it failed, empty if it didn't."""
-    said, lost, following = "", 0, False
-    while time.monotonic() < deadline:
-        try:
-            ended = _ended(cluster.get(name))
+    said, following = "", False
+
+    def look() -> tuple[dict[str, str], Mapping[str, Any]]:
+        ended = _ended(cluster.get(name))
+        return ended, {} if ended or following else cluster.first_pod(name)
+
+    try:
+        for ended, pod in looks(
+            look, every_s=POLL_S, patience_s=PATIENCE_S, passes=_passes, timeout_s=timeout_s
+        ):
             if "Complete" in ended:
                 say(f"job {name}: complete")
                 return ""
             if "Failed" in ended:
                 return ended["Failed"]
-            pod = {} if following else cluster.first_pod(name)
-            lost = 0
-        except GoneError as error:
-            raise CalibError(
-                f"the job {name} was removed while it ran, by hand or with the pod that made it; run this "
-                "again"
-            ) from error
-        except CalibError as error:
-            lost += 1
-            if lost > LOST_POLLS or isinstance(error, ConfigError):
-                raise CalibError(
-                    f"the job {name} is lost: {error}; look for it with `kubectl get trainjobs`, and delete "
-                    "it where it is still there"
-                ) from error
-            pod = {}
-        if pod and (now := f"{pod['phase'].lower()} {pod['trouble']}".rstrip()) != said:
-            say(f"job {name}: first node {now}")
-            said = now
-        if pod and pod["phase"] != "Pending":
-            following = True
-            threading.Thread(target=_follow, args=(cluster, pod["name"]), daemon=True).start()
-        time.sleep(POLL_S)
-    raise CalibError(
-        f"the job {name} has not ended in time; raise timeout_s in cluster, or give it more nodes"
-    )
+            if pod and (now := f"{pod['phase'].lower()} {pod['trouble']}".rstrip()) != said:
+                say(f"job {name}: first node {now}")
+                said = now
+            if pod and pod["phase"] != "Pending":
+                following = True
+                threading.Thread(target=_follow, args=(cluster, pod["name"]), daemon=True).start()
+    except GoneError as error:
+        raise CalibError(
+            f"the job {name} was removed while it ran, by hand or with the pod that made it; run this again"
+        ) from error
+    except CalibError as error:
+        raise CalibError(
+            f"the job {name} is lost: {error}; look for it with `kubectl get trainjobs`, and delete it if it "
+            "is still there"
+        ) from error
+    raise out_of_time(name)
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, CalibError) and not isinstance(error, ConfigError | GoneError)
 
 
 def _ended(job: Mapping[str, Any]) -> dict[str, str]:
