@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         config: parameters of the evaluation.
         model: model folder, adapter folder or hub id.
         data: data folder of `prepare`.
-        out: evaluation folder to write, atomically: `<fold>.parquet` (predictions) for `fit`,
+        out: evaluation folder to write, whole or not at all: `<fold>.parquet` (predictions) for `fit`,
             `calibration`, `test` and, where there is one, `out_of_domain`; and `evaluation.json`.
 
     Returns:
@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     form = PromptForm(form=config.prompt_form, shots=prepared.shots)
     encoder = PromptEncoder(loaded.tokenizer, form)
     encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
-    # All of it before anything is computed: a bad question is found immediately.
+    # All of it before anything is computed: a bad question is found at once.
     encoded = {name: encode(fold) for name, fold in prepared.folds.items()}
     predictions, flip_rates = {}, {}
     for name, fold in encoded.items():
