@@ -43,7 +43,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         help="URL of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT; in a pod, its own cluster's)",
     )
     kubeflow.add_argument("--token-file", type=Path, help="file with a token, read again for each request")
-    kubeflow.add_argument("--namespace", default="", help="your namespace, where Kubeflow has several users")
+    kubeflow.add_argument("--namespace", default="", help="your namespace, if Kubeflow has several users")
     kubeflow.add_argument("--experiment", default="", help="experiment (default: the pipeline's name)")
     vertex = parser.add_argument_group("Vertex", "Credentials are Google's application default credentials.")
     vertex.add_argument("--project", default="", help="id of the Google Cloud project")
