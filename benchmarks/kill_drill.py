@@ -1,17 +1,17 @@
 """Does a step that was killed anywhere end, when it is run again, as if nothing had happened?
 
-Runs each step on a tiny model once undisturbed, then again and again with SIGKILL: half of the kills come just
-before one of the step's own changes of the disk (a file opened for writing, renamed, removed, a folder made),
-half at a random time. Then the step is run to its end, as an orchestrator does that tries again, and
+Runs each step on a tiny model once undisturbed, then again and again with SIGKILL: half of the kills come
+just before one of the step's own changes of the disk (a file opened for writing, renamed, removed, a folder
+made), half at a random time. Then the step is run to its end, as an orchestrator does that tries again, and
 everything below the trial's folder (results, cache with checkpoints, temporary folder) must be, name by name
 and byte by byte, what the undisturbed run has left. Clocks that results record stand still for that.
 
     python benchmarks/kill_drill.py run --results kills.jsonl [--trials 60] [--step cft ...] [--seed 0]
     python benchmarks/kill_drill.py summary --results kills.jsonl
 
-`run` appends one JSON line per trial and goes on where an earlier call ended. Trials are forks of one process
-that has imported everything, and take a second or two; `cft, 2 processes` starts two of its own and takes half
-a minute. The exit code is 1 where a trial ended otherwise than it should.
+`run` appends one JSON line per trial and goes on where an earlier call ended. Trials are forks of one
+process that has imported everything, and take a second or two; `cft, 2 processes` starts two of its own and
+takes half a minute. The exit code is 1 where a trial ended otherwise than it should.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ CHANGES = (
     "os.symlink",
     "os.truncate",
 )
-"""Events of Python's audit hooks that stand for a change of the disk, beside `open` for writing."""
+"""Python's audit events that stand for a change of the disk, beside `open` for writing."""
 
 KILLS = 3
 """A trial has from one to so many kills, one in most cases."""
@@ -222,7 +222,7 @@ def make_inputs(places: Places) -> None:
         inputs / "plain", hidden_size=64, head_dim=16, num_hidden_layers=1, initializer_range=0.05
     )
     trained.train(plain, inputs / "model", trained.world(1000, seed=10, right=1.0), epochs=4)
-    questions = trained.world(400, seed=1)
+    questions = trained.world(700, seed=1)
     write_questions(questions, inputs / "questions.parquet")
     (inputs / "stream").mkdir()
     write_questions(questions, inputs / "stream" / "batch-1.parquet")
@@ -250,7 +250,7 @@ def act(places: Places, step: str, kill_at: int) -> None:
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
         nonlocal seen
         if event == "open":
-            path, mode, flags = arguments
+            _, mode, flags = arguments
             writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) if mode is None else mode != "r"
             if not writes:
                 return
@@ -388,7 +388,7 @@ def trial(places: Places, step: str, number: int, seed: int, reference: Referenc
         time.sleep(0.2)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
-    names = found.keys() | reference.tree.keys()
+    both = found.keys() & reference.tree.keys()
     result: dict[str, Any] = {
         "step": step,
         "trial": number,
@@ -397,9 +397,7 @@ def trial(places: Places, step: str, number: int, seed: int, reference: Referenc
         "ended well": status == 0 and not killed,
         "left behind": sorted(found.keys() - reference.tree.keys()),
         "missing": sorted(reference.tree.keys() - found.keys()),
-        "differs": sorted(
-            n for n in names if n in found and n in reference.tree and found[n] != reference.tree[n]
-        ),
+        "differs": sorted(name for name in both if found[name] != reference.tree[name]),
         "processes left": len(left),
         "seconds": round(time.monotonic() - began_s, 2),
     }

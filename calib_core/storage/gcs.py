@@ -82,6 +82,14 @@ class GcsBucket:
         """Write a file of any size, if the object still has the generation `expected`."""
         return transfer.upload(self._bucket, name, path, expected=expected)
 
+    def renew(self, obj: StoredObject, path: Path) -> StoredObject:
+        """Give an object a new generation, its content unchanged."""
+        return transfer.renew(self._bucket, obj, path)
+
+    def discard(self, obj: StoredObject) -> None:
+        """Delete an object if it still has the generation that it had."""
+        transfer.discard(self._bucket, obj)
+
     def download(self, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
         """Bring objects into files; those that are there already and whole are left as they are."""
         try:

@@ -179,6 +179,33 @@ def remove(bucket: Bucket, name: str) -> None:
         bucket.blob(name).delete(**retrying())
 
 
+def renew(bucket: Bucket, obj: StoredObject, path: Path) -> StoredObject:
+    """Give an object a new generation, its content unchanged; a large one is copied by the service.
+
+    Raises:
+        StaleVersionError: it has another generation already.
+    """
+    if not is_sliced(obj.size_bytes):
+        return put(bucket, obj.name, path.read_bytes(), expected=obj.version)
+    blob, token = bucket.blob(obj.name), None
+    blob.metadata = {_WRITER: uuid.uuid4().hex}
+    try:
+        while True:
+            token, _, _ = blob.rewrite(
+                _pinned(bucket, obj), token=token, if_generation_match=int(obj.version), **retrying()
+            )
+            if token is None:
+                return described(blob)
+    except (api.NotFound, api.PreconditionFailed):
+        raise _stale(bucket, obj.name) from None
+
+
+def discard(bucket: Bucket, obj: StoredObject) -> None:
+    """Delete an object if it still has the generation that it had."""
+    with contextlib.suppress(api.NotFound, api.PreconditionFailed):
+        bucket.blob(obj.name).delete(if_generation_match=int(obj.version), **retrying())
+
+
 def arrived_damaged(bucket: Bucket, obj: StoredObject) -> DataFormatError:
     """What is told of an object whose checksum was another every time."""
     return DataFormatError(

@@ -22,6 +22,9 @@ WRITER, CRC32C = "calib-writer", "calib-crc32c"
 """Metadata of what is written from here: one write's own mark, and the content's checksum."""
 
 BINARY = "application/octet-stream"
+PARTS_LIMIT = 10_000
+"""How many parts an upload may have."""
+
 _AGAIN = {"BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted"}
 _AGAIN |= {"RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch", "Throttling", "ThrottlingException"}
 _BROKEN = (

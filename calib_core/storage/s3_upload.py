@@ -23,6 +23,7 @@ from calib_core.storage.s3_download import read
 from calib_core.storage.s3_requests import (
     BINARY,
     CRC32C,
+    PARTS_LIMIT,
     WRITER,
     Requests,
     code_of,
@@ -32,8 +33,6 @@ from calib_core.storage.s3_requests import (
     is_unmet,
     md5,
 )
-
-PARTS_LIMIT = 10_000
 
 
 def put(requests: Requests, name: str, data: bytes, *, expected: str) -> StoredObject:
