@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def heeded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def heeded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The services heed the condition of a delete; the emulator and moto don't."""
     if bucket.startswith("gs:"):
         from google.cloud.storage import Blob
@@ -46,7 +46,6 @@ def heeded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
                 delete(self, **options)
 
         monkeypatch.setattr(Blob, "delete", checked)
-    yield
 
 
 def make(folder: Path, files: dict[str, str]) -> Path:
@@ -130,9 +129,10 @@ def test_who_was_overtaken_in_the_same_second_is_told(
         def ended(*given: Any, **options: Any) -> None:
             raise EndedError
 
-        with monkeypatch.context() as patch, pytest.raises(EndedError):
+        with monkeypatch.context() as patch:
             patch.setattr(store, "upload", ended)
-            storage.publish(folder, uri)
+            with pytest.raises(EndedError):
+                storage.publish(folder, uri)
 
     once_before(monkeypatch, store, "upload", overtaken)
     with pytest.raises(StaleVersionError):
