@@ -284,7 +284,7 @@ def start(places: Places, step: str, kill_at: int, token: str) -> int:
             "TMPDIR": str(places.trial / "tmp"),
             VARIABLE: token,
         }
-        tempfile.tempdir = None
+        tempfile.tempdir = str(places.trial / "tmp")  # lest Python try it out by a file of its own
         output = os.open(places.done.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         for stream in (1, 2):
             os.dup2(output, stream)
