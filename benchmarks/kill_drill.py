@@ -25,7 +25,6 @@ import random
 import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -37,10 +36,12 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # on matrices this small threads only wait for each other
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
+import forked
 import tiny
 import torch
 import trained
 from checkout import commit
+from forked import ended
 
 from calib_core.data.preferences import Preference, write_preferences
 from calib_core.data.questions import write_questions
@@ -72,18 +73,6 @@ SETTINGS: dict[str, Any] = {
 CONFIG = CalibrateConfig(**SETTINGS)
 TRAINING = CONFIG.part(finetune_step.FinetuneConfig)
 ALIGN = AlignConfig(epochs=2, lora_r=4, lora_alpha=8, learning_rate=1e-2, dtype="float32")
-CHANGES = (
-    "os.rename",
-    "os.remove",
-    "os.rmdir",
-    "os.mkdir",
-    "os.chmod",
-    "os.link",
-    "os.symlink",
-    "os.truncate",
-)
-"""Python's audit events that stand for a change of the disk, beside `open` for writing."""
-
 KILLS = 3
 """A trial has from one to so many kills, one in most cases."""
 
@@ -237,31 +226,8 @@ def make_inputs(places: Places) -> None:
     (inputs / "whole").touch()
 
 
-def act(places: Places, step: str, kill_at: int) -> None:
-    """Do a step's stages that are not done yet; at the change of the disk of this number, the process ends.
-
-    Args:
-        places: Where.
-        step: Its name.
-        kill_at: Counted from 1; 0 for never. Changes are counted in a file beside `done` where the step ends.
-    """
-    seen, root = 0, str(places.trial)
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        nonlocal seen
-        if event == "open":
-            _, mode, flags = arguments
-            writes = bool(flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) if mode is None else mode != "r"
-            if not writes:
-                return
-        elif event not in CHANGES:
-            return
-        if str(arguments[0]).startswith(root):
-            seen += 1
-            if seen == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.addaudithook(hook)
+def act(places: Places, step: str) -> None:
+    """Do a step's stages that are not done yet."""
     done = places.done.read_text().split() if places.done.exists() else []
     for number, stage in enumerate(STEPS[step]):
         if str(number) not in done:
@@ -269,45 +235,18 @@ def act(places: Places, step: str, kill_at: int) -> None:
             done.append(str(number))
             places.done.with_suffix(".new").write_text(" ".join(done))
             places.done.with_suffix(".new").replace(places.done)
-    places.done.with_suffix(".changes").write_text(str(seen))
 
 
 def start(places: Places, step: str, kill_at: int, token: str) -> int:
-    """Start a step in a process of its own, with the trial's cache and temporary folder; its id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 1
-    try:
-        os.environ |= {
-            "CALIB_CACHE": str(places.trial / "cache"),
-            "TMPDIR": str(places.trial / "tmp"),
-            VARIABLE: token,
-        }
-        tempfile.tempdir = str(places.trial / "tmp")  # lest Python try it out by a file of its own
-        output = os.open(places.done.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for stream in (1, 2):
-            os.dup2(output, stream)
-        sys.stdout = sys.stderr = os.fdopen(2, "w")
-        act(places, step, kill_at)
-        code = 0
-    except BaseException as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended(pid: int, *, after_s: float = LONGEST_S) -> tuple[int, bool]:
-    """Wait for a process, for so long; then kill it. Its status, and whether it was killed by anyone."""
-    end_s = time.monotonic() + after_s
-    while time.monotonic() < end_s:
-        found, status = os.waitpid(pid, os.WNOHANG)
-        if found:
-            return status, os.WIFSIGNALED(status)
-        time.sleep(0.002)
-    os.kill(pid, signal.SIGKILL)
-    return os.waitpid(pid, 0)[1], True
+    """Start a step in a fork, with the trial's cache; its id."""
+    return forked.start(
+        lambda: act(places, step),
+        root=places.trial,
+        log=places.done.with_suffix(".log"),
+        environment={"CALIB_CACHE": str(places.trial / "cache"), VARIABLE: token},
+        kill_at=kill_at,
+        changes=places.done.with_suffix(".changes"),
+    )
 
 
 def tree(places: Places) -> dict[str, str]:
@@ -359,8 +298,7 @@ def undisturbed(places: Places, step: str) -> Reference:
     """Run a step to its end."""
     clear(places)
     began_s = time.monotonic()
-    status, _ = ended(start(places, step, 0, "reference"))
-    if status:
+    if ended(start(places, step, 0, "reference"), after_s=LONGEST_S).status:
         raise SystemExit(f"{step}: fails undisturbed: {places.done.with_suffix('.log').read_text()[-2000:]}")
     changes = int(places.done.with_suffix(".changes").read_text())
     return Reference(tree(places), changes, time.monotonic() - began_s)
@@ -376,12 +314,12 @@ def trial(places: Places, step: str, number: int, seed: int, reference: Referenc
         by_change = draw.random() < 0.5 and "processes" not in step
         change = draw.randint(1, reference.changes) if by_change else 0
         wait_s = LONGEST_S if by_change else draw.uniform(0.0, reference.seconds)
-        status, killed = ended(start(places, step, change, token), after_s=wait_s)
-        if killed:
+        attempt = ended(start(places, step, change, token), after_s=wait_s)
+        if attempt.killed:
             at.append(f"change {change}" if by_change else f"{wait_s:.3f} s")
-        elif status == 0:
+        elif attempt.status == 0:
             break  # it was faster
-    status, killed = ended(start(places, step, 0, token))
+    last = ended(start(places, step, 0, token), after_s=LONGEST_S)
     found = tree(places)
     end_s = time.monotonic() + 20.0
     while (left := alive(token)) and time.monotonic() < end_s:
@@ -394,14 +332,14 @@ def trial(places: Places, step: str, number: int, seed: int, reference: Referenc
         "trial": number,
         "seed": seed,
         "kills": at,
-        "ended well": status == 0 and not killed,
+        "ended well": last.status == 0,
         "left behind": sorted(found.keys() - reference.tree.keys()),
         "missing": sorted(reference.tree.keys() - found.keys()),
         "differs": sorted(name for name in both if found[name] != reference.tree[name]),
         "processes left": len(left),
         "seconds": round(time.monotonic() - began_s, 2),
     }
-    if status:
+    if last.status:
         result["log"] = places.done.with_suffix(".log").read_text()[-1500:]
     return result
 
