@@ -4,8 +4,7 @@ Runs what the pipeline `recalibrate` does (fresh, calibrate, publish) once a wee
 model, each time after a batch of new questions, whose annotators' accuracy changes with the season. Each task
 is a process of its own. In half of the weeks something befalls the run: a task is killed, at a random time or
 just before a random change of the disk, and tried again; the run is lost, and never tried again; it is
-published by two processes at once. With `--store gs` or `s3` stream and champion lie in a bucket, behind a proxy that
-breaks connections, damages bodies and answers 429, 500 and 503 all the time.
+published by X
 
     python benchmarks/scheduled_soak.py [--store local|gs|s3] [--weeks 52] [--seed 0]
 

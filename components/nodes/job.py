@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,9 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from calib_components.image import IMAGE
+from calib_core.runtime.messages import QUIET_VARIABLE
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.flags import flags_of
+from calib_core.settings.limits import Limit
 from calib_core.settings.parameters import config_from, parameter
+from calib_core.steps.finetune import CHECKPOINTS_VARIABLE
 from calib_core.storage.files import sha256_json
 from calib_core.training.config import FinetuneConfig
 
@@ -154,6 +158,15 @@ def job_of(method: str, config: JobConfig, uris: Mapping[str, str], places: Mapp
     name = f"calib-{method}-{sha256_json([method, flags, config.nodes, dict(uris)])[:12]}"
     where = (f"--model={places['model']}", f"--data={places['data']}", f"--out={places['adapter']}")
     return Job(name=name, arguments=(method, *where, *flags), nodes=config.nodes, processes=config.processes)
+
+
+def passed_on() -> dict[str, str]:
+    """Variables of this process that hold for the work itself, so that they hold on each node too."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in (CHECKPOINTS_VARIABLE, QUIET_VARIABLE) or name.startswith(Limit.PREFIX)
+    }
 
 
 @contextlib.contextmanager

@@ -15,7 +15,15 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError, Transp
 from google.cloud import aiplatform
 from google.cloud.aiplatform_v1.types import JobState
 
-from calib_components.nodes.job import Job, JobConfig, Place, VertexSettings, ended_by_signal, job_of
+from calib_components.nodes.job import (
+    Job,
+    JobConfig,
+    Place,
+    VertexSettings,
+    ended_by_signal,
+    job_of,
+    passed_on,
+)
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 
@@ -64,6 +72,7 @@ def worker_pools(job: Job, settings: VertexSettings) -> list[dict[str, Any]]:
         "image_uri": settings.image,
         "command": ["python", "-m", "calib_components.nodes.replica"],
         "args": [str(job.processes), *job.arguments],
+        "env": [{"name": name, "value": value} for name, value in sorted(passed_on().items())],
     }
     return [
         {"machine_spec": machine, "replica_count": replicas, "container_spec": container}
