@@ -298,7 +298,7 @@ def test_appending_at_once_loses_no_row(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"run": None}, "'run' has 1 rows without a value"),
+        ({"run": None}, "'run' with null values"),
         ({"run": [1]}, "not a table"),
         (None, "'run' is missing"),
     ],
