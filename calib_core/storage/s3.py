@@ -22,7 +22,7 @@ from calib_core.errors import CalibError, ConfigError
 from calib_core.storage import s3_download, s3_renewal, s3_upload
 from calib_core.storage.bucket import WORKERS, Bucket, StoredObject
 from calib_core.storage.locations import Location
-from calib_core.storage.s3_requests import Requests, code_of, is_transient, status_of
+from calib_core.storage.s3_requests import BROKEN, Requests, code_of, is_transient, status_of
 from calib_core.storage.s3_session import Session, session_for
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class S3Bucket:
             raise ConfigError(f"{uri}: no S3 credentials can be had ({_reason(e)}); renew them") from None
         except ClientError as error:
             raise self._refusal(uri, error) from None
-        except (boto.BotoCoreError, ConnectionError, TimeoutError) as error:
+        except (boto.BotoCoreError, *BROKEN) as error:
             if is_transient(error) or isinstance(error, boto.SSLError):
                 raise self._unreachable(uri, error) from None
             raise ConfigError(f"{uri}: this can't be asked of {self._server()} ({_reason(error)})") from None
