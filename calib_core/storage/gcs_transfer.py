@@ -23,6 +23,7 @@ TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two reads."""
 
 COMPOSE_LIMIT = 32
+ATTEMPTS = 5
 _WRITER = "calib-writer"
 
 
@@ -122,7 +123,7 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: str) -> StoredObj
     """
     size_bytes, checksum = path.stat().st_size, crc32c_file(path)
     if is_sliced(size_bytes):
-        stored = _upload_slices(bucket, name, path, checksum=checksum, expected=expected)
+        stored = _in_slices(bucket, name, path, checksum=checksum, expected=expected)
     else:
         stored = put(bucket, name, path.read_bytes(), expected=expected)
     if (stored.size_bytes, stored.crc32c) != (size_bytes, checksum):
@@ -131,6 +132,16 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: str) -> StoredObj
             f"{checksum}), which may have been written to meanwhile; publish it again"
         )
     return stored
+
+
+def _in_slices(bucket: Bucket, name: str, path: Path, *, checksum: str, expected: str) -> StoredObject:
+    """Write a large file; anew where another who sends the same one has removed the slices of both."""
+    for _ in range(ATTEMPTS):
+        try:
+            return _upload_slices(bucket, name, path, checksum=checksum, expected=expected)
+        except api.NotFound as error:
+            gone = error
+    raise gone
 
 
 def _upload_slices(bucket: Bucket, name: str, path: Path, *, checksum: str, expected: str) -> StoredObject:
