@@ -311,6 +311,17 @@ def test_a_table_of_figures_that_is_not_as_it_is_written_is_refused(tmp_path, ch
         read_figures(tmp_path)
 
 
+def test_a_table_of_figures_with_texts_that_are_none_is_refused(tmp_path):
+    row = figures_row(summary(), at="2026-07-01T08:00:00+00:00", run="run1", snapshot="s")
+    table = pa.Table.from_pylist([row])
+    bad = pa.array([b"\x86"]).view(pa.string())
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("run"), "run", bad), tmp_path / "figures.parquet"
+    )
+    with pytest.raises(DataFormatError, match="not a table of figures"):
+        read_figures(tmp_path)
+
+
 def three_champions(root: Path) -> str:
     champion = first_champion("models/1", SPLIT)
     for number in (2, 3):

@@ -18,4 +18,6 @@ def as_declared(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """
     if missing := [name for name in schema.names if table.schema.get_field_index(name) < 0]:
         raise ValueError(f"column {missing[0]!r} is missing, or is there more than once")
-    return table.select(schema.names).cast(schema)
+    found = table.select(schema.names).cast(schema)
+    found.validate(full=True)  # of texts: that they are UTF-8
+    return found
