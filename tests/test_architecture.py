@@ -65,6 +65,15 @@ def test_modules_on_the_way_of_a_question_exist() -> None:
         assert (ROOT / "calib_core" / room / f"{module}.py").is_file(), (room, module)
 
 
+def test_temporary_folders_are_made_where_what_is_left_of_them_goes() -> None:
+    """By `leftovers.scratch_folder`, whose names say who made them; the standard library's don't."""
+    sources = {
+        path for top in ("calib_core", "components", "pipelines") for path in (ROOT / top).rglob("*.py")
+    }
+    using = {path for path in sources if re.search(r"^\s*(import|from) tempfile\b", path.read_text(), re.M)}
+    assert {path.parent.relative_to(ROOT).as_posix() for path in using} == {"calib_core/storage"}
+
+
 RECORDS = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
 
 

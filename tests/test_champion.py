@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chain import write_adapter, write_summary
 
@@ -291,6 +293,33 @@ def test_appending_at_once_loses_no_row(tmp_path):
     assert {row["run"] for row in read_figures(tmp_path)} == {row["run"] for row in rows}
     append_figures(tmp_path, rows[0])
     assert len(read_figures(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": None}, "'run' with null values"),
+        ({"run": [1]}, "not a table"),
+        (None, "'run' is missing"),
+    ],
+)
+def test_a_table_of_figures_that_is_not_as_it_is_written_is_refused(tmp_path, change, message):
+    row = figures_row(summary(), at="2026-07-01T08:00:00+00:00", run="run1", snapshot="s")
+    rows = [row | change if change else {name: value for name, value in row.items() if name != "run"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "figures.parquet")
+    with pytest.raises(DataFormatError, match=message):
+        read_figures(tmp_path)
+
+
+def test_a_table_of_figures_with_texts_that_are_none_is_refused(tmp_path):
+    row = figures_row(summary(), at="2026-07-01T08:00:00+00:00", run="run1", snapshot="s")
+    table = pa.Table.from_pylist([row])
+    bad = pa.array([b"\x86"]).view(pa.string())
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("run"), "run", bad), tmp_path / "figures.parquet"
+    )
+    with pytest.raises(DataFormatError, match="not a table of figures"):
+        read_figures(tmp_path)
 
 
 def three_champions(root: Path) -> str:

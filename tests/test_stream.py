@@ -9,6 +9,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chain import write_summary
 
@@ -193,6 +195,11 @@ def test_snapshot_is_read_as_it_was_written_and_not_where_it_was_changed(tmp_pat
         Snapshot.read(tmp_path)
     (tmp_path / "seen.parquet").write_bytes(b"damaged")
     with pytest.raises(DataFormatError, match="restore the folder"):
+        Snapshot.read(tmp_path)
+    snapshot.write(tmp_path)
+    rows = pq.read_table(tmp_path / "seen.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, "text": None} for row in rows]), tmp_path / "seen.parquet")
+    with pytest.raises(DataFormatError, match="'text' with null values"):
         Snapshot.read(tmp_path)
 
 

@@ -59,6 +59,16 @@ def test_nodes_run_as_the_task_does(cluster) -> None:
         ]  # and nothing of KFP's, Argo's or AWS's own
 
 
+def test_what_holds_for_the_work_holds_on_the_nodes(cluster, monkeypatch) -> None:
+    work = {"CALIB_CHECKPOINTS": "output", "CALIB_MAX_JSON_BYTES": "1000", "CALIB_QUIET_DATA": "1"}
+    for name, value in work.items():
+        monkeypatch.setenv(name, value)
+    train()
+    for pod in cluster.nodes():
+        assert work.items() <= environment(pod).items()
+        assert "CALIB_CACHE" not in environment(pod)
+
+
 def test_another_account_can_be_named(cluster) -> None:
     train(on_kubeflow(service_account="trainer"))
     assert {pod["spec"]["serviceAccountName"] for pod in cluster.nodes()} == {"trainer"}

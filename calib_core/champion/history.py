@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calib_core.errors import DataFormatError, StaleVersionError
+from calib_core.storage.tables import as_declared
 from calib_core.storage.uris import join, read_versioned, write_versioned
 
 FILE = "figures.parquet"
@@ -106,7 +107,7 @@ def append_figures(folder: str | Path, row: Mapping[str, Any]) -> None:
 
 def _rows(data: bytes, folder: str | Path) -> list[dict[str, Any]]:
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read().cast(SCHEMA)
+        table = as_declared(pq.ParquetFile(pa.BufferReader(data)).read(), SCHEMA)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataFormatError(
             f"{join(folder, FILE)}: not a table of figures ({error}); move it away, a new one is begun"

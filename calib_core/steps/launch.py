@@ -39,14 +39,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         Stopped: this process, or one of them, was told to end.
     """
     _check_devices(processes)
-    command = [
-        *(sys.executable, "-c", TIED),
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-        *("--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", "--num_cpu_threads_per_process", str(_threads(processes))),
-        *("-m", "calib_core", *arguments),
-    ]
     with scratch_folder() as folder:
+        command = [
+            *(sys.executable, "-c", TIED),
+            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+            *("--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", "--num_cpu_threads_per_process", str(_threads(processes))),
+            *("--log_dir", str(folder), "-m", "calib_core", *arguments),  # else it leaves folders behind
+        ]
         error_file = folder / "error.json"
         environment = {**os.environ, ERROR_FILE_VARIABLE: str(error_file)}
         withheld, code = _run(command, environment)

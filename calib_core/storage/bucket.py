@@ -97,6 +97,20 @@ class Bucket(Protocol):
             DataFormatError: what has arrived is not what was sent.
         """
 
+    def renew(self, obj: StoredObject, path: Path) -> StoredObject:
+        """Give an object a new version, its content unchanged: who has looked at it before comes too late.
+
+        Args:
+            obj: The object as it is.
+            path: A file with its content.
+
+        Raises:
+            StaleVersionError: it has another version already.
+        """
+
+    def discard(self, obj: StoredObject) -> None:
+        """Delete an object if it still has the version that it had; else leave it alone."""
+
     def download(self, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
         """Bring objects into files; those that are there already and whole are left as they are.
 

@@ -19,10 +19,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from calib_core.errors import CalibError, ConfigError
-from calib_core.storage import s3_download, s3_upload
+from calib_core.storage import s3_download, s3_renewal, s3_upload
 from calib_core.storage.bucket import WORKERS, Bucket, StoredObject
 from calib_core.storage.locations import Location
-from calib_core.storage.s3_requests import Requests, code_of, is_transient, status_of
+from calib_core.storage.s3_requests import BROKEN, Requests, code_of, is_transient, status_of
 from calib_core.storage.s3_session import Session, session_for
 
 if TYPE_CHECKING:
@@ -89,6 +89,14 @@ class S3Bucket:
         """Write a file of any size, if the object still has the ETag `expected`."""
         return s3_upload.upload(self._requests, name, path, expected=expected)
 
+    def renew(self, obj: StoredObject, path: Path) -> StoredObject:
+        """Give an object a new ETag, its content unchanged."""
+        return s3_renewal.renew(self._requests, obj, path)
+
+    def discard(self, obj: StoredObject) -> None:
+        """Delete an object if it still has the ETag that it had."""
+        s3_renewal.discard(self._requests, obj)
+
     def download(self, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
         """Bring objects into files; those that are there already and whole are left as they are."""
         s3_download.download(self._requests, wanted)
@@ -123,7 +131,7 @@ class S3Bucket:
             raise ConfigError(f"{uri}: no S3 credentials can be had ({_reason(e)}); renew them") from None
         except ClientError as error:
             raise self._refusal(uri, error) from None
-        except (boto.BotoCoreError, ConnectionError, TimeoutError) as error:
+        except (boto.BotoCoreError, *BROKEN) as error:
             if is_transient(error) or isinstance(error, boto.SSLError):
                 raise self._unreachable(uri, error) from None
             raise ConfigError(f"{uri}: this can't be asked of {self._server()} ({_reason(error)})") from None

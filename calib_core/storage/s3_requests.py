@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import botocore.exceptions as boto
 from botocore.exceptions import ClientError
+from urllib3.exceptions import HTTPError
 
 from calib_core.errors import StaleVersionError
 from calib_core.storage import bucket as limits
@@ -22,9 +23,13 @@ WRITER, CRC32C = "calib-writer", "calib-crc32c"
 """Metadata of what is written from here: one write's own mark, and the content's checksum."""
 
 BINARY = "application/octet-stream"
+PARTS_LIMIT = 10_000
+"""How many parts an upload may have."""
+
 _AGAIN = {"BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted"}
 _AGAIN |= {"RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch", "Throttling", "ThrottlingException"}
-_BROKEN = (
+BROKEN = (
+    HTTPError,  # of a connection that breaks within an answer which boto3 reads itself
     boto.HTTPClientError,
     boto.ConnectionError,
     boto.IncompleteReadError,
@@ -51,7 +56,7 @@ def is_transient(error: Exception) -> bool:
         return status_of(error) in (408, 429) or status_of(error) >= 500 or code_of(error) in _AGAIN
     if isinstance(error, boto.SSLError):
         return False
-    return isinstance(error, _BROKEN)
+    return isinstance(error, BROKEN)
 
 
 def is_missing(error: ClientError) -> bool:

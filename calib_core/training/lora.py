@@ -98,7 +98,10 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
 
     def write() -> None:
         with whole_folder(folder) as temporary:
-            loaded.model.peft_config["default"].base_model_name_or_path = loaded.base
+            settings = loaded.model.peft_config["default"]
+            settings.base_model_name_or_path = loaded.base
+            if isinstance(settings.target_modules, set):  # whose order is another in each process
+                settings.target_modules = sorted(settings.target_modules)
             loaded.model.save_pretrained(
                 temporary,
                 selected_adapters=["default"],

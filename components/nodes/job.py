@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -11,10 +12,13 @@ from typing import Any
 
 from calib_components.image import IMAGE
 from calib_core.errors import CalibError
+from calib_core.runtime.messages import QUIET_VARIABLE
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.flags import flags_of
 from calib_core.settings.parameters import config_from, parameter
+from calib_core.steps.finetune import CHECKPOINTS_VARIABLE
 from calib_core.storage.files import sha256_json
+from calib_core.storage.limits import Limit
 from calib_core.training.config import FinetuneConfig
 
 
@@ -162,6 +166,15 @@ def out_of_time(name: str) -> CalibError:
     return CalibError(
         f"the job {name} has not ended in time; raise timeout_s in cluster, or give it more nodes"
     )
+
+
+def passed_on() -> dict[str, str]:
+    """Variables of this process that hold for the work itself, so that they hold on each node too."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in (CHECKPOINTS_VARIABLE, QUIET_VARIABLE) or name.startswith(Limit.PREFIX)
+    }
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calib_components.nodes.job import Job, TrainJobSettings
+from calib_components.nodes.job import Job, TrainJobSettings, passed_on
 from calib_core.errors import ConfigError
 
 GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
@@ -93,7 +93,7 @@ def train_job_body(
                 "command": list(COMMAND),
                 # Kubernetes puts variables in place of $(NAME); two signs are one that means nothing.
                 "args": [argument.replace("$", "$$") for argument in job.arguments],
-                "env": list(maker.environment) if maker else [],
+                "env": _environment(maker),
                 "numNodes": job.nodes,
                 "numProcPerNode": job.processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
@@ -103,6 +103,14 @@ def train_job_body(
             ],
         },
     }
+
+
+def _environment(maker: Pod | None) -> list[dict[str, Any]]:
+    """The maker's variables, and where it is in another namespace, or no pod, what holds for the work."""
+    own = list(maker.environment) if maker else []
+    known = {variable["name"] for variable in own}
+    more = {name: value.replace("$", "$$") for name, value in sorted(passed_on().items())}
+    return own + [{"name": name, "value": value} for name, value in more.items() if name not in known]
 
 
 def owner(pod: Pod) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from calib_components.nodes.job import (
     ended_by_signal,
     job_of,
     out_of_time,
+    passed_on,
 )
 from calib_components.watching import looks
 from calib_core.errors import CalibError, ConfigError
@@ -72,6 +73,7 @@ def worker_pools(job: Job, settings: CustomJobSettings) -> list[dict[str, Any]]:
         "image_uri": settings.image,
         "command": ["python", "-m", "calib_components.nodes.replica"],
         "args": [str(job.processes), *job.arguments],
+        "env": [{"name": name, "value": value} for name, value in sorted(passed_on().items())],
     }
     return [
         {"machine_spec": machine, "replica_count": replicas, "container_spec": container}

@@ -57,7 +57,7 @@ def checked_versions(version: str) -> tuple[str, ...]:
     """
     if not version:
         return BACKENDS
-    found = re.match(r"v?(\d+)\.(\d+)(?![\d])", version)
+    found = re.match(r"v?(\d{1,6})\.(\d{1,6})(?![\d])", version)
     if found is None:
         raise ConfigError(f"backend version {version!r}: give it as X.Y, such as {BACKENDS[-1]}")
     asked = (int(found[1]), int(found[2]))
