@@ -137,7 +137,8 @@ def test_an_interruption_ends_the_processes(monkeypatch, tmp_path) -> None:
 
 def test_processes_that_stopped_in_good_order_are_no_error(monkeypatch, tmp_path) -> None:
     report = '{"message": "stopped by SIGTERM at step 3", "exit_code": 143}'
-    script = f"trap \"echo '$REPORT' > $CALIB_ERROR_FILE; exit 1\" TERM; touch {tmp_path}/on; sleep 60 > /dev/null 2>&1 & wait"
+    on_term = "echo '$REPORT' > $CALIB_ERROR_FILE; exit 1"
+    script = f'trap "{on_term}" TERM; touch {tmp_path}/on; sleep 60 > /dev/null 2>&1 & wait'
     monkeypatch.setenv("REPORT", report)
     fake(monkeypatch, script)
 
