@@ -194,7 +194,7 @@ def test_a_bad_row_is_named(tmp_path, changes, message):
     text = one_bad_row(tmp_path, **changes)
     assert message in text
     assert "1 of 2 rows are bad" in text
-    assert "on_bad_row='drop'" in text
+    assert "leave them out with `on_bad_row=drop`" in text
 
 
 def test_options_that_differ_in_case_only_are_different(tmp_path):

@@ -52,6 +52,18 @@ class AlikeRecord(TypedDict):
     groups: Annotated[list[list[str]], "Ids of the first 100 groups."]
 
 
+class DecidableRecord(TypedDict):
+    """What the regime test can decide on the folds."""
+
+    target_ece: Annotated[float, "The default target."]
+    needed: Annotated[int, "Questions needed in each of `fit` and `calibration` for it."]
+    is_enough: bool
+    smallest_target_ece: Annotated[float | None, "The smallest target that can be decided; null for none."]
+    fractions: Annotated[
+        dict[str, Any] | None, "Shares of fit and calibration that would do, with the `sizes` that they give."
+    ]
+
+
 class DataRecord(TypedDict):
     """What `prepare` writes into a data folder beside its Parquet files."""
 
@@ -60,6 +72,7 @@ class DataRecord(TypedDict):
     parameters: NotRequired[Annotated[dict[str, Any], "Parameters of `prepare`, without secrets."]]
     sources: NotRequired[Annotated[dict[str, SourceRecord], "By parameter."]]
     folds: Annotated[dict[str, FoldRecord], "`fit`, `calibration`, `test` and perhaps `out_of_domain`."]
+    regime_test: NotRequired[DecidableRecord]
     overlaps: NotRequired[list[OverlapRecord]]
     alike: NotRequired[AlikeRecord]
     preferences: NotRequired[Annotated[dict[str, FoldRecord], "`preferences_fit`, `preferences_test`."]]

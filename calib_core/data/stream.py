@@ -361,7 +361,7 @@ def _kept(
             + (f" (the first {len(shown)} shown)" if len(contradicted) > len(shown) else "")
             + ":\n"
             + "\n".join(shown)
-            + "\nCorrect these files, or leave the questions out with on_bad_row='drop'."
+            + "\nCorrect these files, or leave the questions out with `on_bad_row=drop`."
         )
     return kept
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from calib_core.data.folds import (
     FOLDS,
     Folds,
     alike_record,
+    anchors_of,
     check_disjoint,
     folds_from_files,
     keep_apart,
@@ -34,6 +35,7 @@ from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Splitting
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
+from calib_core.steps.sizes import Sizes, decidable, decidable_text
 from calib_core.storage.files import check_output_folder, whole_folder
 from calib_core.version import __version__
 
@@ -113,6 +115,8 @@ def prepare(config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | 
     if out_of_domain:
         parts["out_of_domain"] = out_of_domain
     pairs, showing = _read_pairs(config, folds, sources)
+    sizes = {name: len(parts[name]) for name in FOLDS}
+    decision = decidable(sizes, None if anchors else _other_sizes(config, folds))
     record: DataRecord = {
         "format": FORMAT,
         "library_version": __version__,
@@ -122,6 +126,7 @@ def prepare(config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | 
             name: {"n": len(part), "fingerprint": fingerprint(part), "options": _option_counts(part)}
             for name, part in parts.items()
         },
+        "regime_test": decision,
         "overlaps": [overlap.to_dict() for overlap in folds.overlaps],
         "alike": alike_record(folds.alike),
         "preferences": {
@@ -137,6 +142,7 @@ def prepare(config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | 
             write_preferences(pair_part, folder / f"{name}.parquet")
         write_data_record(folder, record)
     _say_what_was_left_out(record)
+    say(decidable_text(sizes, decision))
     return record
 
 
@@ -162,6 +168,20 @@ def _read_folds(
         )
     fit, calibration, test = (_read(config, name, sources) for name in FOLDS)
     return folds_from_files(fit, calibration, test, limits=limits)
+
+
+def _other_sizes(config: PrepareConfig, folds: Folds) -> Callable[[float, float], Sizes] | None:
+    """The sizes that other shares would give these questions; None where the folds are files, or were cut."""
+    if not config.questions or config.max_fit or config.max_calibration or config.max_test:
+        return None
+
+    def sizes(fit: float, calibration: float) -> Sizes:
+        questions = [question for name in FOLDS for question in getattr(folds, name)]
+        fractions = (fit, calibration, 1 - fit - calibration)
+        other = split_questions(questions, fractions=fractions, anchors=anchors_of(questions))
+        return {name: len(getattr(other, name)) for name in FOLDS}
+
+    return sizes
 
 
 def _keep_away(folds: Folds, out_of_domain: Sequence[Question]) -> Folds:
