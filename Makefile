@@ -25,22 +25,24 @@ test: lint ## every check: what CI runs
 quick: lint ## lint and the tests that take seconds
 	@$(BIN)/pytest -m "not slow"
 
-lint: $(STAMP) ## style, format, types, who may import whom, and Dockerfiles
+lint: $(STAMP) ## style, format, types, spelling, who may import whom, and Dockerfiles
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo --no-cache
+	@$(BIN)/codespell
 	@$(BIN)/hadolint images/*/Dockerfile
 
 format: $(STAMP) ## put the sources in format and mend what ruff can
 	@$(BIN)/ruff check --fix
 	@$(BIN)/ruff format
 
-docs: $(STAMP) ## write what is made from declarations: component sources, YAML, tables, docs/api.md
+docs: $(STAMP) ## write what is made from declarations: component sources, YAML, tables, docs/api.md, docs/formats
 	@$(BIN)/python -m calib_pipelines.sources
 	@$(BIN)/python -m calib_pipelines.compile
 	@$(BIN)/python -m calib_pipelines.docs
 	@$(BIN)/python scripts/api_page.py
+	@$(BIN)/python scripts/formats.py
 
 images: $(STAMP) ## build the CPU image with Docker, and its SBOM and notices in dist/; options for docker build: make images ARGS="--network host"
 	@PYTHON=$(BIN)/python scripts/build_image.sh cpu $(ARGS)

@@ -9,7 +9,7 @@ times too high, so that its challenger is worse. `drift` gets the stream, the ch
 figures and reports, and the runs.
 
 Expected: the first run trains and promotes, the second stops after one evaluation, the third refuses its
-challenger, the fourth promotes one. The exit code is 1 where it came out otherwise.
+challenger, the fourth promotes one. The exit code is 1 if it came out otherwise.
 """
 
 from __future__ import annotations

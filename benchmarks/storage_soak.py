@@ -4,7 +4,8 @@ Does random work on a store through a proxy that damages every few answers (brok
 connections, short and flipped bodies, lost answers, 429, 500 and 503), and holds it to a model of what must
 be there. After each operation the object or folder must be as the model says; where the operation ended in an
 error, as before or after it. A file that is only ever written by compare-and-swap keeps the number of each
-write: all that were reported, each once. Then writers race. Prints JSON with all counts; ends with 1 if
+write: all that were reported, each once. Then writers race for one file, and publishers for one folder, of
+which some files are alike, and each has one of its own. Prints JSON with all counts; ends with 1 if
 anything was lost or doubled.
 
     python benchmarks/storage_soak.py --store gs|s3|local [--operations 1000] [--races 500] [--seed 0]
@@ -142,7 +143,7 @@ class Soak:
             if found != after and (found != before or before is None):
                 with contextlib.suppress(
                     CalibError
-                ):  # half written, as it says: made anew for the next round
+                ):  # half written, as it says: made again for the next round
                     storage.delete(f"{self.root}/{name}")
                 self.model[name] = None
 
@@ -257,7 +258,11 @@ def races(root: str, rounds: int, writers: int = 4) -> dict[str, int]:
 def folder_races(root: str, rounds: int, scratch: Path) -> dict[str, int]:
     """Two who publish one folder at once: how often one, or both in turn, are told that they did."""
     counts: Counter[str] = Counter()
-    contents = [{f"f{index}": bytes([side]) * 3000 for index in range(4)} for side in (0, 1)]
+    contents: list[dict[str, bytes]] = [
+        {f"f{index}": bytes([side]) * 3000 for index in range(3)}
+        | {"alike": b"a" * 3000, f"own-{side}": b"o"}
+        for side in (0, 1)
+    ]
     for side, files in enumerate(contents):
         (scratch / f"side{side}").mkdir()
         for name, data in files.items():
@@ -275,7 +280,9 @@ def folder_races(root: str, rounds: int, scratch: Path) -> dict[str, int]:
             won = list(pool.map(publish, (0, 1)))
             path = storage.fetch(f"{root}/raced", into=scratch / "raced")
             found = {p.name: p.read_bytes() for p in path.iterdir()}
-            right = found in [files for files, winner in zip(contents, won, strict=True) if winner]
+            there = {file.path for file in storage.list_files(f"{root}/raced")}
+            won_here = [files for files, winner in zip(contents, won, strict=True) if winner]
+            right = found in won_here and there == found.keys()
             counts["WRONG" if not right else "one winner" if sum(won) == 1 else "one after the other"] += 1
     return dict(counts)
 
@@ -309,7 +316,7 @@ def main() -> int:
             wrong = soak.wrong
             result |= {"operations": given.operations, "counts": dict(sorted(soak.counts.items()))}
             point_at(given.store, url)
-            result["folders raced"] = folder_races(root, given.races // 10, scratch)
+        result["folders raced"] = folder_races(root, given.races, scratch)
         result["races"] = races(root, given.races)
     result["lost or doubled"] = wrong
     result["environment"] = {"commit": commit(), "python": platform.python_version(), "cpus": os.cpu_count()}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from calib_core.decisions.bounds import regime_test
     from calib_core.decisions.compare import compare
     from calib_core.decisions.gate import decide
-    from calib_core.decisions.temperature import apply_temperature, fit_temperature
+    from calib_core.decisions.temperature import fit_temperature
     from calib_core.errors import CalibError
     from calib_core.metrics.figures import (
         adaptive_ece,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from calib_core.metrics.selective import auroc, risk_coverage
     from calib_core.metrics.summary import Figures, measure
     from calib_core.predictions.table import Predictions, read_predictions, write_predictions
+    from calib_core.predictions.temperature import apply_temperature
     from calib_core.report.tables import write_report
 
 __all__ = [
@@ -73,7 +74,8 @@ _HOMES = {
     "decisions.bounds": ("regime_test",),
     "decisions.compare": ("compare",),
     "decisions.gate": ("decide",),
-    "decisions.temperature": ("apply_temperature", "fit_temperature"),
+    "decisions.temperature": ("fit_temperature",),
+    "predictions.temperature": ("apply_temperature",),
     "errors": ("CalibError",),
     "metrics.interval": ("Interval",),
     "metrics.figures": (

@@ -5,7 +5,6 @@ Every message says what is wrong, where (file, row, field), and what to do about
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterable
 
 
@@ -54,19 +53,6 @@ class NotEnoughDataError(CalibError):
 
 class StaleVersionError(CalibError):
     """A file was changed by someone else between reading and writing it, so nothing was written."""
-
-
-class Stopped(KeyboardInterrupt):
-    """The process was told to end, by SIGTERM or Ctrl-C, and has come to a place where it can.
-
-    Attributes:
-        number: the signal's number.
-        exit_code: what a command ends with, 128 and the signal's number, as shells count.
-    """
-
-    def __init__(self, number: int, message: str = "") -> None:
-        super().__init__(message or f"stopped by {signal.Signals(number).name}")
-        self.number, self.exit_code = number, 128 + number
 
 
 NAMED = 20

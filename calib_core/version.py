@@ -5,7 +5,7 @@ import platform
 __version__ = "0.1.0"
 
 DEPENDENCIES = ("numpy", "scipy", "torch", "transformers", "peft", "accelerate", "trl")
-"""Packages whose version may change a figure; those of extras only where they are installed."""
+"""Packages whose version may change a figure; those of extras only if they are installed."""
 
 
 def versions() -> dict[str, str]:

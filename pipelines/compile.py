@@ -15,7 +15,7 @@ from kfp.dsl.base_component import BaseComponent
 import calib_components
 import calib_pipelines
 from calib_pipelines.definitions import recalibrate, restore_calibration, score_large
-from calib_pipelines.definitions.placement import Definition
+from calib_pipelines.definitions.platforms import Definition
 
 GENERATED = "# Compiled by calib from Python; change the source and compile again."
 """First line of every compiled YAML."""
@@ -54,7 +54,7 @@ def write(source: BaseComponent, path: Path) -> None:
 
 
 def main() -> None:
-    """Write every YAML anew."""
+    """Write every YAML again."""
     for path, source in targets().items():
         write(source, path)
 

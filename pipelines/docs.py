@@ -62,7 +62,7 @@ def rules() -> str:
 
 
 def with_tables(page: str, written: str) -> str:
-    """A page's text with its tables written anew.
+    """A page's text with its tables rewritten.
 
     Raises:
         ValueError: the marker lines are missing.
@@ -97,7 +97,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write all tables anew."""
+    """Rewrite all tables."""
     for path, written in pages().items():
         path.write_text(with_tables(path.read_text(encoding="utf-8"), written), encoding="utf-8")
 

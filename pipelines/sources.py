@@ -51,7 +51,7 @@ COMPONENTS: Mapping[str, type | None] = {
     "score_shard": ScoreConfig,
     "shard_questions": ShardConfig,
 }
-"""The config of each component; None where it has no parameters."""
+"""The config of each component; None if it has no parameters."""
 
 
 def with_parameters(source: str, parameters: Mapping[str, Parameter], *, add: bool) -> str:
@@ -147,7 +147,7 @@ def sources() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write every source anew."""
+    """Rewrite every source."""
     for path, text in sources().items():
         path.write_text(text, encoding="utf-8")
 

@@ -154,7 +154,7 @@ def debian_components(root: Path) -> Iterator[Component]:
 
 
 def stated_licence(distribution: metadata.Distribution) -> str:
-    """The licence that a package states: an SPDX expression or a name; empty where it states none."""
+    """The licence that a package states: an SPDX expression or a name; empty if it states none."""
     about = distribution.metadata
     classifiers = [
         line.rpartition(" :: ")[2]

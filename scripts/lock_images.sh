@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes images/requirements-cpu.txt and images/requirements-cuda.txt anew: all that an image installs, at the versions
+# Writes images/requirements-cpu.txt and images/requirements-cuda.txt: all that an image installs, at the versions
 # of constraints.txt, each with the SHA-256 of the one file that fits the image (Python 3.11, Linux on x86-64).
 # pip's own settings say where packages come from. The CPU lock takes torch's CPU build, so PyTorch's CPU index
 # has to be among them (PIP_EXTRA_INDEX_URL), or a folder with its wheel (PIP_FIND_LINKS).

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Writes constraints.txt anew: the newest versions that pip resolves for `.[dev]` in a fresh environment.
+# Writes constraints.txt: the newest versions that pip resolves for `.[dev]` in a fresh environment.
 # Torch and the demo's model are deliberate choices and stay where they are: raise them here.
 # Usage: [PYTHON=python3.11] scripts/refresh_constraints.sh      (best with the oldest Python that is supported)
 set -euo pipefail

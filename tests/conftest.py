@@ -88,7 +88,7 @@ def served_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     from calib_components.nodes import kubeflow
 
     monkeypatch.setattr(kubeflow, "POLL_S", 0.02)
-    monkeypatch.setattr(kubeflow, "LOST_POLLS", 3)
+    monkeypatch.setattr(kubeflow, "PATIENCE_S", 0.5)
     monkeypatch.setattr(kubeflow, "list_files", lambda uri: [MODEL] * uri.endswith("model"))
     made = Cluster()
     with serving(made, tmp_path) as there:

@@ -12,8 +12,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+from loopback import Handler, loopback
 
 PIECES = 8
 CONDITIONS = ("if-match", "if-none-match")
@@ -40,8 +42,6 @@ class Fault:
 
 class FaultProxy(ThreadingHTTPServer):
     """Passes requests on to `upstream`; `faults` can be changed at any time, `requests` says what passed."""
-
-    daemon_threads = True
 
     def __init__(self, upstream: str) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -70,7 +70,7 @@ class FaultProxy(ThreadingHTTPServer):
         """Broken connections are what this is for."""
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Handler):
     protocol_version = "HTTP/1.1"
     server: FaultProxy
 
@@ -145,19 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.connection.close()
 
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
-
 
 @contextlib.contextmanager
 def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
     """A proxy that runs while the block does."""
-    proxy = FaultProxy(upstream)
-    thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with loopback(FaultProxy(upstream)) as proxy:
         yield proxy
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join(10)

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from test_training import CONFIG, MachineError, Run, interrupt_at
 
-from calib_core.errors import Stopped
 from calib_core.models.loading import adapter_digest
 from calib_core.runtime import interrupts, processes
+from calib_core.runtime.interrupts import Stopped
 
 # 13 questions in batches of 3: shares of 2 and 1, and one batch of a single question. Three batches make a
 # step, and the last step of an epoch has two.
@@ -58,7 +58,7 @@ def trained_in(model: Path, case: dict[str, Any]) -> dict[str, Any]:
         "chosen": result.chosen,
         "stopped": result.stopped,
         "targets": targets.to_dict() if targets else None,
-        "adapter": {name: tensor.tolist() for name, tensor in run.training._adapter().items()},
+        "adapter": {name: tensor.tolist() for name, tensor in run.training._stepper.adapter().items()},
         "digest": adapter_digest(run.loaded.model),
         "tables": [table.logits.tolist() for table in run.tables],
     }

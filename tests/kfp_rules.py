@@ -89,7 +89,8 @@ def nodes(pipeline: str, tasks: Sequence[tuple[str, str]], state: str) -> Iterat
     """Display name, state and a child's id of all nodes that Argo has of a run, retries and DAGs among them.
 
     KFP shows each of them as a task (apiserver/server/api_converter.go:1775-1855,
-    common/util/workflow.go:906-920). States that it has no word for, such as Argo's Omitted, are unspecified.
+    common/util/workflow.go:906-920). States that it cannot represent, such as Argo's Omitted, are
+    unspecified.
     """
     workflow = f"{pipeline}-x7k2q"
     for number, (name, of_node) in enumerate(_named(workflow, tasks, state)):

@@ -25,13 +25,13 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import kfp_server_api
 from kfp_rules import InvalidInputError, check_inputs, nodes, parsed_package
+from loopback import Handler, http_server, loopback
 
 Answer = tuple[int, Any]
 Fault = Callable[["Request", Callable[[], Answer]], Answer | None]
@@ -330,10 +330,10 @@ def fault(method: str, pattern: str, answer: Answer, *, times: int = 1, after: b
 def serving(server: KfpServer) -> Iterator[KfpServer]:
     """Serve on a free port of 127.0.0.1 until the block ends."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Serving(Handler):
         def handle_any(self) -> None:
             parts = urlsplit(self.path)
-            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            content = self.body()
             kind = self.headers.get("Content-Type") or ""
             body: Any = json.loads(content) if content and "json" in kind else None
             if kind.startswith("multipart/form-data"):
@@ -349,30 +349,14 @@ def serving(server: KfpServer) -> Iterator[KfpServer]:
                     host=self.headers["Host"],
                 )
             )
-            is_json = not isinstance(answer, str)
-            data = (json.dumps(answer) if is_json else answer).encode()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json" if is_json else "text/html")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.respond(status, answer, text_type="text/html")
 
         do_GET = do_POST = do_DELETE = handle_any  # noqa: N815 - names of http.server
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    server.url = f"http://127.0.0.1:{http.server_address[1]}"
-    try:
+    with loopback(http_server(Serving)) as http:
+        server.url = f"http://127.0.0.1:{http.server_port}"
         yield server
-    finally:
-        http.shutdown()
-        http.server_close()
 
 
 def _parts(kind: str, content: bytes) -> dict[str, str]:

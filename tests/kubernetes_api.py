@@ -18,19 +18,16 @@ from __future__ import annotations
 
 import functools
 import json
-import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from loopback_tls import certificate
+from loopback import Handler, certificate, http_server, loopback
 from rbac import account, asked_for
 from trainer_standin import RUNTIME, RefusedError, admitted, node_pods
 
@@ -216,7 +213,7 @@ class Cluster:
 
 
 def _authorized(cluster: Cluster, method: str, path: str, token: str) -> tuple[int, Any] | None:
-    """The refusal of a request; None where it may go on."""
+    """The refusal of a request; None if it may go on."""
     known = cluster.accounts.get(token)
     if known is None:
         return 401, {"message": "Unauthorized"}
@@ -259,7 +256,7 @@ class Served:
         module = "kubernetes.config.incluster_config"
         monkeypatch.setattr(f"{module}.SERVICE_TOKEN_FILENAME", str(self.folder / "token"))
         monkeypatch.setattr(f"{module}.SERVICE_CERT_FILENAME", str(self.certificate))
-        monkeypatch.setattr("calib_components.nodes.cluster.NAMESPACE_FILE", self.folder / "namespace")
+        monkeypatch.setattr("calib_components.nodes.trainjob_api.NAMESPACE_FILE", self.folder / "namespace")
         monkeypatch.setattr("calib_core.storage.s3_session.POD", self.folder)
 
 
@@ -272,15 +269,14 @@ def _localhost() -> tuple[bytes, bytes]:
 def serving(cluster: Cluster, folder: Path) -> Iterator[Served]:
     """Serve a cluster on a free port of this machine."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Serving(Handler):
         protocol_version = "HTTP/1.1"
 
         def _serve(self) -> None:
             split = urlsplit(self.path)
             request = f"{self.command} {split.path}"
             cluster.requests.append(request)
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
+            body = self.json_body()
             fault = next((faults for at, faults in cluster.faults.items() if request.startswith(at)), [])
             status = fault.pop(0) if fault else 0
             if status < 0:
@@ -298,33 +294,15 @@ def serving(cluster: Cluster, folder: Path) -> Iterator[Served]:
                 status, content = 415, {"message": "the body of the request was in an unknown format"}
             else:
                 status, content = cluster.answer(self.command, split.path, query, body)
-            raw = content.encode() if isinstance(content, str) else json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "text/plain" if isinstance(content, str) else "application/json")
-            self.send_header("Content-Length", str(len(raw)))
-            self.end_headers()
-            self.wfile.write(raw)
+            self.respond(status, content)
 
         do_GET = do_POST = do_PATCH = do_DELETE = _serve  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            pass
 
     pem_key, pem = _localhost()
     for name, content in (("key.pem", pem_key), ("cert.pem", pem)):
         (folder / name).write_bytes(content)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
-    server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
+    with loopback(http_server(Serving), tls=(folder / "cert.pem", folder / "key.pem")) as server:
         yield Served(server.server_port, folder / "cert.pem", folder)
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def write_kubeconfig(path: Path, port: int, authority: Path | None = None) -> Path:

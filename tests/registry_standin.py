@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlparse
+
+from loopback import Handler, http_server, loopback
 
 Answer = tuple[int, Any]
 
@@ -18,36 +17,18 @@ Answer = tuple[int, Any]
 def serving(answer: Callable[[str, str, dict[str, str], Any], Answer]) -> Iterator[str]:
     """A server on 127.0.0.1 that answers (method, path, query, body) with (status, JSON)."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Serving(Handler):
         protocol_version = "HTTP/1.1"
 
         def handle_any(self) -> None:
             url = urlparse(self.path)
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length)) if length else None
             query = {name: values[0] for name, values in parse_qs(url.query).items()}
-            status, value = answer(self.command, url.path, query, body)
-            data = json.dumps(value).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            self.respond(*answer(self.command, url.path, query, self.json_body()))
 
         do_GET = do_POST = do_PATCH = handle_any  # noqa: N815 - names that http.server asks for
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
+    with loopback(http_server(Serving)) as server:
         yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 class KubeflowRegistry:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
 from pathlib import Path
 
+import grimp
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +30,25 @@ def test_every_room_is_on_the_map_and_has_its_layer(container: str, folder: str)
     assert {room for room in rooms if f"`{room}/`" not in TEXT} == set()
 
 
+def test_rooms_floors_and_arrows_stay_few() -> None:
+    graph = grimp.build_graph("calib_core")
+    pairs = (
+        (module.split(".")[1], other.split(".")[1])
+        for module in graph.modules - {"calib_core"}
+        for other in graph.find_modules_directly_imported_by(module) - {"calib_core"}
+    )
+    arrows = {(one, other) for one, other in pairs if one != other}
+    rooms = {module.split(".")[1] for module in graph.modules - {"calib_core"}}
+
+    @functools.cache
+    def floor(room: str) -> int:  # a circle would never end, and lint-imports allows none
+        return 1 + max((floor(other) for one, other in arrows if one == room), default=0)
+
+    (most,) = re.findall(r"at most (\d+) on (\d+) floors, with (\d+) arrows", TEXT)
+    found = (len(rooms), max(map(floor, rooms)), len(arrows))
+    assert all(count <= int(limit) for count, limit in zip(found, most, strict=True)), found
+
+
 def test_files_that_are_named_exist() -> None:
     named = set(re.findall(r"`([a-z_/]+\.py)`", TEXT))
     assert len(named) > 10
@@ -42,6 +63,15 @@ def test_modules_on_the_way_of_a_question_exist() -> None:
     assert len(named) > 12
     for room, module in named:
         assert (ROOT / "calib_core" / room / f"{module}.py").is_file(), (room, module)
+
+
+def test_temporary_folders_are_made_where_what_is_left_of_them_goes() -> None:
+    """By `leftovers.scratch_folder`, whose names say who made them; the standard library's don't."""
+    sources = {
+        path for top in ("calib_core", "components", "pipelines") for path in (ROOT / top).rglob("*.py")
+    }
+    using = {path for path in sources if re.search(r"^\s*(import|from) tempfile\b", path.read_text(), re.M)}
+    assert {path.parent.relative_to(ROOT).as_posix() for path in using} == {"calib_core/storage"}
 
 
 RECORDS = sorted((ROOT / "docs" / "decisions").glob("0*.md"))

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chain import write_adapter, write_summary
 
@@ -18,7 +20,7 @@ from calib_core.data.questions import Question, write_questions
 from calib_core.data.stream import Snapshot
 from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
 from calib_core.steps.fresh import FreshConfig, fresh
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_core.storage import uris as storage
 from calib_core.storage.files import read_json
 from calib_pipelines.commands import main as cli
@@ -89,7 +91,7 @@ class Folder:
         return self.publish(work)
 
     def publish(self, work: Path) -> dict[str, object]:
-        return publish(PublishConfig(run_name=work.name), champion=self.champion, **places(work))
+        return publish_champion(PublishConfig(run_name=work.name), champion=self.champion, **places(work))
 
 
 def places(work: Path) -> dict[str, Path]:
@@ -183,8 +185,8 @@ def write(*given, **named):  # all racers have read and uploaded before the firs
     return real(*given, **named)
 step.write_champion = write
 try:
-    step.publish(step.PublishConfig(run_name=work.name), champion=champion, snapshot=work / "snapshot",
-                 summary=work / "summary", model=work / "adapter")
+    step.publish_champion(step.PublishConfig(run_name=work.name), champion=champion,
+                          snapshot=work / "snapshot", summary=work / "summary", model=work / "adapter")
 except StaleVersionError:
     sys.exit(7)
 """
@@ -233,9 +235,9 @@ def test_a_bucket_works_as_a_folder_does(gcs, tmp_path):
             begin(works[2])
             for work in works[::2]:
                 prepare_end(work, summary(ece=0.3 if work == works[0] else 0.4))
-            publish(PublishConfig(), champion=champion, **places(works[0]))
+            publish_champion(PublishConfig(), champion=champion, **places(works[0]))
             with pytest.raises(StaleVersionError, match="has changed since this run began"):
-                publish(PublishConfig(), champion=champion, **places(works[2]))
+                publish_champion(PublishConfig(), champion=champion, **places(works[2]))
     state, _ = read_champion(champion)
     assert state.model == f"{champion}/runs/{state.run}/model"
     adapter = storage.fetch(state.model) / "adapter_model.safetensors"
@@ -291,6 +293,33 @@ def test_appending_at_once_loses_no_row(tmp_path):
     assert {row["run"] for row in read_figures(tmp_path)} == {row["run"] for row in rows}
     append_figures(tmp_path, rows[0])
     assert len(read_figures(tmp_path)) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"run": None}, "'run' with null values"),
+        ({"run": [1]}, "not a table"),
+        (None, "'run' is missing"),
+    ],
+)
+def test_a_table_of_figures_that_is_not_as_it_is_written_is_refused(tmp_path, change, message):
+    row = figures_row(summary(), at="2026-07-01T08:00:00+00:00", run="run1", snapshot="s")
+    rows = [row | change if change else {name: value for name, value in row.items() if name != "run"}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "figures.parquet")
+    with pytest.raises(DataFormatError, match=message):
+        read_figures(tmp_path)
+
+
+def test_a_table_of_figures_with_texts_that_are_none_is_refused(tmp_path):
+    row = figures_row(summary(), at="2026-07-01T08:00:00+00:00", run="run1", snapshot="s")
+    table = pa.Table.from_pylist([row])
+    bad = pa.array([b"\x86"]).view(pa.string())
+    pq.write_table(
+        table.set_column(table.schema.get_field_index("run"), "run", bad), tmp_path / "figures.parquet"
+    )
+    with pytest.raises(DataFormatError, match="not a table of figures"):
+        read_figures(tmp_path)
 
 
 def three_champions(root: Path) -> str:

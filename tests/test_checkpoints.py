@@ -146,7 +146,7 @@ def test_where_no_checkpoint_is_whole_the_run_starts_anew_and_that_is_said(
     save_checkpoint(tmp_path / "run", made(1))
     damage(newest(tmp_path / "run"))
     assert load_checkpoint(tmp_path / "run") is None
-    assert "training starts anew" in capsys.readouterr().err
+    assert "training starts over" in capsys.readouterr().err
 
 
 def test_a_reader_has_one_checkpoint_while_others_are_written(tmp_path: Path, monkeypatch) -> None:

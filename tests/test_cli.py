@@ -131,6 +131,12 @@ def test_regime_is_named_with_reasons(tables, capsys, fit, heldout, regime):
     assert lines == [f"regime: {regime}", *(f"- {reason}" for reason in result["reasons"])]
 
 
+def test_regime_heeds_the_tolerance(tables, capsys):
+    names = (f"--fit={tables / 'by_heart.parquet'}", f"--heldout={tables / 'sure_elsewhere.parquet'}")
+    assert cli.main(["regime", *names, "--tolerance=0.9", "--n-resamples=50", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["regime"] == "calibratable"  # and not with 0.05, see above
+
+
 def test_report_of_one_table_and_of_two(tables, tmp_path, capsys):
     one, two = tmp_path / "one.html", tmp_path / "two.html"
     assert cli.main(["report", str(tables / "sure.parquet"), "--out", str(one), "--title", "My model"]) == 0

@@ -14,7 +14,7 @@ from calib_core.settings.parameters import Limits, parameter, parameters_of
 class Shared(Config):
     GROUP = "shared"
 
-    limit: float | None = parameter(None, "Most of it.", above=0)
+    limit: float | None = parameter(None, "Largest value.", above=0)
     form: Literal["plain", "chat"] = parameter("plain", "What it looks like.")
 
 

@@ -50,6 +50,8 @@ def test_time_zones_are_for_vertex_only(prefix):
         ("0 0 3 * * 1", "has 6 fields"),
         ("@daily", "has 1 fields"),
         ("60 * * * *", "minute: '60' is not 0 to 59"),
+        ("9" * 5000 + " * * * *", "9' is not 0 to 59"),
+        ("*/" + "9" * 5000 + " * * * *", "9' is not a number, a range"),
         ("-1 * * * *", "minute: '-1'"),
         ("0 24 * * *", "hour: '24'"),
         ("0 0 0 * *", "day of month: '0'"),

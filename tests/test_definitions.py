@@ -9,11 +9,11 @@ import yaml
 from kfp import compiler
 
 from calib_pipelines.compile import DEFINITIONS, PIPELINES
-from calib_pipelines.definitions.placement import Cluster, Placement, Settings, build
+from calib_pipelines.definitions.platforms import ClusterPlatform, Platform, Settings, build
 from calib_pipelines.definitions.run_record import recorder_of
 
 Spec = dict[str, Any]
-PLACES = {"nowhere": Placement(), "cluster": Cluster(Settings(run_records="gs://bucket/runs"))}
+PLACES = {"nowhere": Platform(), "cluster": ClusterPlatform(Settings(run_records="gs://bucket/runs"))}
 
 
 @pytest.fixture(
@@ -128,7 +128,7 @@ def test_no_placeholder_stands_inside_another_text(spec):
 
 @pytest.mark.parametrize("name", DEFINITIONS)
 def test_run_record_gets_each_parameter_under_its_own_name(name):
-    place = Cluster(Settings())
+    place = ClusterPlatform(Settings())
     parameters = PIPELINES[name].component_spec.inputs
     built = build(DEFINITIONS[name], place, name=name).pipeline_spec
     given = built.root.dag.tasks["record-end"].inputs.parameters
@@ -152,15 +152,13 @@ def test_task_gets_the_pipelines_parameters_by_name_where_it_is_given_no_other()
 
     from calib_components import dpo_align
 
-    def define(place: Placement, seed: int, epochs: int, dpo_epochs: int, model: str) -> None:
+    def define(place: Platform, seed: int, epochs: int, dpo_epochs: int, model: str) -> None:
         data = dsl.importer(artifact_uri="gs://b/data", artifact_class=dsl.Dataset).output
         place(dpo_align, {"seed": seed, "epochs": epochs, "model": model, "other": 1})(
             data=data, epochs=dpo_epochs
         )
 
-    given = (
-        build(define, Placement(), name="some").pipeline_spec.root.dag.tasks["dpo-align"].inputs.parameters
-    )
+    given = build(define, Platform(), name="some").pipeline_spec.root.dag.tasks["dpo-align"].inputs.parameters
     assert {name: value.component_input_parameter for name, value in given.items()} == {
         "seed": "seed",
         "epochs": "dpo_epochs",

@@ -24,7 +24,7 @@ from google.cloud.aiplatform_v1.services.schedule_service.transports import Sche
 from calib_core.models.budget import QUESTION_TOKENS
 from calib_pipelines.commands import main as cli
 from calib_pipelines.commands import submit
-from calib_pipelines.definitions.placement import Settings
+from calib_pipelines.definitions.platforms import Settings
 
 ROOT = Path(__file__).parents[1]
 PUSHED = "registry.example/team"

@@ -86,6 +86,8 @@ def test_the_reference_is_the_model_as_it_came(aligned) -> None:
 
 def test_the_reference_of_an_input_adapter_is_that_adapter(pairs, aligned, tmp_path) -> None:
     save_adapter(aligned[0], tmp_path / "adapter", {})
+    adapted = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert adapted == sorted(adapted)  # bytes that are the same in each process
     again = fresh(tmp_path / "adapter")
     before = sequence_logprobs(again, pairs)
     digest = adapter_digest(again.model)

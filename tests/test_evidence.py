@@ -18,7 +18,7 @@ from calib_core.champion.state import read_champion
 from calib_core.errors import CalibError, EvidenceError
 from calib_core.predictions.table import read_predictions, write_predictions
 from calib_core.steps.promote import promote
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_core.storage.files import read_json, write_json
 
 
@@ -280,7 +280,7 @@ def test_only_files_that_were_measured_are_published(tmp_path):
     work = folder.begin()
     prepare_end(work, summary())
     (work / "adapter/optimizer.pt").write_bytes(b"a pickle")
-    result = publish(PublishConfig(), champion=folder.champion, **places(work))
+    result = publish_champion(PublishConfig(), champion=folder.champion, **places(work))
     assert {path.name for path in Path(result["model"]).iterdir()} == {
         "adapter_model.safetensors",
         "adapter_config.json",

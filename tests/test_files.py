@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and what is never replaced."""
+"""Files and folders that are written atomically, and what is never replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Other programs' predictions: read as they write them, and refused where a log-probability is missing."""
+"""Other programs' predictions: read as they write them, and refused if a log-probability is missing."""
 
 from __future__ import annotations
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
+import subprocess
+import sys
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import metadata
 from pathlib import Path
 
@@ -142,3 +147,54 @@ def test_a_package_of_the_lock_that_is_not_in_the_image_is_told(described, tmp_p
     lock.write_text(f"torch==2.13.0+cpu --hash=sha256:{'a' * 64}\n")
     with pytest.raises(ValueError, match=r"calib:1\.0: has no torch"):
         script.describe("calib:1.0", root, lock)
+
+
+class Advisories(BaseHTTPRequestHandler):
+    """A service that speaks OSV's query: it knows of one vulnerability, in every version of urllib3."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        affected = {
+            "package": asked["package"],
+            "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.0"}]}],
+            "versions": [asked["version"]],
+        }
+        known = [{"id": "PYSEC-2026-1", "summary": "", "details": "", "aliases": [], "affected": [affected]}]
+        answer = json.dumps({"vulns": known} if asked["package"]["name"] == "urllib3" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
+def audit(url: str) -> subprocess.CompletedProcess[str]:
+    """Run the check against a service of advisories."""
+    return subprocess.run(
+        [ROOT / "scripts" / "audit_images.sh", "-s", "osv", "--osv-url", url],
+        env={**os.environ, "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_a_known_vulnerability_in_the_locks_is_told() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Advisories) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        found = audit(f"http://127.0.0.1:{server.server_address[1]}/v1/query")
+        server.shutdown()
+    assert found.returncode == 1, found.stderr
+    assert re.search(r"^urllib3 +[\d.]+ +PYSEC-2026-1 +99\.0$", found.stdout, re.MULTILINE)
+    assert "Found 1 known vulnerability in 1 package" in found.stderr
+
+
+def test_a_service_of_advisories_that_does_not_answer_is_no_all_clear() -> None:
+    found = audit("http://127.0.0.1:9/v1/query")
+    assert found.returncode == 1
+    assert "No known vulnerabilities found" not in found.stderr

@@ -11,8 +11,8 @@ import pytest
 import torch
 from test_training import CONFIG, Run, last_state, model_folder, whole  # noqa: F401 - fixtures
 
-from calib_core.errors import Stopped
 from calib_core.runtime import interrupts
+from calib_core.runtime.interrupts import Stopped
 from calib_core.steps.task import error_with, reported_errors
 
 

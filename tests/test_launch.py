@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,8 @@ from tiny import save_tiny_model
 from trained import world
 
 from calib_core.data.questions import write_questions
-from calib_core.errors import CalibError, ConfigError, NotEnoughDataError, Stopped
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.runtime.interrupts import Stopped
 from calib_core.settings.flags import flags_of
 from calib_core.steps import launch as launching
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
@@ -63,7 +65,10 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_several_processes_leave_what_one_leaves(model, data, tmp_path, capfd) -> None:
+def test_several_processes_leave_what_one_leaves(model, data, tmp_path, monkeypatch, capfd) -> None:
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setattr(tempfile, "tempdir", None)
     record = rcft(TWO, model, data, tmp_path / "two")
     assert capfd.readouterr().err.count("epoch 1.00: held-out accuracy") == 1
     expected = rcft(replace(TWO, processes=1), model, data, tmp_path / "one")
@@ -76,6 +81,7 @@ def test_several_processes_leave_what_one_leaves(model, data, tmp_path, capfd) -
         for name in ("train_loss", "nll_nats", "mean_confidence"):
             assert found[name] == pytest.approx(wanted[name], abs=1e-5)
     assert not any((tmp_path / "cache" / "training").iterdir())  # no checkpoint is left
+    assert not any((tmp_path / "tmp").iterdir())  # nor the launcher's folders
 
 
 @pytest.mark.slow

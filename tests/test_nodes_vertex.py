@@ -19,6 +19,7 @@ from google.cloud.aiplatform_v1 import types
 from google.cloud.aiplatform_v1.services.job_service.transports import JobServiceGrpcTransport
 from google.protobuf.empty_pb2 import Empty
 
+from calib_components import watching
 from calib_components.image import IMAGE
 from calib_components.nodes import vertex as nodes_vertex
 from calib_components.nodes.job import JobConfig, Place
@@ -126,7 +127,8 @@ def train(config: JobConfig = CONFIG, **places: Place) -> None:
     finetune("rcft", config, **{**PLACES, **places})
 
 
-def test_a_job_has_a_leader_and_replicas_that_run_one_command(vertex, capsys) -> None:
+def test_a_job_has_a_leader_and_replicas_that_run_one_command(vertex, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CALIB_CHECKPOINTS", "output")
     train()
     (job,) = vertex.created
     first, others = job.job_spec.worker_pool_specs
@@ -138,6 +140,7 @@ def test_a_job_has_a_leader_and_replicas_that_run_one_command(vertex, capsys) ->
     assert first.container_spec == others.container_spec
     assert first.container_spec.image_uri == IMAGE
     assert list(first.container_spec.command) == ["python", "-m", "calib_components.nodes.replica"]
+    assert ("CALIB_CHECKPOINTS", "output") in [(v.name, v.value) for v in first.container_spec.env]
     processes, *arguments = first.container_spec.args
     assert (processes, arguments[0]) == ("4", "rcft")
     assert {"--model=owner/name", "--data=/gcs/b/data", "--out=/gcs/b/adapter"} <= set(arguments)
@@ -198,7 +201,7 @@ def test_an_interruption_cancels_the_job(vertex, monkeypatch) -> None:
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(nodes_vertex.time, "sleep", interrupted)
+    monkeypatch.setattr(watching.time, "sleep", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train()
     assert vertex.cancelled == [vertex.created[0].name]

@@ -103,7 +103,7 @@ def test_arrays_are_copies_that_nobody_can_change() -> None:
             {"logits": np.array([[1, 0, 0, 0.0], [0, 2, -INF, -INF], [0, 1, 2, 3]])},
             r"row 1, field 'logits'.*beyond",
         ),
-        ({"labels": np.array([0, 2, 0])}, r"row 2, field 'label': id 'b': not one of the row's options"),
+        ({"labels": np.array([0, 2, 0])}, r"row 2, field 'label': not one of the row's options"),
         ({"labels": np.array([0, 1, -2])}, r"row 3, field 'label'"),
         ({"labels": np.array([0.0, 1.0, 2.0])}, "labels must be integers"),
         ({"labels": np.array([0, 1])}, r"labels \(2,\)"),
@@ -123,7 +123,18 @@ def test_a_wrong_record_is_refused_with_row_and_field(changes: dict[str, Any], m
         make(**changes)
 
 
-def test_all_problems_are_counted_and_the_first_twenty_shown() -> None:
+def make_with_subjects(subjects: Any) -> Predictions:
+    n = len(subjects)
+    return Predictions(
+        ids=tuple(str(i) for i in range(n)),
+        labels=np.zeros(n, np.int64),
+        logits=np.zeros((n, 2), np.float32),
+        n_options=np.full(n, 2),
+        subjects=tuple(subjects),
+    )
+
+
+def test_all_problems_are_counted_and_the_first_twenty_different_ones_shown() -> None:
     n = 30
     with pytest.raises(DataFormatError, match="30 problems") as caught:
         Predictions(
@@ -133,6 +144,9 @@ def test_all_problems_are_counted_and_the_first_twenty_shown() -> None:
             n_options=np.full(n, 2),
             subjects=(None,) * n,
         )
+    assert "rows 1, 2, 3, 4, 5 and 25 more, field 'label': not one of the row's options" in str(caught.value)
+    with pytest.raises(DataFormatError, match="30 problems") as caught:
+        make_with_subjects([float(i) for i in range(n)])
     assert "row 20," in str(caught.value)
     assert "row 21," not in str(caught.value)
     assert "and 10 more" in str(caught.value)

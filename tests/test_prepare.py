@@ -8,6 +8,7 @@ from calib_core.data.preferences import Preference, read_preferences, write_pref
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
 from calib_core.errors import CalibError, ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.steps.prepare import PrepareConfig, prepare
+from calib_core.steps.sizes import decidable, decidable_text
 from calib_core.storage.files import read_json
 
 
@@ -173,3 +174,28 @@ def test_all_errors_of_a_config_come_together():
         "`fit_fraction` 0.9 and `calibration_fraction` 0.3 leave nothing for test",
     ):
         assert part in str(caught.value)
+
+
+def test_it_says_what_so_many_questions_can_decide_and_which_shares_would_do(tmp_path, capsys):
+    record = prepare(PrepareConfig(questions=saved(tmp_path, "q", many(1100))), tmp_path / "data")
+    found, sizes = record["regime_test"], {name: fold["n"] for name, fold in record["folds"].items()}
+    assert sizes["calibration"] < found["needed"] == 355 < sizes["fit"]
+    assert not found["is_enough"]
+    assert 0.08 < found["smallest_target_ece"] < 0.09
+    shares = {name: value for name, value in found["fractions"].items() if name != "sizes"}
+    said = capsys.readouterr().err
+    assert "too few to name the regime at the default target_ece of 0.08" in said
+    assert f"these are enough from target_ece {found['smallest_target_ece']:g} on" in said
+    assert f"fit_fraction {shares['fit_fraction']:g} and calibration_fraction" in said
+    again = prepare(PrepareConfig(questions=str(tmp_path / "q.parquet"), **shares), tmp_path / "again")
+    assert again["regime_test"]["is_enough"]
+    assert {name: fold["n"] for name, fold in again["folds"].items()} == found["fractions"]["sizes"]
+    assert "these are enough down to target_ece" in capsys.readouterr().err
+
+
+def test_no_shares_are_named_where_none_would_do(tmp_path, capsys):
+    record = prepare(PrepareConfig(questions=saved(tmp_path, "q", many(300))), tmp_path / "data")
+    assert record["regime_test"]["fractions"] is None
+    assert "bring more questions" in capsys.readouterr().err
+    few = {"fit": 2, "calibration": 2, "test": 2}
+    assert "these are enough for no target; bring more" in decidable_text(few, decidable(few, None))

@@ -57,6 +57,49 @@ def test_markup_in_a_users_text_stays_text(family, make, special) -> None:
         assert not set(tokenizer.convert_tokens_to_ids(tokens)) & set(found)
 
 
+def added(text: str, *, special: bool = False, **flags: bool) -> AddedToken:
+    return AddedToken(text, special=special, **{"normalized": False, **flags})
+
+
+# Entries of the lists of added tokens (`added_tokens` of tokenizer.json) that these families are published
+# with, for each way in which they add something: special or not, normalized, with the space beside it.
+PUBLISHED = {
+    "qwen2.5": [added("<|im_start|>", special=True), added("<tool_call>"), added("<|fim_prefix|>")],
+    "qwen3": [
+        added("<|im_end|>", special=True),
+        added("<think>"),
+        added("</think>"),
+        added("<tool_response>"),
+    ],
+    "deepseek-r1": [added("<｜User｜>"), added("<｜Assistant｜>"), added("<think>"), added("<|EOT|>")],
+    "llama-3": [added("<|start_header_id|>", special=True), added("<|python_tag|>", special=True)],
+    "mistral-v3": [added("[INST]", special=True), added("[/INST]", special=True)],
+    "phi-3": [
+        added("<|assistant|>", special=True, rstrip=True),
+        added("<|user|>", special=True, rstrip=True),
+    ],
+    "gemma": [added("<start_of_turn>", special=True), added("<unused99>"), added("<table>")],
+    "granite": [added("<|start_of_role|>", special=True), added("<|reponame|>"), added("<tool_call>")],
+    "olmo": [added("|||EMAIL_ADDRESS|||", normalized=True), added("|||IP_ADDRESS|||", normalized=True)],
+}
+
+
+@pytest.mark.parametrize("family", PUBLISHED)
+def test_markup_as_it_is_published_stays_text(family: str) -> None:
+    plain, tokenizer, tokens = byte_tokenizer(), byte_tokenizer(), PUBLISHED[family]
+    names = [token.content for token in tokens]
+    for token in tokens:
+        tokenizer.add_tokens([token], special_tokens=token.special)
+    ids = set(tokenizer.convert_tokens_to_ids(names))
+    assert ids <= set(tokenizer.encode(" ".join(names)))  # so they are markup, unless someone sees to it
+    for text in (*names, "".join(names), f"which {' '.join(names)} is", f"a\n{names[0]}\n b {names[-1]}  c"):
+        assert text_ids(tokenizer, text) == text_ids(plain, text)
+        question = Question(id="q", question=text, choices=("one", names[0]), answer=0)
+        for form in ("plain", "chat"):
+            found = PromptEncoder(tokenizer, PromptForm(form=form)).encode(question)
+            assert not (ids - {plain.convert_tokens_to_ids(n) for n in names}) & set(found), (text, form)
+
+
 def test_markup_of_the_template_stays_markup() -> None:
     tokenizer = adding(["<|User|>", "<|Assistant|>"])
     tokenizer.chat_template = (

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import math
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -147,8 +148,9 @@ def test_a_missing_id_comes_from_the_content(tmp_path):
     assert one.id != two.id
 
 
-def test_numbers_as_ids_and_blanks_around_texts(tmp_path):
-    row = SKY | {"id": 7, "question": " Sky? ", "choices": [" red", "blue "], "subject": ""}
+@pytest.mark.parametrize("nothing", ["", None, math.nan])
+def test_numbers_as_ids_and_blanks_around_texts(nothing, tmp_path):
+    row = SKY | {"id": 7, "question": " Sky? ", "choices": [" red", "blue "], "subject": nothing}
     (question,), _ = read_questions(write_lines(tmp_path / "q.jsonl", row))
     assert question == Question(id="7", question="Sky?", choices=("red", "blue"), answer=1)
 
@@ -192,7 +194,7 @@ def test_a_bad_row_is_named(tmp_path, changes, message):
     text = one_bad_row(tmp_path, **changes)
     assert message in text
     assert "1 of 2 rows are bad" in text
-    assert "on_bad_row='drop'" in text
+    assert "leave them out with `on_bad_row=drop`" in text
 
 
 def test_options_that_differ_in_case_only_are_different(tmp_path):

@@ -18,7 +18,7 @@ from calib_core.data.preferences import read_preferences
 from calib_core.data.questions import read_questions
 from calib_core.errors import CalibError, ConfigError, DataFormatError
 from calib_core.predictions.table import read_predictions
-from calib_core.settings.limits import LIMITS
+from calib_core.storage.limits import LIMITS
 
 QUESTIONS = [
     {"id": "a", "question": "Which is red?", "choices": ["blood", "snow"], "answer": 0},

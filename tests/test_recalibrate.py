@@ -19,7 +19,7 @@ from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.evaluate import EvaluateConfig
 from calib_core.steps.fresh import FreshConfig, fresh
 from calib_core.steps.promote import PromoteConfig
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_pipelines.definitions.recalibrate import recalibrate
 from calib_pipelines.run.local import run_local
 
@@ -91,7 +91,7 @@ def run_steps(root: Path, model: Path, number: int, **changes: object) -> dict[s
         out=work / "out",
         adapter=work / "adapter",
     )
-    publish(
+    publish_champion(
         PublishConfig(run_name=f"run{number}"),
         champion=champion,
         snapshot=work / "snapshot",

@@ -34,6 +34,7 @@ def test_record_says_how_the_run_ended(tmp_path):
     assert json.loads((tmp_path / "record.json").read_text()) == written
     assert written.pop("ended").endswith("+00:00")
     assert written == {
+        "format": 1,
         "pipeline": "restore-calibration",
         "run": END.run,
         "state": "FAILED",

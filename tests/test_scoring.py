@@ -187,7 +187,7 @@ def test_beginning_is_shared_only_where_it_pays_and_is_safe(loaded, tiny_model) 
     with evaluating(loaded.model):
         long = list(range(2, 102))
         assert shared_prefix(loaded.model, [[*long, 5], [*long, 6]]).n_tokens == 100
-        # One token must be left to compute, even where one prompt is the beginning of another.
+        # One token must be left to compute, even if one prompt is the beginning of another.
         assert shared_prefix(loaded.model, [long, [*long, 6]]).n_tokens == 99
         assert shared_prefix(loaded.model, [long, long]).n_tokens == 99
         assert shared_prefix(loaded.model, [long]) is None

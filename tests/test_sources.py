@@ -40,7 +40,7 @@ def score(
 class Declared(Config):
     shots: int = parameter(0, "Worked examples.")
     form: str = parameter("plain", "How it looks, which is a matter of taste, and of the tokenizer, " * 2)
-    limit: float | None = parameter(None, "Most of it.")
+    limit: float | None = parameter(None, "Largest value.")
     name: str = parameter(MISSING, "Must be given.")
 
 

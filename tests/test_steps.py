@@ -276,7 +276,7 @@ def test_an_input_adapter_is_trained_on(tuned, model, data, tmp_path) -> None:
     assert written["method"] == "rcft"
     assert {one["objective"] for one in record["history"]} == {"rcft"}
     (chosen,) = (one for one in tuned[1]["history"] if one["chosen"])
-    # So little was learnt that it is still all but the input: it did not begin anew.
+    # So little was learnt that it is still all but the input: it did not start over.
     assert record["history"][0]["nll_nats"] == pytest.approx(chosen["nll_nats"], abs=0.01)
     loaded = load_model(tmp_path / "out", dtype="float32")
     assert loaded.model.peft_config["default"].r == 4

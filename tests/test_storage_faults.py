@@ -313,6 +313,15 @@ def test_an_unreachable_service_is_named(bucket: str, wire: Wire, monkeypatch: p
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("kind", ["reset", "truncated", "503"])
+def test_an_answer_that_breaks_off_where_there_is_nothing_is_asked_for_again(
+    bucket: str, proxy: FaultProxy, kind: str
+) -> None:
+    fault = proxy.add(kind, r"^GET .*none\.json")
+    assert storage.read_versioned(f"{bucket}/none.json") is None
+    assert fault.seen == 1
+
+
 @pytest.mark.parametrize("turn", range(3))
 def test_of_two_who_publish_one_folder_one_wins(
     bucket: str, turn: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -111,7 +111,7 @@ def test_where_all_are_damaged_nothing_is_invented(tmp_path: Path) -> None:
     write(str(tmp_path), "one")
     (tmp_path / names(str(tmp_path))[0] / "state.json").unlink()
     with pytest.raises(
-        DataFormatError, match="none of 1 generations is whole; delete the folder to start anew"
+        DataFormatError, match="none of 1 generations is whole; delete the folder to start over"
     ):
         read(str(tmp_path))
 

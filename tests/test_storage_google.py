@@ -1,14 +1,15 @@
-"""What only Google Cloud Storage has: its credentials."""
+"""What only Google Cloud Storage has: its credentials, and what its client lets pass."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fault_proxy import fault_proxy
 
-from calib_core.errors import ConfigError
+from calib_core.errors import ConfigError, DataFormatError
 from calib_core.storage import gcs as store
 from calib_core.storage import uris as storage
 
@@ -51,3 +52,26 @@ def test_expired_credentials_are_named(
         finally:
             store._client.cache_clear()
         assert {line for line, _ in proxy.requests} == {"POST /token"}
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_bytes_that_the_client_lets_pass_are_held_to_their_checksum(
+    gcs: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from google.cloud.storage import Blob
+
+    storage.write_versioned(f"{gcs}/champion.json", b'{"number": 1}', expected=None)
+    left, download = [times], Blob.download_as_bytes
+
+    def damaged(self: Blob, **options: Any) -> bytes:
+        left[0] -= 1
+        return b'{"number": 3}' if left[0] >= 0 else download(self, **options)
+
+    monkeypatch.setattr(Blob, "download_as_bytes", damaged)
+    if times == 1:
+        found = storage.read_versioned(f"{gcs}/champion.json")
+        assert found is not None
+        assert found[0] == b'{"number": 1}'
+    else:
+        with pytest.raises(DataFormatError, match="arrived damaged 3 times"):
+            storage.read_versioned(f"{gcs}/champion.json")

@@ -175,7 +175,7 @@ def gone() -> Owner:
             lambda: Owner(host=Owner.here().host, pid=os.getpid(), start="1"),
             0.0,
             False,
-        ),  # its number is used anew
+        ),  # its number is used again
         (lambda: Owner(host="01234567", pid=os.getpid(), start="1"), 3600.0, True),
         (lambda: Owner(host="01234567", pid=os.getpid(), start="1"), 8 * 24 * 3600.0, False),
     ],

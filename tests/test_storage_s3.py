@@ -66,7 +66,7 @@ def test_a_server_that_heeds_no_conditions_keeps_no_champion(
         stores.put(s3, "champion.json", b"{}")
         expected = storage.read_versioned(f"{s3}/champion.json")[1]
     proxy.add("unconditional", "^PUT ", times=10**6)
-    with pytest.raises(ConfigError, match=r"champion\.json: this S3 server writes even where a condition"):
+    with pytest.raises(ConfigError, match=r"champion\.json: this S3 server writes even if a condition"):
         storage.write_versioned(f"{s3}/champion.json", b"[]", expected=expected)
 
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
-import ssl
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from kubernetes.config import incluster_config
-from loopback_tls import certificate
+from loopback import Handler, certificate, http_server, loopback
 
 from calib_core.errors import ConfigError
 from calib_core.storage import s3_session
@@ -62,31 +58,17 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
     monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(pod / "ca.crt"))
     answers = Cluster()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Serving(Handler):
+        def do_GET(self) -> None:  # noqa: N802 - a name of http.server
             answers.asked.append((self.path, self.headers["Authorization"]))
             found = answers.get(self.path, 404)
-            body = json.dumps({"kind": "Status"} if isinstance(found, int) else {"data": found}).encode()
-            self.send_response(found if isinstance(found, int) else 200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            missing = isinstance(found, int)
+            self.respond(found if missing else 200, {"kind": "Status"} if missing else {"data": found})
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(pod / "ca.crt", pod / "key")
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
-    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_address[1]))
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    with contextlib.closing(server.socket):
+    with loopback(http_server(Serving), tls=(pod / "ca.crt", pod / "key")) as server:
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "localhost")
+        monkeypatch.setenv("KUBERNETES_SERVICE_PORT", str(server.server_port))
         yield answers
-        server.shutdown()
 
 
 def session(uri: str) -> Session:

@@ -9,6 +9,8 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from chain import write_summary
 
@@ -18,7 +20,7 @@ from calib_core.data.stream import Snapshot, known_questions, question_hash, rea
 from calib_core.data.texts import normalize_text
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.steps.fresh import FreshConfig, fresh
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 
 CHOICES = ("red", "green", "blue")
 
@@ -194,6 +196,11 @@ def test_snapshot_is_read_as_it_was_written_and_not_where_it_was_changed(tmp_pat
     (tmp_path / "seen.parquet").write_bytes(b"damaged")
     with pytest.raises(DataFormatError, match="restore the folder"):
         Snapshot.read(tmp_path)
+    snapshot.write(tmp_path)
+    rows = pq.read_table(tmp_path / "seen.parquet").to_pylist()
+    pq.write_table(pa.Table.from_pylist([{**row, "text": None} for row in rows]), tmp_path / "seen.parquet")
+    with pytest.raises(DataFormatError, match="'text' with null values"):
+        Snapshot.read(tmp_path)
 
 
 def kept(folder: Path) -> Path:
@@ -233,7 +240,7 @@ class Stream:
             {fold: texts(read_questions(work / "data" / f"{fold}.parquet")[0]) for fold in FOLDS}
         )
         if publishes:
-            publish(
+            publish_champion(
                 PublishConfig(),
                 champion=str(self.champion),
                 snapshot=work / "snapshot",

@@ -259,3 +259,9 @@ def test_broken_bin_targets_are_refused(value):
 def test_confidences_out_of_range_have_no_target():
     with pytest.raises(DataFormatError, match=r"row 1 holds 1\.2"):
         estimate_bin_targets([0.5], [1]).confidence_for([0.5, 1.2])
+
+
+def test_few_examples_are_drawn_towards_the_overall_accuracy():
+    # Two examples in each bin and five of the prior at 3/4: (1 + 15/4) / 7 and (2 + 15/4) / 7.
+    targets = estimate_bin_targets([0.2, 0.3, 0.8, 0.9], [0, 1, 1, 1], n_bins=2)
+    np.testing.assert_allclose(targets.accuracy, [19 / 28, 23 / 28], rtol=0, atol=1e-12)

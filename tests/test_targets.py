@@ -22,7 +22,7 @@ from calib_core.errors import ConfigError
 from calib_core.settings.parameters import parameters_of
 from calib_pipelines.commands import main as cli
 from calib_pipelines.compile import DEFINITIONS
-from calib_pipelines.definitions.placement import KINDS, Cluster, Settings, build
+from calib_pipelines.definitions.platforms import KINDS, ClusterPlatform, Settings, build
 from calib_pipelines.definitions.restore_calibration import define, restore_calibration
 from calib_pipelines.targets.compiling import TARGETS, package
 from calib_pipelines.targets.kubeflow import SPOT, Kubeflow, KubeflowSettings
@@ -554,7 +554,7 @@ def test_data_are_read_anew_where_the_snapshot_changes(tmp_path):
 def test_end_of_a_run_is_recorded(stage, error, tmp_path):  # noqa: F811
     records = tmp_path / "records"
     pipeline = build(
-        define, Cluster(Settings(retries=0, run_records=str(records))), name="restore-calibration"
+        define, ClusterPlatform(Settings(retries=0, run_records=str(records))), name="restore-calibration"
     )
     stage.write({"start": "calibrated", "error": error})
     local.init(

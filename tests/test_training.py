@@ -306,7 +306,7 @@ def test_a_batch_in_several_passes_trains_as_in_one(model_folder, tmp_path, monk
         config = replace(CONFIG, pass_tokens=pass_tokens, lora_dropout=0.0)
         run = Run(model_folder, config, objective, tmp_path / f"{pass_tokens}")
         run.run()
-        adapters.append(run.training._adapter())
+        adapters.append(run.training._stepper.adapter())
         sizes.append(sorted(set(seen)))
     assert sizes == [[1, 2], [1]]  # 13 questions in batches of 2, or one by one
     for name, tensor in adapters[0].items():

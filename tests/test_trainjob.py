@@ -17,10 +17,10 @@ from rbac import account
 from trainer_standin import RUNTIME, VERSIONS, RefusedError, admitted
 
 from calib_components.nodes import kubeflow as nodes_kubeflow
-from calib_components.nodes.cluster import dropped_fields
 from calib_components.nodes.job import Job, Place
-from calib_components.nodes.nodes import KubeflowSettings
+from calib_components.nodes.nodes import TrainJobSettings
 from calib_components.nodes.trainjob import SHARED_MEMORY, WORK_FOLDERS, Pod, train_job_body
+from calib_components.nodes.trainjob_api import dropped_fields
 from calib_core.commands.library import add_commands
 from calib_core.errors import ConfigError
 from calib_core.settings.parameters import config_from
@@ -57,6 +57,16 @@ def test_nodes_run_as_the_task_does(cluster) -> None:
             {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hub", "key": "token"}}},
             {"name": "AWS_ENDPOINT_URL_S3", "value": "http://minio:9000"},
         ]  # and nothing of KFP's, Argo's or AWS's own
+
+
+def test_what_holds_for_the_work_holds_on_the_nodes(cluster, monkeypatch) -> None:
+    work = {"CALIB_CHECKPOINTS": "output", "CALIB_MAX_JSON_BYTES": "1000", "CALIB_QUIET_DATA": "1"}
+    for name, value in work.items():
+        monkeypatch.setenv(name, value)
+    train()
+    for pod in cluster.nodes():
+        assert work.items() <= environment(pod).items()
+        assert "CALIB_CACHE" not in environment(pod)
 
 
 def test_another_account_can_be_named(cluster) -> None:
@@ -182,7 +192,7 @@ def test_buckets_are_read_and_written_by_the_nodes_themselves(cluster, scheme) -
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_job_is_what_the_published_schema_asks_for(version) -> None:
     """Every setting in use: from 2.2 on all of it is kept; 2.1 leaves out what it doesn't know."""
-    settings = KubeflowSettings(
+    settings = TrainJobSettings(
         volume="claim",
         service_account="a",
         cpu="8",
@@ -219,7 +229,7 @@ def test_a_job_is_what_the_published_schema_asks_for(version) -> None:
 )
 def test_the_stand_in_refuses_what_the_real_one_refuses(path, value) -> None:
     job = Job(name="calib-cft-1", arguments=("cft",), nodes=2, processes=2)
-    body = train_job_body(job, KubeflowSettings(), RUNTIME, maker=None)
+    body = train_job_body(job, TrainJobSettings(), RUNTIME, maker=None)
     *parents, last = path
     place = body["spec"]
     for name in parents:

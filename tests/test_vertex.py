@@ -395,7 +395,7 @@ def test_schedules_made_by_other_means_are_left_alone(server, capsys):
 def test_whole_command_through_tls_and_a_proxy(tmp_path, private_key):
     """Nothing is patched: the project's package, credentials, TLS, the region's name, the user's proxy."""
     from google.auth import jwt
-    from loopback_tls import certificate, connect_proxy
+    from loopback import certificate, connect_proxy
 
     host = "europe-west4-aiplatform.googleapis.com"
     pem_key, pem_certificate = certificate(host, private_key)

@@ -17,12 +17,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,6 +32,7 @@ from google.longrunning import operations_pb2
 from google.protobuf import any_pb2, empty_pb2, json_format
 from kfp.pipeline_spec import pipeline_spec_pb2
 from kfp_rules import InvalidInputError, check_inputs
+from loopback import Handler, http_server, loopback
 
 State = v1.PipelineState
 Fault = Callable[[str, Any, Callable[[], Any]], tuple[grpc.StatusCode, str] | None]
@@ -296,18 +295,14 @@ def serving(
         port = grpc_server.add_insecure_port("127.0.0.1:0")
     else:
         port = grpc_server.add_secure_port("127.0.0.1:0", credentials)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _http_handler(server))
-    http.daemon_threads = True
-    threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    grpc_server.start()
-    server.address = f"127.0.0.1:{port}"
-    server.http = f"http://127.0.0.1:{http.server_address[1]}"
-    try:
-        yield server
-    finally:
-        grpc_server.stop(None).wait()
-        http.shutdown()
-        http.server_close()
+    with loopback(http_server(_http_handler(server))) as http:
+        grpc_server.start()
+        server.address = f"127.0.0.1:{port}"
+        server.http = f"http://127.0.0.1:{http.server_port}"
+        try:
+            yield server
+        finally:
+            grpc_server.stop(None).wait()
 
 
 def service_account_key(server: VertexServer, key: rsa.RSAPrivateKey) -> dict[str, str]:
@@ -336,29 +331,18 @@ def _handler(server: VertexServer, method: str, request: Any, answer: Any) -> gr
     )
 
 
-def _http_handler(server: VertexServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+def _http_handler(server: VertexServer) -> type[Handler]:
+    class Serving(Handler):
+        def do_POST(self) -> None:  # noqa: N802 - a name of http.server
+            self.body()
             good = {"access_token": "t", "expires_in": 3600, "token_type": "Bearer"}
             bad = {"error": "invalid_grant", "error_description": "Token has been expired or revoked."}
-            self._send(server.token_status, good if server.token_status == 200 else bad)
+            self.respond(server.token_status, good if server.token_status == 200 else bad)
 
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802 - a name of http.server
             match = re.fullmatch(r"/storage/v1/b/([^/]+)", urlsplit(self.path).path)
             status = server.buckets.get(match.group(1), 404) if match else 404
             name = match.group(1) if match else ""
-            self._send(status, {"name": name} if status == 200 else {"error": {"message": "refused"}})
+            self.respond(status, {"name": name} if status == 200 else {"error": {"message": "refused"}})
 
-        def _send(self, status: int, content: dict[str, Any]) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    return Handler
+    return Serving

@@ -1,4 +1,4 @@
-"""Figures over time: a table in the champion's folder, one row per run, appended whole or not at all."""
+"""Figures over time: a table in the champion's folder, one row per run, appended atomically."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from calib_core.errors import DataFormatError, StaleVersionError
+from calib_core.storage.tables import as_declared
 from calib_core.storage.uris import join, read_versioned, write_versioned
 
 FILE = "figures.parquet"
@@ -72,7 +73,7 @@ def figures_row(summary: Mapping[str, Any], *, at: str, run: str, snapshot: str)
 
 
 def read_figures(folder: str | Path) -> list[dict[str, Any]]:
-    """The rows of a champion's folder, oldest first; none where it has no table yet.
+    """The rows of a champion's folder, oldest first; none if it has no table yet.
 
     Raises:
         DataFormatError: the table can't be read.
@@ -106,7 +107,7 @@ def append_figures(folder: str | Path, row: Mapping[str, Any]) -> None:
 
 def _rows(data: bytes, folder: str | Path) -> list[dict[str, Any]]:
     try:
-        table = pq.ParquetFile(pa.BufferReader(data)).read().cast(SCHEMA)
+        table = as_declared(pq.ParquetFile(pa.BufferReader(data)).read(), SCHEMA)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataFormatError(
             f"{join(folder, FILE)}: not a table of figures ({error}); move it away, a new one is begun"

@@ -37,7 +37,7 @@ def run_key(expected: str | None, *content: str) -> str:
     """The key of a run: the same for the same run, however often it is published.
 
     Args:
-        expected: Version of the champion's file that the run began from; None where there was none.
+        expected: Version of the champion's file that the run began from; None if there was none.
         content: What else makes the run what it is.
     """
     rest = sha256_json([expected, *content])[: 16 - _BEGAN_DIGITS]

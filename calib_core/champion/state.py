@@ -1,4 +1,4 @@
-"""The champion: which model is in use, in one small file that is replaced as a whole or not at all.
+"""The champion: which model is in use, in one small file that is replaced atomically.
 
 `champion.json` names the model, the snapshot of the stream that it was last measured on, how questions are
 split into folds, and every change of champion so far. It is written by compare-and-swap
@@ -12,25 +12,61 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
-from calib_core.errors import ConfigError, DataFormatError, short
-from calib_core.storage.records import check_record, parse_record
+from calib_core.errors import ConfigError, DataFormatError
+from calib_core.storage.records import check_format, check_record, parse_record
 from calib_core.storage.uris import exists, join, read_versioned, write_versioned
 
 FILE = "champion.json"
 FORMAT = 1
 ACTIONS = ("first", "promoted", "rolled_back")
 
-_FIGURE = {"value": float, "low": float, "high": float}
-_CHANGE = {
-    **{"number": int, "time": str, "action": str, "model": str, "run?": str, "digest?": str},
-    "figures?": {...: (_FIGURE, float, None)},
-}
-_SHAPE = {
-    **{"format": int, "model": str, "number": int, "snapshot": str, "run": str, "history": [_CHANGE]},
-    "split": {"fit_fraction": float, "calibration_fraction": float},
-}
+
+class FigureRecord(TypedDict):
+    """A figure with its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ChangeRecord(TypedDict):
+    """One change of champion."""
+
+    number: Annotated[int, "Counts changes from 1."]
+    time: Annotated[str, "When, in ISO 8601, UTC."]
+    action: Annotated[str, "`first`, `promoted` or `rolled_back`."]
+    model: Annotated[str, "Path or URI of the model that became champion."]
+    run: NotRequired[Annotated[str, "Key of the run that did it; empty for a command."]]
+    figures: NotRequired[
+        Annotated[
+            dict[str, FigureRecord | float | None],
+            "Its figures on the test questions of that run; empty if it was not measured.",
+        ]
+    ]
+    digest: NotRequired[
+        Annotated[str, "SHA-256 over the files of the model that was measured; empty if a user named it."]
+    ]
+
+
+class SplitRecord(TypedDict):
+    """Shares of the folds; the rest is test."""
+
+    fit_fraction: float
+    calibration_fraction: float
+
+
+class ChampionRecord(TypedDict):
+    """Which model is in use, and every change of champion so far."""
+
+    format: Annotated[int, "Version of this format: 1."]
+    model: Annotated[str, "Path or URI of the model in use: that of the last change."]
+    number: Annotated[int, "Number of the last change."]
+    snapshot: Annotated[str, "Id of the snapshot that was last measured; empty before the first."]
+    split: SplitRecord
+    run: Annotated[str, "Key of the run that wrote this state."]
+    history: Annotated[list[ChangeRecord], "Changes of champion, the last one in force."]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +79,7 @@ class Change:
         action: `first`, `promoted` or `rolled_back`.
         model: Path or URI of the model that became champion.
         run: The run that did it, "" for a command.
-        figures: Its figures on the test questions of that run, empty where it was not measured.
+        figures: Its figures on the test questions of that run, empty if it was not measured.
         digest: SHA-256 over the files of the model that was measured; "" for one that a user named.
     """
 
@@ -83,7 +119,7 @@ class Champion:
         """Number of the change that is in force."""
         return self.history[-1].number
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> ChampionRecord:
         """The state as JSON values."""
         return {
             "format": FORMAT,
@@ -92,7 +128,7 @@ class Champion:
             "snapshot": self.snapshot,
             "split": {"fit_fraction": self.split[0], "calibration_fraction": self.split[1]},
             "run": self.run,
-            "history": [asdict(change) for change in self.history],
+            "history": [cast(ChangeRecord, asdict(change)) for change in self.history],
         }
 
     @classmethod
@@ -104,23 +140,19 @@ class Champion:
         """
         advice = "not a champion's file: restore it, or name another folder"
         check_record(record, {"format": int}, where, advice=advice)
-        if record["format"] != FORMAT:
-            raise DataFormatError(
-                f"{where}: field format is {short(record['format'])}, this version knows {FORMAT}; "
-                "update calib-core"
-            )
-        check_record(record, _SHAPE, where, advice=advice)
+        check_format(record["format"], FORMAT, where)
+        state = check_record(record, ChampionRecord, where, advice=advice)
         try:
-            history = tuple(Change(**change) for change in record["history"])
+            history = tuple(Change(**change) for change in state["history"])
         except TypeError as error:  # a field that this version doesn't know, and would lose
             raise DataFormatError(f"{where}: {error}; {advice}") from None
         champion = cls(
-            snapshot=record["snapshot"],
-            split=(record["split"]["fit_fraction"], record["split"]["calibration_fraction"]),
-            run=record["run"],
+            snapshot=state["snapshot"],
+            split=(state["split"]["fit_fraction"], state["split"]["calibration_fraction"]),
+            run=state["run"],
             history=history,
         )
-        if not champion.history or record["model"] != champion.model:
+        if not champion.history or state["model"] != champion.model:
             raise DataFormatError(f"{where}: field model isn't the last of history; restore the file")
         return champion
 
@@ -148,7 +180,7 @@ def first_champion(model: str, split: tuple[float, float]) -> Champion:
 
 
 def read_champion(folder: str | Path) -> tuple[Champion, str] | None:
-    """The champion of a folder or bucket prefix with the file's version; None where it has none yet.
+    """The champion of a folder or bucket prefix with the file's version; None if it has none yet.
 
     Raises:
         DataFormatError: there is a file of another kind.
@@ -168,7 +200,7 @@ def write_champion(folder: str | Path, champion: Champion, *, expected: str | No
     Args:
         folder: Folder or bucket prefix.
         champion: The new state.
-        expected: The version that `read_champion` gave; None where there was none.
+        expected: The version that `read_champion` gave; None if there was none.
 
     Returns:
         The new version.

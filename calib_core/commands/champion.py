@@ -14,7 +14,7 @@ from calib_core.report.text import figure
 from calib_core.settings.flags import add_flags
 from calib_core.settings.parameters import config_from, parameters_of
 from calib_core.steps.fresh import FreshConfig, fresh
-from calib_core.steps.publish import PublishConfig, publish
+from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_core.storage.uris import fetch, join, published
 
 FOLDER = "folder or bucket prefix of champion.json"
@@ -67,7 +67,7 @@ def _add_publish(commands: Subparsers) -> None:
     add_flags(parser, parameters_of(PublishConfig))
 
     def run(given: argparse.Namespace) -> Mapping[str, Any]:
-        return publish(
+        return publish_champion(
             config_from(PublishConfig, vars(given)),
             champion=given.champion,
             snapshot=fetch(given.snapshot),

@@ -14,7 +14,7 @@ from pathlib import PurePath
 from typing import Any, TypeAlias
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import CalibError, ConfigError, Stopped
+from calib_core.errors import CalibError, ConfigError
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import read_predictions
 from calib_core.report import write_report
@@ -27,6 +27,7 @@ from calib_core.report.text import (
     result_text,
     summary_text,
 )
+from calib_core.runtime.interrupts import Stopped
 from calib_core.runtime.messages import quiet_data, shown_message
 from calib_core.runtime.progress import quiet_libraries
 from calib_core.runtime.secrets import shown, without_secrets
@@ -82,7 +83,7 @@ def command(commands: Subparsers, name: str, text: str) -> Parser:
     parser: Parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     parser.add_argument(
-        "--quiet-data", action="store_true", help="quote no values of the data in messages of what is wrong"
+        "--quiet-data", action="store_true", help="leave values of the data out of error messages"
     )
     parser.set_defaults(parser=parser, text=result_text, exit_code=lambda result: 0)
     return parser

@@ -59,7 +59,7 @@ def answer_reader(
         field: The column.
         usual: The form that the layout names; taken where the rows don't show another one.
         base: What numbers count from, where the user said so; else None. Then all answers are numbers.
-        presets: The layouts that say that numbers count from 0, and from 1; None where there are none.
+        presets: The layouts that say that numbers count from 0, and from 1; None if there are none.
 
     Returns:
         A function that gives the index of the right option, from 0, or what is wrong with the answer.
@@ -146,8 +146,8 @@ def _refuse_one_based(given: Sequence[Answered], column: str, unit: str, choose:
     """Refuse numbers that look as if they counted from 1.
 
     Raises:
-        DataFormatError: none is 0 and some are the number of options, which counted from 0 is out of range;
-            or none is 0 although by chance some would be, and the user can say what they count from.
+        DataFormatError: more of them are the number of options, which counted from 0 is out of range, than
+            are 0; or none is 0 although by chance some would be, and the user can say what they count from.
     """
     zeros, tops, chance = 0, [], 1.0
     for answered in given:
@@ -158,12 +158,13 @@ def _refuse_one_based(given: Sequence[Answered], column: str, unit: str, choose:
         if number == n:
             tops.append(answered.row)
         chance *= 1 - 1 / n
-    if zeros or (not tops and (chance >= CHANCE or not choose)):
+    if len(tops) <= zeros and (zeros or chance >= CHANCE or not choose):
         return
+    few = f"{zeros:,} of {len(given):,} answers are 0" if zeros else "no answer is 0"
     what = (
-        f"{len(tops):,} of {len(given):,} are the number of their options (first: {unit} {tops[0]})"
+        f"{len(tops):,} are the number of their options (first: {unit} {tops[0]})"
         if tops
         else f"counted from 0 that has a chance of {chance:.1g} among {len(given):,} answers"
     )
     advice = f"subtract 1 from each{choose.replace('; choose', ', or choose')}"
-    raise DataFormatError(f"{column} looks 1-based (counted from 1): no answer is 0, and {what}; {advice}")
+    raise DataFormatError(f"{column} looks 1-based (counted from 1): {few}, and {what}; {advice}")

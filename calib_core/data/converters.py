@@ -25,7 +25,7 @@ Row = Mapping[str, Any]
 class Draft(NamedTuple):
     """A row's parts as a question, not checked yet.
 
-    `answer` is None where the source has none; else the right option's index, or, where the layout has a
+    `answer` is None if the source has none; else the right option's index, or, where the layout has a
     form of answers (`Layout.form`), what the file says, to be read when all rows are known.
     """
 
@@ -202,7 +202,7 @@ def _cop_base(rows: Rows) -> int:
 
 
 def _cop(row: Row) -> int | None:
-    """The value of `cop`; None where there is no answer (-1 in the hub's test part)."""
+    """The value of `cop`; None if there is no answer (-1 in the hub's test part)."""
     value = row.get("cop")
     cop = whole_number(value)
     if is_missing(value) or cop == -1:
@@ -213,7 +213,7 @@ def _cop(row: Row) -> int | None:
 
 
 def _index_of(key: Any, labels: list[Any], field: str) -> int | None:
-    """Index of the option with this label; None where there is no key."""
+    """Index of the option with this label; None if there is no key."""
     if is_missing(key):
         return None
     names = [id_text(label) for label in labels]

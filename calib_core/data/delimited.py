@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from calib_core.data.rows import NoRowsError, Problem, Rows
 from calib_core.data.source import Source
 from calib_core.errors import DataFormatError
-from calib_core.settings.limits import COLUMNS, LINE_BYTES, ROWS
+from calib_core.storage.limits import COLUMNS, LINE_BYTES, ROWS
 
 Record = tuple[int, int, list[str]]
 """First line, last line and fields of a record."""

@@ -14,6 +14,7 @@ from itertools import combinations
 from typing import Any
 
 from calib_core.data.questions import Question, content_key
+from calib_core.data.record import AlikeRecord, OverlapRecord
 from calib_core.data.similar import near_groups
 from calib_core.data.texts import loose_hash
 from calib_core.errors import ConfigError, DataFormatError
@@ -41,7 +42,7 @@ class Overlap:
     n_same_options: int
     n_near: int
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> OverlapRecord:
         """The overlap as JSON values."""
         return {
             "dropped_from": self.dropped_from,
@@ -79,7 +80,7 @@ class Folds:
         }
 
 
-def alike_record(groups: Collection[Sequence[str]]) -> dict[str, Any]:
+def alike_record(groups: Collection[Sequence[str]]) -> AlikeRecord:
     """Groups of nearly equal questions as JSON values: all counted, the first 100 listed."""
     return {
         "n_groups": len(groups),
@@ -231,7 +232,7 @@ def check_disjoint(folds: Folds) -> None:
             examples = ", ".join(f"{texts[one][text]!r}" for text in shared[:20])
             raise DataFormatError(
                 f"folds {one} and {other} share {len(shared)} questions (ids in {one}: {examples}); "
-                "split them anew with split_questions or folds_from_files"
+                "split them again with split_questions or folds_from_files"
             )
 
 

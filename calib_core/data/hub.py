@@ -9,7 +9,7 @@ from calib_core.data.json_rows import rows_of
 from calib_core.data.rows import Rows
 from calib_core.data.source import HUB_PREFIX
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.settings.limits import ROWS
+from calib_core.storage.limits import ROWS
 
 
 def read_hub_rows(source: str, fields: Collection[str] | None) -> Rows:

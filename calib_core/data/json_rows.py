@@ -8,8 +8,8 @@ from typing import Any
 from calib_core.data.rows import NoRowsError, Problem, Rows, Unit
 from calib_core.data.source import Source
 from calib_core.errors import DataFormatError
-from calib_core.settings.limits import COLUMNS, ROWS
 from calib_core.storage.json_text import JsonError, parse_json, parse_json_list
+from calib_core.storage.limits import COLUMNS, ROWS
 
 
 class RowsOfObjects:

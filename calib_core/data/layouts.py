@@ -26,7 +26,7 @@ class Layout:
         answer: The column with the right answer.
         matches: Whether a source's columns are of this layout; the answer's column may be absent.
         converter: From all rows (some facts show in the whole file only) to the function that converts one.
-        form: How answers are usually given, where files differ in it; None where the converter reads them.
+        form: How answers are usually given, where files differ in it; None if the converter reads them.
         base: What numbers as answers count from, where the name of the layout says so.
         header: Names for the columns of a file that has no header.
     """

@@ -14,7 +14,7 @@ from calib_core.data.json_rows import RowsOfObjects
 from calib_core.data.rows import Rows
 from calib_core.data.source import Source
 from calib_core.errors import DataFormatError, listed
-from calib_core.settings.limits import COLUMNS, FILE_BYTES, LINE_BYTES, ROWS
+from calib_core.storage.limits import COLUMNS, FILE_BYTES, LINE_BYTES, ROWS
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 64 * 1024**2
@@ -25,7 +25,7 @@ UNREADABLE = (
     *(pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError),
     *(OverflowError, NotImplementedError, RuntimeError),
 )
-"""What pyarrow raises over damaged files, and over values that Python has no word for."""
+"""What pyarrow raises over damaged files, and over values that Python cannot represent."""
 
 
 def read_parquet_rows(source: Source, fields: Collection[str] | None) -> Rows:
@@ -47,7 +47,7 @@ def read_parquet_rows(source: Source, fields: Collection[str] | None) -> Rows:
     except UNREADABLE as error:
         reason = str(error).partition("\n")[0][:200]
         raise DataFormatError(
-            f"{source.name}: not a readable Parquet file ({reason}); write it anew"
+            f"{source.name}: not a readable Parquet file ({reason}); write it again"
         ) from None
 
 

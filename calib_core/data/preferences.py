@@ -106,7 +106,7 @@ def read_preferences(
 
 
 def write_preferences(preferences: Iterable[Preference], path: str | Path) -> None:
-    """Write pairs as Parquet (columns id, prompt, chosen, rejected), whole or not at all."""
+    """Write pairs atomically as Parquet (columns id, prompt, chosen, rejected)."""
     pairs = list(preferences)
     columns = {name: [getattr(pair, name) for pair in pairs] for name in _SCHEMA.names}
     with whole_file(path) as temporary:

@@ -140,7 +140,7 @@ def answer_key(question: Question) -> str:
 
 
 def write_questions(questions: Iterable[Question], path: str | Path) -> None:
-    """Write questions as Parquet (columns id, question, choices, answer, subject), whole or not at all."""
+    """Write questions atomically as Parquet (columns id, question, choices, answer, subject)."""
     rows = list(questions)
     table = pa.table(
         {
@@ -252,7 +252,7 @@ def _question(draft: Draft, answer: int) -> Question:
     if not name:
         content = json.dumps([text, choices, answer], ensure_ascii=False)
         name = "q-" + hashlib.sha256(content.encode()).hexdigest()[:16]
-    subject = (draft.subject or "").strip() or None
+    subject = None if is_missing(draft.subject) else draft.subject.strip() or None
     return Question(id=name, question=text, choices=choices, answer=answer, subject=subject)
 
 

@@ -16,7 +16,7 @@ from calib_core.data.parquet_rows import read_parquet_rows
 from calib_core.data.rows import Rows
 from calib_core.data.source import HUB_PREFIX, open_source
 from calib_core.errors import DataFormatError
-from calib_core.settings.limits import FILE_BYTES
+from calib_core.storage.limits import FILE_BYTES
 from calib_core.storage.uris import fetch
 
 
@@ -35,7 +35,7 @@ def read_rows(
         ConfigError: the URI can't be reached; see `calib_core.storage.uris.fetch`.
         NoRowsError: the file is as it should be, but holds no rows.
         DataFormatError: there is no such file, its type is unknown, it is damaged or beyond a limit of
-            `calib_core.settings.limits`, or the hub can't be reached. A row that can't be read is no error
+            `calib_core.storage.limits`, or the hub can't be reached. A row that can't be read is no error
             yet: it is listed in `problems`.
     """
     name = name or fspath(source)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
+from calib_core.data.record import SourceRecord
 from calib_core.errors import NAMED, ConfigError, DataFormatError, listed
 
 OnBadRow = Literal["refuse", "drop"]
@@ -73,10 +74,14 @@ class ReadReport:
         """Number of rows dropped because something was wrong with them."""
         return len({problem.row for problem in self.problems})
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> SourceRecord:
         """The report as JSON values, with the first 1,000 problems."""
-        facts = {name: getattr(self, name) for name in ("source", "layout", "unit", "n_rows", "n_kept")}
-        return facts | {
+        return {
+            "source": self.source,
+            "layout": self.layout,
+            "unit": self.unit,
+            "n_rows": self.n_rows,
+            "n_kept": self.n_kept,
             "n_duplicates": self.n_duplicates,
             "problems": [asdict(problem) for problem in self.problems[:PROBLEMS_RECORDED]],
             "n_dropped": self.n_dropped,
@@ -150,25 +155,34 @@ def refuse(rows: Rows, problems: Iterable[Problem], *, can_drop: bool = False) -
     found = sorted(problems, key=lambda problem: problem.row)
     if not found:
         return
-    complaints: dict[tuple[str, str], list[int]] = {}
-    for problem in found:
-        complaints.setdefault((problem.field, problem.message), []).append(problem.row)
-    shown = [
-        f"  {rows.unit}{'s' * (len(numbers) > 1)} "
-        f"{listed(numbers, ROWS_NAMED)}{name and f', {name}'}: {message}"
-        for (name, message), numbers in list(complaints.items())[:NAMED]
-    ]
-    more = len(complaints) - len(shown)
+    shown, more = said_once(found, rows.unit)
     n_bad = len({problem.row for problem in found})
     some_are_good = n_bad < rows.n_rows
     raise DataFormatError(
         f"{rows.source}: {n_bad} of {rows.n_rows} rows are bad, {len(found)} problem(s)"
-        + (f" ({len(complaints)} different ones, the first {len(shown)} shown)" if more else "")
+        + (f" ({len(shown) + more} different ones, the first {len(shown)} shown)" if more else "")
         + ":\n"
         + "\n".join(shown)
         + "\nCorrect these rows"
-        + (", or leave them out with on_bad_row='drop'." if can_drop and some_are_good else ".")
+        + (", or leave them out with `on_bad_row=drop`." if can_drop and some_are_good else ".")
     )
+
+
+def said_once(problems: Iterable[Problem], unit: str) -> tuple[list[str], int]:
+    """A line for each complaint with the rows that share it, and how many more complaints there are.
+
+    Args:
+        problems: What is wrong with the rows.
+        unit: What a row's number counts.
+    """
+    complaints: dict[tuple[str, str], list[int]] = {}
+    for problem in problems:
+        complaints.setdefault((problem.field, problem.message), []).append(problem.row)
+    lines = [
+        f"  {unit}{'s' * (len(numbers) > 1)} {listed(numbers, ROWS_NAMED)}{name and f', {name}'}: {message}"
+        for (name, message), numbers in list(complaints.items())[:NAMED]
+    ]
+    return lines, len(complaints) - len(lines)
 
 
 def unique_ids(found: Iterable[tuple[int, Named]], unit: str, problems: list[Problem]) -> list[Named]:

@@ -102,7 +102,7 @@ def _alike(one: _Facts, other: _Facts, *, strict: bool) -> bool:
     """Whether two questions are nearly the same, by their options and a comparison word by word.
 
     With `strict` many questions have these options, so that equal ones tell little: then a word is another
-    one misspelt only where it is hardly anything else.
+    one misspelt only if it is hardly anything else.
     """
     shorter, longer = (one, other) if len(one.tokens) <= len(other.tokens) else (other, one)
     if len(shorter.words - longer.words) > _most_edits(len(shorter.tokens)):
@@ -259,7 +259,7 @@ def _runs(keys: Keys, *, longest: int | None = None) -> Iterator[NDArray[np.int6
 
 
 def _word_keys(texts: Sequence[str]) -> Iterator[Keys]:
-    """Keys that texts with nearly the same words share, most of them; 0 where a text has none of a kind.
+    """Keys that texts with nearly the same words share, most of them; 0 if a text has none of a kind.
 
     Yields:
         uint64 (n,): hashes of the beginnings and ends, of pairs of rare words, and of single ones.
@@ -282,7 +282,7 @@ def _word_keys(texts: Sequence[str]) -> Iterator[Keys]:
 
 
 def _rare_words(words: NDArray[np.uint32], offsets: NDArray[np.int64]) -> Keys:
-    """Each text's rarest words among those that others have too, (n, RARE_WORDS); 0 where it has fewer."""
+    """Each text's rarest words among those that others have too, (n, RARE_WORDS); 0 if it has fewer."""
     owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
     _, place, counts = np.unique(words, return_inverse=True, return_counts=True)
     count = counts[place]

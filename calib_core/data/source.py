@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from calib_core.data.rows import NoRowsError, Problem
 from calib_core.errors import DataFormatError, listed
-from calib_core.settings.limits import FILE_BYTES, LINE_BYTES
+from calib_core.storage.limits import FILE_BYTES, LINE_BYTES
 
 FILE_TYPES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 """Endings of files that can be read; each also with .gz behind it. Content goes before the ending."""
@@ -59,7 +59,7 @@ class Source:
             with self.path.open("rb") as raw:
                 yield gzip.GzipFile(fileobj=raw) if self.packed else raw  # type: ignore[misc]
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataFormatError(f"{self.name}: damaged gzip file ({error}); get it anew") from None
+            raise DataFormatError(f"{self.name}: damaged gzip file ({error}); download it again") from None
         except OSError as error:
             raise DataFormatError(
                 f"{self.name}: can't be read ({error.strerror or error}); give a readable file"
@@ -146,7 +146,7 @@ def open_source(name: str, path: Path) -> Source:
     elif (
         PurePath(name).suffix.lower() == ".gz" and b"\0" in head
     ):  # a text is one that was unpacked on its way
-        raise DataFormatError(f"{name}: damaged gzip file (it doesn't begin like one); get it anew")
+        raise DataFormatError(f"{name}: damaged gzip file (it doesn't begin like one); download it again")
     return Source(name=name, path=path, packed=packed, kind=_kind(name, head))
 
 
@@ -167,7 +167,7 @@ def _kind(name: str, head: bytes) -> str:
     ending = (PurePath(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
     if ending == ".parquet" and text:
         raise DataFormatError(
-            f"{name}: not a readable Parquet file (it doesn't begin with PAR1); write it anew"
+            f"{name}: not a readable Parquet file (it doesn't begin with PAR1); write it again"
         )
     if not text and len(head) < _HEAD_BYTES and (ending in FILE_TYPES or not head):
         raise NoRowsError(f"{name}: the file is empty; give a file with rows")

@@ -24,6 +24,7 @@ from calib_core.data.source import FILE_TYPES
 from calib_core.errors import DataFormatError, NotEnoughDataError, short
 from calib_core.storage.files import sha256_file, sha256_json, write_json
 from calib_core.storage.records import read_record
+from calib_core.storage.tables import as_declared
 from calib_core.storage.uris import StoredFile, fetch, list_files
 
 HASH_BYTES = 16
@@ -143,7 +144,7 @@ class Snapshot:
             )
         parts: dict[str, dict[bytes, Known]] = {STREAM: {}, TRAINED_ON: {}}
         try:
-            table = pq.read_table(folder / "seen.parquet", schema=SEEN_SCHEMA)
+            table = as_declared(pq.read_table(folder / "seen.parquet"), SEEN_SCHEMA)
             files = tuple(ReadFile(**file) for file in record["files"])
             for row in table.to_pylist():
                 question = _by_hash(row["text"], row["choices"], row["answer"])
@@ -360,7 +361,7 @@ def _kept(
             + (f" (the first {len(shown)} shown)" if len(contradicted) > len(shown) else "")
             + ":\n"
             + "\n".join(shown)
-            + "\nCorrect these files, or leave the questions out with on_bad_row='drop'."
+            + "\nCorrect these files, or leave the questions out with `on_bad_row=drop`."
         )
     return kept
 

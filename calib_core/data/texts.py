@@ -14,7 +14,7 @@ import re
 import unicodedata
 from functools import lru_cache
 
-from calib_core.settings.limits import MARKS
+from calib_core.storage.limits import MARKS
 
 
 def exact_text(text: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from calib_core.data.texts import has_too_many_marks
 from calib_core.errors import short
-from calib_core.settings.limits import MARKS
+from calib_core.storage.limits import MARKS
 
 _WHOLE = re.compile(r"\s*([+-]?[0-9]{1,4000})(\.0*)?\s*", re.ASCII)
 
@@ -30,7 +30,7 @@ def is_missing(value: Any) -> bool:
 
 
 def whole_number(value: Any) -> int | None:
-    """The whole number that a value holds, as an integer, float, decimal or text; None where it holds none.
+    """The whole number that a value holds, as an integer, float, decimal or text; None if it holds none.
 
     >>> [whole_number(value) for value in (3, 3.0, " 3 ", "3.0", 3.5, "three", True, None)]
     [3, 3, 3, 3, None, None, None, None]
@@ -50,7 +50,7 @@ def whole_number(value: Any) -> int | None:
 
 
 def number(value: Any) -> float | None:
-    """The number that a value holds, NaN and infinities included; None where it is not one.
+    """The number that a value holds, NaN and infinities included; None if it is not one.
 
     An integer beyond the range of floats is an infinity.
     """

@@ -145,12 +145,12 @@ class BinTargets:
             counts = np.asarray(value["counts"], dtype=np.int64)
         except (KeyError, TypeError, ValueError) as error:
             raise DataFormatError(
-                f"bin targets: field {error} is missing or not numbers; estimate them anew"
+                f"bin targets: field {error} is missing or not numbers; estimate them again"
             ) from None
         if accuracy.ndim != 1 or counts.shape != accuracy.shape or edges.shape != (len(accuracy) + 1,):
             raise DataFormatError(
                 f"bin targets: {edges.shape} edges, {accuracy.shape} accuracies and {counts.shape} counts "
-                "don't fit; estimate them anew"
+                "don't fit; estimate them again"
             )
         return cls(edges=edges, accuracy=accuracy, counts=counts)
 
@@ -172,7 +172,7 @@ def estimate_bin_targets(
 
     Args:
         conf: top-option probabilities, (N,), in [0, 1].
-        correct: 1 where the top option is the label, else 0, (N,).
+        correct: 1 if the top option is the label, else 0, (N,).
         n_bins: equal-width bins on [0, 1].
         prior_strength: examples that the prior counts for; 0 leaves bins as measured.
         floor: lower limit of every bin's target, for instance 1 / K where all questions have K options. With

@@ -8,8 +8,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.optimize import minimize_scalar
 
-from calib_core.errors import CalibError, ConfigError, DataFormatError, NotEnoughDataError
+from calib_core.errors import CalibError, DataFormatError, NotEnoughDataError
 from calib_core.predictions.table import Predictions
+from calib_core.predictions.temperature import apply_temperature
+
+__all__ = ["apply_temperature", "cross_fitted", "fit_temperature"]
 
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-2, 1e2
 
@@ -64,30 +67,6 @@ def fit_temperature(predictions: Predictions) -> float:
     # The search never tries the limits themselves.
     best = min((float(found.x), *bounds), key=nll)
     return min(max(math.exp(best), MIN_TEMPERATURE), MAX_TEMPERATURE)
-
-
-def apply_temperature(predictions: Predictions, temperature: float) -> Predictions:
-    """The predictions with their logits divided by `temperature`; the top options stay as they are.
-
-    Args:
-        predictions: any table.
-        temperature: above 0; 1 changes nothing, more makes less sure.
-
-    Raises:
-        ConfigError: `temperature` isn't a positive finite number.
-
-    Example:
-        >>> apply_temperature(Predictions.from_probs([[0.9, 0.1]]), 2).confidence().round(6).tolist()
-        [0.75]
-    """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ConfigError(f"temperature must be a positive number, received {temperature!r}")
-    scaled = predictions.logits / np.float32(temperature)
-    top = predictions.top()
-    # Rounding may make two logits equal that weren't: the top option must stay ahead.
-    merged = np.flatnonzero(scaled.argmax(axis=1) != top)
-    scaled[merged, top[merged]] = np.nextafter(scaled[merged].max(axis=1), np.float32(np.inf))
-    return replace(predictions, logits=scaled)
 
 
 def cross_fitted(predictions: Predictions, *, folds: int = 5) -> Predictions:

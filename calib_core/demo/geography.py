@@ -13,7 +13,8 @@ from typing import Literal
 
 from calib_core.data.preferences import Preference
 from calib_core.data.questions import Question
-from calib_core.demo.geonames import OTHER_OPTION_COUNTS, Fact, facts_for, stable_hash
+from calib_core.demo.facts import Fact, stable_hash
+from calib_core.demo.geonames import OTHER_OPTION_COUNTS, facts_for
 from calib_core.errors import ConfigError
 
 READING = "reading"

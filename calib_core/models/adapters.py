@@ -71,7 +71,7 @@ def check_adapter(folder: Path) -> None:
     if changed := [name for name, found in file_hashes(folder).items() if written.get(name, found) != found]:
         raise ConfigError(
             f"{folder / changed[0]}: damaged, or not the file that {RECORD} was written for (its SHA-256 "
-            "differs); copy the adapter again, or train it anew"
+            "differs); copy the adapter again, or train it again"
         )
 
 
@@ -87,7 +87,7 @@ def lineage(record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 
 def adapter_record(folder: Path) -> dict[str, Any]:
-    """What `calibration.json` says; nothing where the adapter was made by another program.
+    """What `calibration.json` says; nothing if the adapter was made by another program.
 
     Raises:
         ConfigError: it isn't a JSON object.

@@ -114,7 +114,7 @@ def model_bytes(parameters: int, work: Work, dtype: str, *, tokens: int | None =
 
 
 def fitting_questions(parameters: int, work: Work, dtype: str, *, device_bytes: int) -> int:
-    """How many questions (or pairs) of `QUESTION_TOKENS` one step can have on a device; 0 where none fits."""
+    """How many questions (or pairs) of `QUESTION_TOKENS` one step can have on a device; 0 if none fits."""
     fixed, per_token = _fixed_and_per_token(parameters, work, dtype)
     sequences = 2 if work == "dpo" else 1
     return max(0, int((device_bytes / MARGIN - fixed) // (per_token * sequences * QUESTION_TOKENS)))

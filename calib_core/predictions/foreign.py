@@ -48,7 +48,7 @@ LEADING_SPACES = "\u2581\u0120"
 def converter_for(rows: Rows) -> Callable[[Row, Questions], dict[str, Any]] | None:
     """The function that converts one row of a file with these columns; None for this package's own tables.
 
-    It takes the row and the questions by id (empty where they aren't known), returns `id`, `label`,
+    It takes the row and the questions by id (empty if they aren't known), returns `id`, `label`,
     `subject` and one of `logits`, `logprobs` and `probs`, and raises `RowError`.
     """
     names = set(rows.columns)
@@ -104,7 +104,7 @@ def _from_lm_eval(row: Row, questions: Questions) -> dict[str, Any]:
     calls = _calls(row)
     if len(calls) != len(responses):
         raise RowError(
-            "arguments", f"{len(calls)} requests but {len(responses)} responses; write the file anew"
+            "arguments", f"{len(calls)} requests but {len(responses)} responses; write the file again"
         )
     if any(context for context, _ in calls):  # `acc_mutual_info` asks for each option without a context too
         kept = [index for index, (context, _) in enumerate(calls) if context]

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS
 from calib_core.data.questions import Question
-from calib_core.errors import NAMED, ConfigError, DataFormatError, short
+from calib_core.data.rows import Problem, said_once
+from calib_core.errors import ConfigError, DataFormatError, short
 from calib_core.predictions.clusters import CLUSTER_BY, cluster_index
 from calib_core.predictions.digests import DIGEST_KEY, check_digest, content_digest
 from calib_core.predictions.reading import (
@@ -325,7 +326,7 @@ class Predictions:
         if self.letter_mass is not None:
             inside = (self.letter_mass >= 0) & (self.letter_mass <= 1 + SUM_TOLERANCE)
             add(~inside, "letter_mass", "not a share in [0, 1]")
-        return [(row, field, f"id {self.ids[row]!r}: {message}") for row, field, message in sorted(problems)]
+        return sorted(problems)
 
 
 def read_predictions(
@@ -509,9 +510,11 @@ def _refuse(problems: Sequence[tuple[int, str, str]]) -> None:
     """Raise one error for all problems (row from 0, field, message), if there are any."""
     if not problems:
         return
-    shown = [f"  row {row + 1}, field '{field}': {text}" for row, field, text in problems[:NAMED]]
-    if len(problems) > NAMED:
-        shown.append(f"  ... and {len(problems) - NAMED} more")
+    shown, more = said_once(
+        (Problem(row + 1, f"field '{field}'", text) for row, field, text in problems), "row"
+    )
+    if more:
+        shown.append(f"  ... and {more} more")
     raise DataFormatError(
         f"predictions: {len(problems)} problems; mend or leave out these rows:\n" + "\n".join(shown)
     )

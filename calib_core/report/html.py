@@ -99,7 +99,7 @@ def render_report(data: ReportData) -> str:
 
 
 def write_page(data: ReportData, path: str | os.PathLike[str]) -> None:
-    """Write the report's HTML, whole or not at all."""
+    """Write the report's HTML atomically."""
     page = render_report(data)
     with whole_file(path) as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -13,12 +13,24 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from calib_core.errors import Stopped
 from calib_core.runtime import processes
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 PATIENCE_S = 10.0
 """A second signal that comes later than this after the first one ends the work where it is."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end, by SIGTERM or Ctrl-C, and has come to a place where it can.
+
+    Attributes:
+        number: the signal's number.
+        exit_code: what a command ends with, 128 and the signal's number, as shells count.
+    """
+
+    def __init__(self, number: int, message: str = "") -> None:
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
+        self.number, self.exit_code = number, 128 + number
 
 
 class _Requests:
@@ -35,7 +47,7 @@ _requests = _Requests()
 
 @contextlib.contextmanager
 def deferred(tell: Callable[[int], object] | None = None) -> Iterator[None]:
-    """Note SIGTERM and SIGINT within the block, for `check`, in place of ending at once.
+    """Note SIGTERM and SIGINT within the block, for `check`, instead of ending immediately.
 
     Outside the main thread, where Python takes no signals, nothing changes.
 

@@ -29,7 +29,7 @@ def speaks() -> bool:
 
 
 def join() -> None:
-    """Meet the other processes, each on a device of its own; nothing where there are no others."""
+    """Meet the other processes, each on a device of its own; nothing if there are no others."""
     if launched():
         from accelerate import PartialState  # noqa: PLC0415 (torch: what talks only does without)
 

@@ -122,7 +122,7 @@ def is_secret_name(name: str) -> bool:
 
 @functools.cache
 def _service_patterns() -> tuple[re.Pattern[str], ...]:
-    """The detector's patterns; none where it is missing, for a message is no reason for a run to fail."""
+    """The detector's patterns; none if it is missing, for a message is no reason for a run to fail."""
     found: list[re.Pattern[str]] = []
     try:
         for name in _DETECTORS:

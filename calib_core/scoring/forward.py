@@ -114,7 +114,7 @@ def sequence_logits(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Ten
 
 
 def shared_prefix(model: nn.Module, input_ids: Sequence[Sequence[int]]) -> Prefix | None:
-    """The longest common beginning of the sequences, computed once; None where it doesn't pay or isn't safe.
+    """The longest common beginning of the sequences, computed once; None if it doesn't pay or isn't safe.
 
     It is found token by token in the sequences' own ids, so no merge across its end can change them. At least
     one token of each sequence stays outside of it. Only full attention is cached (no sliding windows, no

@@ -238,7 +238,7 @@ _PLAIN: WeakKeyDictionary[Any, _Plain | None] = WeakKeyDictionary()
 
 
 def _without_added_tokens(tokenizer: PreTrainedTokenizerBase) -> _Plain | None:
-    """The tokenizer for user text with such markup in it; None where there is no such markup.
+    """The tokenizer for user text with such markup in it; None if there is no such markup.
 
     `split_special_tokens` leaves added tokens whole that aren't special.
     """

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from calib_core.data.questions import Question
-from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import NAMED, DataFormatError
 from calib_core.models.loading import LoadedModel, adapter_digest, tokenizer_digest
 from calib_core.predictions.table import Predictions
+from calib_core.predictions.temperature import apply_temperature
 from calib_core.runtime import interrupts, processes
 from calib_core.runtime.progress import Progress
 from calib_core.scoring.forward import (

@@ -28,7 +28,7 @@ class Loading(Config):
     GROUP = "model"
 
     dtype: Literal["auto", "float32", "bfloat16"] = parameter(
-        "auto", "`auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`."
+        "auto", "`auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`."
     )
     base_model: str = parameter(
         "", "Folder, bucket URI or hub id of the base model, if the one that an adapter names has moved."

@@ -62,7 +62,7 @@ class Parameter:
         type: `str`, `int`, `float` or `bool`.
         default: Value where none is given; None stands for "not given", MISSING for a required one.
         description: What it does, in one line.
-        choices: All values that it takes; empty where there are others.
+        choices: All values that it takes; empty if there are others.
         limits: Numbers that it takes.
         group: What it belongs to, for a command's help.
     """

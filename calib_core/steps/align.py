@@ -22,7 +22,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
         config: parameters of the alignment.
         model: model folder, adapter folder (it is trained on) or hub id.
         data: data folder of `prepare`, with preference pairs.
-        out: adapter folder to write, whole or not at all.
+        out: adapter folder to write, atomically.
 
     Returns:
         What `calibration.json` says of the run: figures of training, win rate on held-out pairs before and

@@ -36,7 +36,7 @@ def convert_predictions(config: ConvertConfig, source: Path, out: Path) -> dict[
         config: where to find what the predictions leave out.
         source: a file, or a folder with the files of one run (lm-eval: one per task, whose names then begin
             the ids; Vertex: one per worker).
-        out: predictions table to write (Parquet), whole or not at all.
+        out: predictions table to write (Parquet), atomically.
 
     Returns:
         Numbers of rows, of labelled rows, and of rows by number of options.

@@ -8,19 +8,24 @@ import re
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime import processes
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
 from calib_core.settings.flags import flags_of
-from calib_core.steps.folder import check_sizes, read_data
+from calib_core.steps.folder import PreparedData, check_sizes, read_data
 from calib_core.storage.disks import cache_dir
 from calib_core.storage.files import check_output_folder, read_json, sha256_json
 from calib_core.storage.uris import as_uri, exists, is_remote, join
 from calib_core.training.config import FinetuneConfig, check_processes
 from calib_core.version import __version__
+
+if TYPE_CHECKING:
+    from calib_core.models.loading import LoadedModel
+    from calib_core.scoring.prompts import PromptEncoder
+    from calib_core.training.state import TrainingResult
 
 CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET = "CALIB_CHECKPOINTS", "output"
 """Names a folder or bucket prefix for checkpoints; with this value they go where runs put their outputs."""
@@ -45,7 +50,7 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
         config: parameters of the run.
         model: model folder, adapter folder (it is trained on) or hub id.
         data: data folder of `prepare`.
-        out: adapter folder to write, whole or not at all.
+        out: adapter folder to write, atomically.
 
     Returns:
         What `calibration.json` says of the run: every evaluation of the calibration fold, which one was kept
@@ -76,15 +81,10 @@ def _finetune(
         check_processes(config, config.processes)
         if config.processes > 1:
             return _launched(config, model, data, out, method)
-    import torch  # noqa: PLC0415 (commands without models do without)
-
-    from calib_core.models.loading import load_model  # noqa: PLC0415
+    from calib_core.models.loading import load_model  # noqa: PLC0415 (commands without models do without)
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
-    from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
     from calib_core.training.checkpoints import drop_checkpoint  # noqa: PLC0415
-    from calib_core.training.loop import Finetuning  # noqa: PLC0415
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
-    from calib_core.training.orders import CyclicOrders  # noqa: PLC0415
 
     started_s = time.monotonic()
     check_output_folder(out, "calibration.json", inputs=(model, data))
@@ -101,36 +101,12 @@ def _finetune(
     )
     origin = loaded.describe()
     attach_lora(loaded, config)
-    form = PromptForm(form=config.prompt_form, shots=prepared.shots)
-    encoder = PromptEncoder(loaded.tokenizer, form)
-    encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
-    fit, heldout = (encode(prepared.folds[name]) for name in ("fit", "calibration"))
-    orders = CyclicOrders(fit, encode, context_tokens=loaded.context_tokens, seed=config.seed)
+    encoder = PromptEncoder(loaded.tokenizer, PromptForm(form=config.prompt_form, shots=prepared.shots))
     # A run that goes on may have more processes or fewer.
     training = {name: value for name, value in asdict(config).items() if name not in RUN_WHERE}
     content = [__version__, CHECKPOINT_FORMAT, method, training, origin, prepared.fingerprints()]
     work = processes.from_first(lambda: _place_of_checkpoints(sha256_json(content)[:32], out))
-    run = Finetuning(
-        config,
-        loaded,
-        orders if config.option_orders == "cyclic" else lambda _: fit,
-        score_fit=lambda: score_encoded(
-            loaded, fit, batch_tokens=config.batch_tokens, description="scoring fit"
-        ),
-        score_heldout=lambda: score_encoded(
-            loaded, heldout, batch_tokens=config.batch_tokens, description="scoring calibration"
-        ),
-        objective=method,
-        work=work,
-    )
-    try:
-        result = run.run()
-    except torch.OutOfMemoryError as error:
-        raise ConfigError(
-            f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use fewer "
-            "`pass_tokens`, fewer `batch_tokens`, a smaller `lora_r`, `placement=fsdp` on more `processes`, "
-            "`placement=qlora`, or a larger GPU (docs/distributed.md has the arithmetic)"
-        ) from error
+    result = _train(config, loaded, prepared, encoder, method, work)
     record = {
         "method": method,
         "input_adapter": origin["adapter"],
@@ -150,6 +126,44 @@ def _finetune(
     save_adapter(loaded, out, record)
     processes.from_first(lambda: drop_checkpoint(work))
     return record
+
+
+def _train(
+    config: FinetuneConfig,
+    loaded: LoadedModel,
+    prepared: PreparedData,
+    encoder: PromptEncoder,
+    method: Literal["cft", "rcft"],
+    work: str,
+) -> TrainingResult:
+    """Train the model on the fit fold, watched on the calibration fold; its checkpoints go to `work`."""
+    import torch  # noqa: PLC0415 (commands without models do without)
+
+    from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
+    from calib_core.training.loop import Finetuning  # noqa: PLC0415
+    from calib_core.training.orders import CyclicOrders  # noqa: PLC0415
+
+    encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
+    fit, heldout = (encode(prepared.folds[name]) for name in ("fit", "calibration"))
+    orders = CyclicOrders(fit, encode, context_tokens=loaded.context_tokens, seed=config.seed)
+    score = functools.partial(score_encoded, loaded, batch_tokens=config.batch_tokens)
+    run = Finetuning(
+        config,
+        loaded,
+        orders if config.option_orders == "cyclic" else lambda _: fit,
+        score_fit=lambda: score(fit, description="scoring fit"),
+        score_heldout=lambda: score(heldout, description="scoring calibration"),
+        objective=method,
+        work=work,
+    )
+    try:
+        return run.run()
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"the GPU's memory of this machine is too small ({str(error).partition('.')[0]}); use fewer "
+            "`pass_tokens`, fewer `batch_tokens`, a smaller `lora_r`, `placement=fsdp` on more `processes`, "
+            "`placement=qlora`, or a larger GPU (docs/distributed.md has the arithmetic)"
+        ) from error
 
 
 def _place_of_checkpoints(key: str, out: Path) -> str:

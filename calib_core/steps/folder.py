@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from calib_core.data.folds import FOLDS
 from calib_core.data.preferences import Preference, read_preferences
 from calib_core.data.questions import Question, fingerprint, read_questions
+from calib_core.data.record import DataRecord, read_data_record
 from calib_core.decisions.bounds import required_examples
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.storage.records import read_record
 
 OPTIONAL_FOLD = "out_of_domain"
-_FOLD = {"n": int, "fingerprint": str}
-_SHAPE = {"folds": {...: _FOLD}, "preferences?": {...: _FOLD}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +27,7 @@ class PreparedData:
 
     folds: dict[str, tuple[Question, ...]]
     shots: tuple[Question, ...]
-    record: dict[str, Any]
+    record: DataRecord
 
     def fingerprints(self) -> dict[str, str]:
         """Fingerprint of each fold, by its name."""
@@ -48,14 +45,14 @@ def read_data(folder: Path, *, shots: int = 0) -> PreparedData:
         DataFormatError: this is no data folder, or a fold isn't as it was written.
         NotEnoughDataError: the fit fold has not more questions than `shots`.
     """
-    record = read_record(folder / "data.json", _SHAPE, advice="make the folder with `prepare`")
+    record = read_data_record(folder)
     names = [*FOLDS, *([OPTIONAL_FOLD] if (folder / f"{OPTIONAL_FOLD}.parquet").is_file() else [])]
     folds = {name: tuple(read_questions(folder / f"{name}.parquet")[0]) for name in names}
     for name, questions in folds.items():
-        if fingerprint(questions) != (record["folds"].get(name) or {}).get("fingerprint"):
+        if name not in record["folds"] or fingerprint(questions) != record["folds"][name]["fingerprint"]:
             raise DataFormatError(
                 f"{folder / f'{name}.parquet'}: holds other questions than data.json says (their fingerprint "
-                "differs); make the folder anew with `prepare`"
+                "differs); make the folder again with `prepare`"
             )
     if shots >= len(folds["fit"]):
         raise NotEnoughDataError(
@@ -88,7 +85,7 @@ def check_sizes(prepared: PreparedData, *, target_ece: float, n_bins: int) -> No
 
 
 def read_pairs(folder: Path, part: str) -> list[Preference]:
-    """Preference pairs of a data folder; none where it was prepared without.
+    """Preference pairs of a data folder; none if it was prepared without.
 
     Args:
         folder: what `prepare` wrote.

@@ -8,6 +8,7 @@ from typing import Any
 
 from calib_core.champion.state import Champion, first_champion, read_champion
 from calib_core.data.questions import read_questions, write_questions
+from calib_core.data.record import FILE as DATA_FILE
 from calib_core.data.stream import Fresh, Snapshot, known_questions, read_fresh
 from calib_core.errors import ConfigError
 from calib_core.runtime.progress import say
@@ -65,7 +66,7 @@ def fresh(config: FreshConfig, *, stream: str, champion: str, data: Path, snapsh
             folder to write holds other files.
     """
     inputs = (stream, champion, config.trained_on)
-    check_output_folder(data, "data.json", inputs=inputs)
+    check_output_folder(data, DATA_FILE, inputs=inputs)
     check_output_folder(snapshot, STATE_FILE, inputs=inputs)
     state, version = _state(config, champion)
     found = read_fresh(

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from calib_core.errors import CalibError, ConfigError, Stopped
-from calib_core.runtime.interrupts import SIGNALS, asked, deferred
+from calib_core.errors import CalibError, ConfigError
+from calib_core.runtime.interrupts import SIGNALS, Stopped, asked, deferred
 from calib_core.runtime.secrets import without_secrets
 from calib_core.steps.task import ERROR_FILE_VARIABLE, error_with
 from calib_core.storage.leftovers import scratch_folder
@@ -39,14 +39,14 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         Stopped: this process, or one of them, was told to end.
     """
     _check_devices(processes)
-    command = [
-        *(sys.executable, "-c", TIED),
-        *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
-        *("--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"),
-        *("--dynamo_backend", "no", "--num_cpu_threads_per_process", str(_threads(processes))),
-        *("-m", "calib_core", *arguments),
-    ]
     with scratch_folder() as folder:
+        command = [
+            *(sys.executable, "-c", TIED),
+            *("-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"),
+            *("--num_processes", str(processes), "--main_process_port", "0", "--mixed_precision", "no"),
+            *("--dynamo_backend", "no", "--num_cpu_threads_per_process", str(_threads(processes))),
+            *("--log_dir", str(folder), "-m", "calib_core", *arguments),  # else it leaves folders behind
+        ]
         error_file = folder / "error.json"
         environment = {**os.environ, ERROR_FILE_VARIABLE: str(error_file)}
         withheld, code = _run(command, environment)

@@ -28,7 +28,7 @@ def measure_table(
     Args:
         config: parameters of the measurement.
         predictions: table of questions that the model never saw, whoever made it.
-        out: HTML file to write, whole or not at all.
+        out: HTML file to write, atomically.
         fit: table of the same model for the questions that it was, or is going to be, fine-tuned on; with it
             the regime is named.
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from calib_core.data.folds import (
     FOLDS,
     Folds,
     alike_record,
+    anchors_of,
     check_disjoint,
     folds_from_files,
     keep_apart,
@@ -26,6 +26,7 @@ from calib_core.data.preferences import (
     write_preferences,
 )
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
+from calib_core.data.record import FILE, FORMAT, DataRecord, write_data_record
 from calib_core.data.rows import ReadReport
 from calib_core.errors import NotEnoughDataError
 from calib_core.runtime.progress import say
@@ -34,7 +35,8 @@ from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Splitting
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
-from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.steps.sizes import Sizes, decidable, decidable_text
+from calib_core.storage.files import check_output_folder, whole_folder
 from calib_core.version import __version__
 
 
@@ -81,14 +83,12 @@ class PrepareConfig(Splitting, Reading):
         )
 
 
-def prepare(
-    config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | None = None
-) -> dict[str, Any]:
+def prepare(config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | None = None) -> DataRecord:
     """Read, check and split what the config names, and write the data folder.
 
     Args:
         config: The sources and how to split them.
-        out: Data folder to write, whole or not at all: a Parquet file per fold (`fit`, `calibration`, `test`,
+        out: Data folder to write, atomically: a Parquet file per fold (`fit`, `calibration`, `test`,
             and where there are such `out_of_domain`, `preferences_fit`, `preferences_test`) and `data.json`.
         anchors: Id of each of `questions` -> the text hash that decides its fold, where it is known already;
             see `calib_core.data.folds.anchors_of`.
@@ -102,7 +102,7 @@ def prepare(
         ConfigError: a package for reading a hub data set is missing, or `out` holds other files.
     """
     named = (*FOLDS, "questions", "out_of_domain", "preferences")
-    check_output_folder(out, "data.json", inputs=[getattr(config, name) for name in named])
+    check_output_folder(out, FILE, inputs=[getattr(config, name) for name in named])
     sources: dict[str, ReadReport] = {}
     folds = _read_folds(config, sources, anchors)
     out_of_domain: tuple[Question, ...] = ()
@@ -115,7 +115,10 @@ def prepare(
     if out_of_domain:
         parts["out_of_domain"] = out_of_domain
     pairs, showing = _read_pairs(config, folds, sources)
-    record = {
+    sizes = {name: len(parts[name]) for name in FOLDS}
+    decision = decidable(sizes, None if anchors else _other_sizes(config, folds))
+    record: DataRecord = {
+        "format": FORMAT,
         "library_version": __version__,
         "parameters": shown(asdict(config)),
         "sources": {name: report.to_dict() for name, report in sources.items()},
@@ -123,6 +126,7 @@ def prepare(
             name: {"n": len(part), "fingerprint": fingerprint(part), "options": _option_counts(part)}
             for name, part in parts.items()
         },
+        "regime_test": decision,
         "overlaps": [overlap.to_dict() for overlap in folds.overlaps],
         "alike": alike_record(folds.alike),
         "preferences": {
@@ -136,8 +140,9 @@ def prepare(
             write_questions(part, folder / f"{name}.parquet")
         for name, pair_part in pairs.items():
             write_preferences(pair_part, folder / f"{name}.parquet")
-        write_json(folder / "data.json", record)
+        write_data_record(folder, record)
     _say_what_was_left_out(record)
+    say(decidable_text(sizes, decision))
     return record
 
 
@@ -163,6 +168,20 @@ def _read_folds(
         )
     fit, calibration, test = (_read(config, name, sources) for name in FOLDS)
     return folds_from_files(fit, calibration, test, limits=limits)
+
+
+def _other_sizes(config: PrepareConfig, folds: Folds) -> Callable[[float, float], Sizes] | None:
+    """The sizes that other shares would give these questions; None where the folds are files, or were cut."""
+    if not config.questions or config.max_fit or config.max_calibration or config.max_test:
+        return None
+
+    def sizes(fit: float, calibration: float) -> Sizes:
+        questions = [question for name in FOLDS for question in getattr(folds, name)]
+        fractions = (fit, calibration, 1 - fit - calibration)
+        other = split_questions(questions, fractions=fractions, anchors=anchors_of(questions))
+        return {name: len(getattr(other, name)) for name in FOLDS}
+
+    return sizes
 
 
 def _keep_away(folds: Folds, out_of_domain: Sequence[Question]) -> Folds:
@@ -207,7 +226,7 @@ def _option_counts(questions: Sequence[Question]) -> dict[str, int]:
     return {str(n): counts[n] for n in sorted(counts)}
 
 
-def _say_what_was_left_out(record: dict[str, Any]) -> None:
+def _say_what_was_left_out(record: DataRecord) -> None:
     for name, source in record["sources"].items():
         if source["n_dropped"] or source["n_duplicates"]:
             say(

@@ -61,7 +61,7 @@ class _Run:
     row: dict[str, Any]
 
 
-def publish(
+def publish_champion(
     config: PublishConfig, *, champion: str, snapshot: Path, summary: Path, model: str | Path
 ) -> dict[str, Any]:
     """Publish a run: its model where it was promoted, its snapshot, its report and its figures.
@@ -119,7 +119,7 @@ def _read_run(snapshot: Path, summary: Path) -> _Run:
     read = Snapshot.read(snapshot)
     if read.id != state["snapshot"]:
         raise DataFormatError(
-            f"{snapshot}: {STATE_FILE} is of another snapshot; make the folder anew with `fresh`"
+            f"{snapshot}: {STATE_FILE} is of another snapshot; make the folder again with `fresh`"
         )
     key = run_key(state["expected"], state["snapshot"], sha256_file(where))
     try:

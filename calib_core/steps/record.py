@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown, without_secrets
@@ -20,6 +20,7 @@ STATES = {"COMPLETE": "SUCCEEDED", "CACHED": "SUCCEEDED", "CANCELED": "CANCELLED
 
 ENDS = ("SUCCEEDED", "FAILED", "CANCELLED")
 UNKNOWN = "UNKNOWN"
+FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +31,8 @@ class RunEnd:
         pipeline: The pipeline's name.
         run: The run's name on the platform.
         state: Its word for how it ended. Kubeflow's `RUNNING` means that it doesn't know.
-        error_code: The platform's code; None where there was no error.
-        error_message: What failed; empty where nothing did, and on Kubeflow, which says nothing of it.
+        error_code: The platform's code; None if there was no error.
+        error_message: What failed; empty if nothing did, and on Kubeflow, which says nothing of it.
         parameters: The run's parameters by name.
     """
 
@@ -43,13 +44,28 @@ class RunEnd:
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
-def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
+class RunRecord(TypedDict):
+    """How a run of a pipeline on a cluster ended."""
+
+    format: Annotated[int, "Version of this format: 1."]
+    pipeline: Annotated[str, "The pipeline's name."]
+    run: Annotated[str, "The run's name on the platform."]
+    state: Annotated[str, "`SUCCEEDED`, `FAILED`, `CANCELLED`, or `UNKNOWN` if the platform doesn't know."]
+    platform_state: Annotated[str, "The platform's own word."]
+    error_code: Annotated[int | None, "The platform's code; null if there was no error."]
+    error_message: Annotated[str, "What failed, without secrets; Kubeflow gives no message."]
+    parameters: Annotated[dict[str, Any], "The run's parameters, without secrets."]
+    ended: Annotated[str, "When, in ISO 8601, UTC."]
+    library_version: Annotated[str, "Version of calib-core that wrote it."]
+
+
+def record(end: RunEnd, out: Path, *, folder: str = "") -> RunRecord:
     """Write the record of a run's end, and a copy into a folder where all runs have one.
 
     Args:
         end: what the platform says.
         out: JSON file to write.
-        folder: gets the copy, named by pipeline, run and time; none where it is empty.
+        folder: gets the copy, named by pipeline, run and time; none if it is empty.
 
     Returns:
         What was written. `state` is `SUCCEEDED`, `FAILED`, `CANCELLED`, or `UNKNOWN` where the platform
@@ -59,7 +75,8 @@ def record(end: RunEnd, out: Path, *, folder: str = "") -> dict[str, Any]:
     """
     ended = datetime.now(UTC).replace(microsecond=0)
     state = STATES.get(end.state, end.state)
-    written = {
+    written: RunRecord = {
+        "format": FORMAT,
         "pipeline": end.pipeline,
         "run": end.run,
         "state": state if state in ENDS else UNKNOWN,

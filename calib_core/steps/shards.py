@@ -66,7 +66,7 @@ def shard_questions(config: ShardConfig, out: Path) -> dict[str, Any]:
 
     Args:
         config: the source, and how large a shard is.
-        out: folder to write, whole or not at all: `questions.parquet`, with worked examples
+        out: folder to write, atomically: `questions.parquet`, with worked examples
             `examples.parquet`, and `shards.json`.
 
     Returns:
@@ -115,7 +115,7 @@ def score_shard(
         config: parameters of scoring.
         model: model folder, adapter folder or hub id.
         data: folder of `shard_questions`.
-        out: predictions table to write (Parquet), whole or not at all; without rows where the questions make
+        out: predictions table to write (Parquet), atomically; without rows where the questions make
             fewer batches than shards.
         shard: number of the shard, from 0; None scores everything in one go.
 
@@ -160,7 +160,7 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
     Args:
         data: folder of `shard_questions`.
         shards: predictions tables of all shards, in any order.
-        out: predictions table to write (Parquet), whole or not at all.
+        out: predictions table to write (Parquet), atomically.
 
     Returns:
         Number of questions and of shards, and the protocol.

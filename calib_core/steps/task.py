@@ -8,8 +8,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from calib_core.errors import CalibError, ConfigError, NotEnoughDataError, Stopped
-from calib_core.runtime.interrupts import SIGNALS
+from calib_core.errors import CalibError, ConfigError, NotEnoughDataError
+from calib_core.runtime.interrupts import SIGNALS, Stopped
 from calib_core.runtime.messages import shown_message
 from calib_core.runtime.progress import quiet_libraries
 from calib_core.storage.files import write_json

@@ -66,13 +66,13 @@ class Bucket(Protocol):
         """Turn what the store's library raises into a `ConfigError` that says what to do about it."""
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object, with its CRC32C if the store knows it; None where there is none."""
+        """An object, with its CRC32C if the store knows it; None if there is none."""
 
     def listed(self, prefix: str) -> Iterable[StoredObject]:
         """All objects whose names begin with `prefix`."""
 
     def read(self, name: str) -> tuple[bytes, StoredObject] | None:
-        """Content and version of a small object, which belong together; None where there is none."""
+        """Content and version of a small object, which belong together; None if there is none."""
 
     def put(self, name: str, data: bytes, *, expected: str) -> StoredObject:
         """Write an object in one request, if it still has the version `expected` ("": is not there).
@@ -96,6 +96,20 @@ class Bucket(Protocol):
             StaleVersionError: it has another one.
             DataFormatError: what has arrived is not what was sent.
         """
+
+    def renew(self, obj: StoredObject, path: Path) -> StoredObject:
+        """Give an object a new version, its content unchanged: who has looked at it before comes too late.
+
+        Args:
+            obj: The object as it is.
+            path: A file with its content.
+
+        Raises:
+            StaleVersionError: it has another version already.
+        """
+
+    def discard(self, obj: StoredObject) -> None:
+        """Delete an object if it still has the version that it had; else leave it alone."""
 
     def download(self, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
         """Bring objects into files; those that are there already and whole are left as they are.

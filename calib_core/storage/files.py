@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.settings.limits import JSON_BYTES
 from calib_core.storage import disks
 from calib_core.storage.json_text import JsonError, parse_json
 from calib_core.storage.leftovers import PART, is_foreign, left_of, remove, temporary_beside
+from calib_core.storage.limits import JSON_BYTES
 from calib_core.storage.replacing import home_of, replace_folder, settle
 
 _NO_MODES = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.ENOTSUP)
@@ -130,7 +130,7 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 
     Raises:
-        ValueError: `value` holds NaN or an infinity, which JSON has no word for.
+        ValueError: `value` holds NaN or an infinity, which JSON cannot represent.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     with whole_file(path) as temporary:
@@ -152,7 +152,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except (NotADirectoryError, IsADirectoryError) as error:
         raise DataFormatError(f"{path}: not a file ({error.strerror}); check the path") from None
     except JsonError as error:
-        raise DataFormatError(f"{path}: not valid JSON ({error}); write the file anew") from None
+        raise DataFormatError(f"{path}: not valid JSON ({error}); write the file again") from None
 
 
 def sha256_file(path: str | os.PathLike[str]) -> str:

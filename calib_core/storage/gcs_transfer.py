@@ -23,6 +23,7 @@ TIMEOUT_S = (10.0, 60.0)
 """To connect, and between two reads."""
 
 COMPOSE_LIMIT = 32
+ATTEMPTS = 5
 _WRITER = "calib-writer"
 
 
@@ -37,7 +38,7 @@ def retrying(*, moving: bool = False) -> dict[str, Any]:
     """Keyword arguments of an operation: time limits, and when to try again.
 
     Args:
-        moving: whether it moves a file's bytes, which may take its time even where nothing fails.
+        moving: whether it moves a file's bytes, which may take its time even if nothing fails.
     """
     retry = DEFAULT_RETRY.with_delay(
         initial=limits.FIRST_PAUSE_S, maximum=limits.LONGEST_PAUSE_S, multiplier=2.0
@@ -122,7 +123,7 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: str) -> StoredObj
     """
     size_bytes, checksum = path.stat().st_size, crc32c_file(path)
     if is_sliced(size_bytes):
-        stored = _upload_slices(bucket, name, path, checksum=checksum, expected=expected)
+        stored = _in_slices(bucket, name, path, checksum=checksum, expected=expected)
     else:
         stored = put(bucket, name, path.read_bytes(), expected=expected)
     if (stored.size_bytes, stored.crc32c) != (size_bytes, checksum):
@@ -131,6 +132,16 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: str) -> StoredObj
             f"{checksum}), which may have been written to meanwhile; publish it again"
         )
     return stored
+
+
+def _in_slices(bucket: Bucket, name: str, path: Path, *, checksum: str, expected: str) -> StoredObject:
+    """Write a large file; anew where another who sends the same one has removed the slices of both."""
+    for _ in range(ATTEMPTS):
+        try:
+            return _upload_slices(bucket, name, path, checksum=checksum, expected=expected)
+        except api.NotFound as error:
+            gone = error
+    raise gone
 
 
 def _upload_slices(bucket: Bucket, name: str, path: Path, *, checksum: str, expected: str) -> StoredObject:
@@ -179,6 +190,33 @@ def remove(bucket: Bucket, name: str) -> None:
         bucket.blob(name).delete(**retrying())
 
 
+def renew(bucket: Bucket, obj: StoredObject, path: Path) -> StoredObject:
+    """Give an object a new generation, its content unchanged; a large one is copied by the service.
+
+    Raises:
+        StaleVersionError: it has another generation already.
+    """
+    if not is_sliced(obj.size_bytes):
+        return put(bucket, obj.name, path.read_bytes(), expected=obj.version)
+    blob, token = bucket.blob(obj.name), None
+    blob.metadata = {_WRITER: uuid.uuid4().hex}
+    try:
+        while True:
+            token, _, _ = blob.rewrite(
+                _pinned(bucket, obj), token=token, if_generation_match=int(obj.version), **retrying()
+            )
+            if token is None:
+                return described(blob)
+    except (api.NotFound, api.PreconditionFailed):
+        raise _stale(bucket, obj.name) from None
+
+
+def discard(bucket: Bucket, obj: StoredObject) -> None:
+    """Delete an object if it still has the generation that it had."""
+    with contextlib.suppress(api.NotFound, api.PreconditionFailed):
+        bucket.blob(obj.name).delete(if_generation_match=int(obj.version), **retrying())
+
+
 def arrived_damaged(bucket: Bucket, obj: StoredObject) -> DataFormatError:
     """What is told of an object whose checksum was another every time."""
     return DataFormatError(
@@ -198,5 +236,5 @@ def _whole(obj: StoredObject, path: Path) -> bool:
 def _stale(bucket: Bucket, name: str) -> StaleVersionError:
     return StaleVersionError(
         f"gs://{bucket.name}/{name}: changed since it was read; nothing was written, read it again and "
-        "decide anew"
+        "decide again"
     )

@@ -1,4 +1,4 @@
-"""State that is replaced by generation: written anew beside the old one, and switched to by one small file.
+"""State that is replaced by generation: written in full beside the old, and switched to by one small file.
 
     place/current.json        names the generations that count, the newest first
     place/g-TIME-OWNER-.../   one generation each, with the size and CRC-32 of its files in seal.json
@@ -72,7 +72,7 @@ class Generations:
         self._sweep(set(kept))
 
     def read(self) -> Path | None:
-        """The newest generation that is whole, on this machine; None where nothing was written yet.
+        """The newest generation that is whole, on this machine; None if nothing was written yet.
 
         A damaged one is named on standard error, and the one before it is taken.
 
@@ -90,7 +90,7 @@ class Generations:
                 say(f"{self._place}: generation {name} is damaged ({damage}); looking at the one before")
             time.sleep(0.1 * attempt)
         raise DataFormatError(
-            f"{self._place}: none of {len(names)} generations is whole; delete the folder to start anew"
+            f"{self._place}: none of {len(names)} generations is whole; delete the folder to start over"
         )
 
     def drop(self) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from calib_core.settings.limits import JSON_DEPTH
+from calib_core.storage.limits import JSON_DEPTH
 
 _WHITE_SPACE = re.compile(r"[ \t\n\r]*")
 _INTEGER_DIGITS = "integer string conversion"  # in what Python says of integers beyond its own limit

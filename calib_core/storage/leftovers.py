@@ -136,7 +136,7 @@ def _host() -> str:
 
 
 def _start_of(pid: int) -> str | None:
-    """When a process began, in hexadecimal ticks; None where there is none, "0" where that isn't told."""
+    """When a process began, in hexadecimal ticks; None if there is none, "0" where that isn't told."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -11,27 +11,23 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
 
-from calib_core.errors import ConfigError, DataFormatError, StaleVersionError
-from calib_core.runtime.progress import say
-from calib_core.storage.bucket import OWN, Bucket, GoneError, StoredObject, in_parallel, is_sliced
-from calib_core.storage.checksums import crc32c_file
+from calib_core.errors import DataFormatError
+from calib_core.storage.bucket import OWN, Bucket, GoneError, StoredObject, in_parallel
 from calib_core.storage.disks import cache_dir
 from calib_core.storage.files import sha256_json, whole_file, whole_folder
 from calib_core.storage.locations import Location
-
-MANIFEST = f"{OWN}manifest.json"
+from calib_core.storage.publishing import MANIFEST, listed, publish_folder, say_size, with_checksum
 
 ATTEMPTS = 4
 PAUSE_S = 0.5
-"""How often a folder that changes while it is read is looked at anew, and the pause after the first time."""
+"""How often a folder that changes while it is read is looked at again, and the pause after the first time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +73,10 @@ def publish(bucket: Bucket, location: Location, local: Path) -> None:
     location.require_name()
     with bucket.reported(location.uri):
         if local.is_dir():
-            _publish_folder(bucket, local, location)
+            publish_folder(bucket, local, location)
             return
         name = location.at(location.key.removesuffix("/")).require_object().key
-        _say_size(location.uri, [local.stat().st_size])
+        say_size(location.uri, [local.stat().st_size])
         there = bucket.stat(name)
         bucket.upload(name, local, expected=there.version if there else "")
 
@@ -110,11 +106,11 @@ def list_files(bucket: Bucket, location: Location) -> dict[str, StoredObject]:
     with bucket.reported(location.uri):
         name = location.key
         lone = bucket.stat(name) if name and not name.endswith("/") else None
-        return {"": lone} if lone else _listed(bucket, location.prefix)
+        return {"": lone} if lone else listed(bucket, location.prefix)
 
 
 def read_versioned(bucket: Bucket, location: Location) -> tuple[bytes, str] | None:
-    """Content and version of an object; None where there is none."""
+    """Content and version of an object; None if there is none."""
     with bucket.reported(location.uri):
         found = bucket.read(location.require_object().key)
         return found and (found[0], found[1].version)
@@ -148,7 +144,7 @@ def _find(bucket: Bucket, location: Location) -> _Found:
     name, uri = location.key, location.uri
     if name and not name.endswith("/") and (obj := bucket.stat(name)):
         return _Found(label=location.label, objects={"": obj})
-    objects = _listed(bucket, location.prefix)
+    objects = listed(bucket, location.prefix)
     manifest = bucket.read(f"{location.prefix}{MANIFEST}")
     if manifest:
         objects = _as_published(bucket, uri, manifest[0], objects)
@@ -193,7 +189,7 @@ def _as_published(
             "wait for it, or publish the folder again"
         )
     there = {
-        path: _with_checksum(bucket, obj, entries[path])
+        path: with_checksum(bucket, obj, entries[path])
         for path, obj in objects.items()
         if path in named and obj.size_bytes == named[path][0]
     }
@@ -204,15 +200,6 @@ def _as_published(
             f"publish the folder again, or delete {at} to take what is there"
         )
     return {path: replace(there[path], crc32c=crc32c) for path, (_, crc32c) in named.items()}
-
-
-def _with_checksum(bucket: Bucket, obj: StoredObject, entry: dict[str, Any]) -> StoredObject:
-    """An object with its CRC32C: from a manifest's entry for this version of it, or from the store."""
-    if obj.crc32c:
-        return obj
-    if entry.get("version") == obj.version and entry.get("crc32c"):
-        return replace(obj, crc32c=entry["crc32c"])
-    return bucket.stat(obj.name) or obj
 
 
 def _agrees(obj: StoredObject | None, said: tuple[Any, Any]) -> bool:
@@ -246,68 +233,5 @@ def _download_into(bucket: Bucket, found: _Found, into: Path) -> Path:
 def _download_pairs(bucket: Bucket, pairs: list[tuple[StoredObject, Path]]) -> None:
     for path in {path.parent for _, path in pairs}:
         path.mkdir(parents=True, exist_ok=True)
-    _say_size(f"{bucket.root}/{pairs[0][0].name}", [obj.size_bytes for obj, _ in pairs])
+    say_size(f"{bucket.root}/{pairs[0][0].name}", [obj.size_bytes for obj, _ in pairs])
     bucket.download(pairs)
-
-
-def _say_size(uri: str, sizes_bytes: Sequence[int]) -> None:
-    """Name a transfer that will take its time."""
-    if is_sliced(sum(sizes_bytes)):
-        say(f"{uri}: {len(sizes_bytes)} objects, {sum(sizes_bytes) / 1e6:.0f} MB")
-
-
-def _publish_folder(bucket: Bucket, local: Path, location: Location) -> None:
-    paths = sorted(path for path in local.rglob("*") if path.is_file() and path.name != MANIFEST)
-    if not paths:
-        raise DataFormatError(f"{local}: the folder is empty, so there is nothing to publish")
-    name = location.key.removesuffix("/")
-    if name and not name.endswith("/") and bucket.stat(name):
-        raise ConfigError(f"{location.uri}: is an object, not a folder; choose another name")
-    prefix, at = location.prefix, f"{location.prefix}{MANIFEST}"
-    files = {path.relative_to(local).as_posix(): path for path in paths}
-    there, before = _listed(bucket, prefix), bucket.read(at)
-    stamp = {"format": 1, "time": datetime.now(UTC).isoformat(timespec="seconds")}
-
-    def mark(state: dict[str, Any], expected: str) -> str:
-        return bucket.put(at, json.dumps({**stamp, **state}, indent=2).encode(), expected=expected).version
-
-    old = _named(before[0]) if before else {}
-    may_be_there = [{"path": path} for path in sorted(old.keys() | files.keys())]
-    version = mark({"state": "writing", "objects": may_be_there}, before[1].version if before else "")
-    _say_size(location.uri, [path.stat().st_size for path in paths])
-
-    def send(path: str) -> dict[str, Any]:
-        file, stored = files[path], there.get(path)
-        said = {"size_bytes": file.stat().st_size, "crc32c": crc32c_file(file)}
-        if stored is not None and stored.size_bytes == said["size_bytes"]:
-            stored = _with_checksum(bucket, stored, old.get(path, {}))
-        while stored is None or (stored.size_bytes, stored.crc32c) != tuple(said.values()):
-            try:
-                stored = bucket.upload(f"{prefix}{path}", file, expected=stored.version if stored else "")
-            except StaleVersionError:  # another who publishes here: the last to say so in the manifest wins
-                stored, mine = bucket.stat(f"{prefix}{path}"), bucket.stat(at)
-                if mine is None or mine.version != version:
-                    raise
-        return {"path": path, **said, "version": stored.version}
-
-    large = {path for path, file in files.items() if is_sliced(file.stat().st_size)}
-    objects = in_parallel(send, sorted(files.keys() - large)) + [send(path) for path in sorted(large)]
-    mark({"state": "whole", "objects": objects}, version)
-    in_parallel(lambda path: bucket.remove(f"{prefix}{path}"), sorted(old.keys() - files.keys()))
-
-
-def _named(manifest: bytes) -> dict[str, dict[str, Any]]:
-    """Entries, by path, of what an earlier publication may have left; none where this is no manifest."""
-    try:
-        return {entry["path"]: entry for entry in json.loads(manifest)["objects"]}
-    except (ValueError, KeyError, TypeError):
-        return {}
-
-
-def _listed(bucket: Bucket, prefix: str) -> dict[str, StoredObject]:
-    """Objects below a prefix by their path below it, without the empty ones that stand for folders."""
-    return {
-        obj.name.removeprefix(prefix): obj
-        for obj in bucket.listed(prefix)
-        if not (obj.name.endswith("/") and not obj.size_bytes)
-    }

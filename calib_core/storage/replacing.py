@@ -9,6 +9,9 @@ Three ways, by what the file system can do:
   marked as whole, and the new ones put over the old, JSON files last, which readers begin with. A process
   that is killed there leaves old and new files mixed: `settle` puts the old ones back.
 
+Of several who replace one folder at once the last one's is there in the end, whole. Where files are put over
+others they take turns by a lock, which other machines don't see, nor all network file systems.
+
 `calib_core.storage.uris.fetch`, and everything that writes a folder, settle what they find. For state that
 must be readable at each moment, on every file system and in buckets, there is
 `calib_core.storage.generations`.
@@ -16,11 +19,13 @@ must be readable at each moment, on every file system and in buckets, there is
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from calib_core.storage import disks
@@ -29,6 +34,12 @@ from calib_core.storage.leftovers import OLD, PART, is_foreign, left_of, remove,
 NO_RENAME = (errno.EMFILE, errno.ENOSYS, errno.ENOTSUP, errno.EXDEV, errno.EBUSY)
 """What is answered where a folder can't be renamed: a mount point, or a folder of a mounted bucket, where
 gcsfuse says EMFILE for more objects than its rename-dir-limit, which is 0 by default."""
+
+RACED = (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST)
+"""What is answered where another has just put a folder there, or taken it away to replace it."""
+
+ATTEMPTS = 100
+"""How often to begin again where others replace the same folder."""
 
 SAVED = ".calib-saved"
 """Lies in the copy of an old folder once it is whole."""
@@ -53,6 +64,20 @@ def replace_folder(new: Path, target: Path) -> None:
         OSError: it can't be done; `target` is as it was.
     """
     disks.sync_tree(new)
+    content = set(new.rglob("*"))
+    for attempt in range(ATTEMPTS):
+        try:
+            _put(new, target)
+            break
+        except OSError as error:
+            if error.errno not in RACED or attempt == ATTEMPTS - 1 or set(new.rglob("*")) != content:
+                raise
+        time.sleep(0.001 * attempt)
+    disks.sync(target.parent)
+    remove(new)  # which is the old one now, where they were swapped
+
+
+def _put(new: Path, target: Path) -> None:
     if home_of(target) == target:
         _overwrite(new, target)
     elif not target.exists():
@@ -64,8 +89,6 @@ def replace_folder(new: Path, target: Path) -> None:
             if error.errno not in disks.NO_SWAP:
                 raise
             _rename_twice(new, target)
-    disks.sync(target.parent)
-    remove(new)  # which is the old one now, where they were swapped
 
 
 def settle(target: Path) -> None:
@@ -78,7 +101,9 @@ def settle(target: Path) -> None:
         if not gone:
             _wait_for(target)
         elif (old / SAVED).exists():
-            _restore(old, target)
+            with _turn(target):
+                if (old / SAVED).exists():
+                    _restore(old, target)
         elif not target.exists():
             try:
                 old.replace(target)
@@ -109,8 +134,9 @@ def _rename_twice(new: Path, target: Path) -> None:
     try:
         _move(new, target)
     except BaseException:
-        if not target.exists():
+        with contextlib.suppress(OSError):  # another has put a folder there
             old.replace(target)
+        remove(old)
         raise
     remove(old)
 
@@ -127,28 +153,52 @@ def _move(new: Path, target: Path) -> None:
 
 def _overwrite(new: Path, target: Path) -> None:
     """Put a folder's files over another's, and remove what only that had; all or none of it."""
-    saved = None
-    if target.exists() and _names(target):
-        saved = temporary_beside(target, OLD, within=home_of(target))
-        _copy(target, saved)
-        disks.sync_tree(saved)
-        (saved / SAVED).touch()
-        disks.sync(saved)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-        _fill(new, target, _move_file)
-        disks.sync_tree(target)
-    except BaseException:
+    with _turn(target):
+        saved = None
+        if _names(target):
+            saved = temporary_beside(target, OLD, within=home_of(target))
+            _copy(target, saved)
+            disks.sync_tree(saved)
+            (saved / SAVED).touch()
+            disks.sync(saved)
+        try:
+            _fill(new, target, _move_file)
+            disks.sync_tree(target)
+        except BaseException:
+            if saved is not None:
+                _restore(saved, target)
+            elif os.path.ismount(target):
+                for name in _names(target):
+                    remove(target / name)
+            else:
+                remove(target)
+            raise
         if saved is not None:
-            _restore(saved, target)
-        elif os.path.ismount(target):
-            for name in _names(target):
-                remove(target / name)
-        else:
-            remove(target)
-        raise
-    if saved is not None:
-        _forget(saved)
+            _forget(saved)
+
+
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[None]:
+    """Wait until no other process puts files into a folder, which is made where it isn't there."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if _is_at(handle, folder):
+                yield
+                return
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, folder: Path) -> bool:
+    """Whether an open folder still bears its name: who had the lock before may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(handle), folder.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _restore(saved: Path, target: Path) -> None:

@@ -19,10 +19,10 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from calib_core.errors import CalibError, ConfigError
-from calib_core.storage import s3_download, s3_upload
+from calib_core.storage import s3_download, s3_renewal, s3_upload
 from calib_core.storage.bucket import WORKERS, Bucket, StoredObject
 from calib_core.storage.locations import Location
-from calib_core.storage.s3_requests import Requests, code_of, is_transient, status_of
+from calib_core.storage.s3_requests import BROKEN, Requests, code_of, is_transient, status_of
 from calib_core.storage.s3_session import Session, session_for
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class S3Bucket:
         self._requests = Requests(client, location.bucket, self.root)
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object, with its CRC32C where it was written from here; None where there is none."""
+        """An object, with its CRC32C where it was written from here; None if there is none."""
         return self._requests.stat(name)
 
     def listed(self, prefix: str) -> Iterable[StoredObject]:
@@ -65,7 +65,7 @@ class S3Bucket:
         return s3_download.listed(self._requests, prefix)
 
     def read(self, name: str) -> tuple[bytes, StoredObject] | None:
-        """Content and ETag of a small object, which belong together; None where there is none."""
+        """Content and ETag of a small object, which belong together; None if there is none."""
         return s3_download.read(self._requests, name)
 
     def put(self, name: str, data: bytes, *, expected: str) -> StoredObject:
@@ -78,7 +78,7 @@ class S3Bucket:
         if self.identity not in _heeding and stored.version != expected:
             if not s3_upload.heeds(self._requests, name, data, expected=expected):
                 raise ConfigError(
-                    f"{self.root}/{name}: this S3 server writes even where a condition (If-Match, "
+                    f"{self.root}/{name}: this S3 server writes even if a condition (If-Match, "
                     "If-None-Match) isn't met, so that of two who write at once both believe to have won; "
                     "keep this file on a server that heeds conditions (S3, MinIO, Ceph, current SeaweedFS)"
                 )
@@ -88,6 +88,14 @@ class S3Bucket:
     def upload(self, name: str, path: Path, *, expected: str) -> StoredObject:
         """Write a file of any size, if the object still has the ETag `expected`."""
         return s3_upload.upload(self._requests, name, path, expected=expected)
+
+    def renew(self, obj: StoredObject, path: Path) -> StoredObject:
+        """Give an object a new ETag, its content unchanged."""
+        return s3_renewal.renew(self._requests, obj, path)
+
+    def discard(self, obj: StoredObject) -> None:
+        """Delete an object if it still has the ETag that it had."""
+        s3_renewal.discard(self._requests, obj)
 
     def download(self, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
         """Bring objects into files; those that are there already and whole are left as they are."""
@@ -123,7 +131,7 @@ class S3Bucket:
             raise ConfigError(f"{uri}: no S3 credentials can be had ({_reason(e)}); renew them") from None
         except ClientError as error:
             raise self._refusal(uri, error) from None
-        except (boto.BotoCoreError, ConnectionError, TimeoutError) as error:
+        except (boto.BotoCoreError, *BROKEN) as error:
             if is_transient(error) or isinstance(error, boto.SSLError):
                 raise self._unreachable(uri, error) from None
             raise ConfigError(f"{uri}: this can't be asked of {self._server()} ({_reason(error)})") from None

@@ -49,7 +49,7 @@ def listed(requests: Requests, prefix: str) -> Iterator[StoredObject]:
 
 
 def read(requests: Requests, name: str) -> tuple[bytes, StoredObject] | None:
-    """Content and ETag of a small object, which belong together; None where there is none."""
+    """Content and ETag of a small object, which belong together; None if there is none."""
 
     def get() -> tuple[dict[str, Any], bytes]:
         answer: dict[str, Any] = dict(requests.client.get_object(Bucket=requests.bucket, Key=name))
@@ -126,7 +126,7 @@ def _slice(
 
 
 def _is_whole(requests: Requests, obj: StoredObject, path: Path, answer: dict[str, Any]) -> bool | None:
-    """Whether a file is an object's content; None where that can't be told.
+    """Whether a file is an object's content; None if that can't be told.
 
     Args:
         requests: Of the object's bucket.

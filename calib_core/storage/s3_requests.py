@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import botocore.exceptions as boto
 from botocore.exceptions import ClientError
+from urllib3.exceptions import HTTPError
 
 from calib_core.errors import StaleVersionError
 from calib_core.storage import bucket as limits
@@ -22,9 +23,13 @@ WRITER, CRC32C = "calib-writer", "calib-crc32c"
 """Metadata of what is written from here: one write's own mark, and the content's checksum."""
 
 BINARY = "application/octet-stream"
+PARTS_LIMIT = 10_000
+"""How many parts an upload may have."""
+
 _AGAIN = {"BadDigest", "ConditionalRequestConflict", "IncompleteBody", "InternalError", "OperationAborted"}
 _AGAIN |= {"RequestTimeout", "SlowDown", "XAmzContentSHA256Mismatch", "Throttling", "ThrottlingException"}
-_BROKEN = (
+BROKEN = (
+    HTTPError,  # of a connection that breaks within an answer which boto3 reads itself
     boto.HTTPClientError,
     boto.ConnectionError,
     boto.IncompleteReadError,
@@ -51,7 +56,7 @@ def is_transient(error: Exception) -> bool:
         return status_of(error) in (408, 429) or status_of(error) >= 500 or code_of(error) in _AGAIN
     if isinstance(error, boto.SSLError):
         return False
-    return isinstance(error, _BROKEN)
+    return isinstance(error, BROKEN)
 
 
 def is_missing(error: ClientError) -> bool:
@@ -64,7 +69,7 @@ def retried(request: Callable[[], Result], *, moving: bool = False) -> Result:
 
     Args:
         request: Sends it.
-        moving: whether it moves a file's bytes, which may take its time even where nothing fails.
+        moving: whether it moves a file's bytes, which may take its time even if nothing fails.
     """
     end_s = time.monotonic() + (limits.MOVING_RETRY_S if moving else limits.RETRY_S)
     longest_s = limits.FIRST_PAUSE_S
@@ -97,7 +102,7 @@ class Requests:
         return retried(lambda: dict(method(Bucket=self.bucket, **parameters)), moving=moving)
 
     def head(self, name: str, **parameters: Any) -> dict[str, Any] | None:
-        """What the server says of an object; None where there is none."""
+        """What the server says of an object; None if there is none."""
         try:
             return self.send("head_object", Key=name, **parameters)
         except ClientError as error:
@@ -106,7 +111,7 @@ class Requests:
             return None
 
     def stat(self, name: str) -> StoredObject | None:
-        """An object, with its CRC32C where it was written from here; None where there is none."""
+        """An object, with its CRC32C where it was written from here; None if there is none."""
         answer = self.head(name)
         return described(name, answer) if answer else None
 
@@ -114,7 +119,7 @@ class Requests:
         """What a writer is told who came too late."""
         return StaleVersionError(
             f"{self.root}/{name}: changed since it was read; nothing was written, read it again and decide "
-            "anew"
+            "again"
         )
 
 

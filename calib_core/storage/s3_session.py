@@ -118,7 +118,7 @@ def default_endpoint() -> str:
 
 
 def provider_settings(provider: Any, location: Location) -> dict[str, Any]:
-    """What a provider's entry of the ConfigMap says for a place; empty where it says nothing.
+    """What a provider's entry of the ConfigMap says for a place; empty if it says nothing.
 
     Args:
         provider: The entry of the URI's scheme, `{"default": {...}, "overrides": [...]}`; names are read
@@ -191,7 +191,7 @@ class _Cluster:
         self._known: dict[tuple[str, str], dict[str, str]] = {}
 
     def providers(self, location: Location) -> dict[str, Any]:
-        """The ConfigMap's providers by scheme; empty where there is no ConfigMap.
+        """The ConfigMap's providers by scheme; empty if there is no ConfigMap.
 
         An account that may not read it has its own role for `s3://`, but can't know what `minio://` is.
         """
@@ -241,7 +241,7 @@ class _Cluster:
 
 @functools.lru_cache(maxsize=1)
 def _cluster(server: tuple[str, ...], period: int) -> _Cluster:
-    """The cluster that this pod runs in; asked anew in each period, so that new keys are found."""
+    """The cluster that this pod runs in; asked again in each period, so that new keys are found."""
     return _Cluster()
 
 

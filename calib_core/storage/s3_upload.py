@@ -23,6 +23,7 @@ from calib_core.storage.s3_download import read
 from calib_core.storage.s3_requests import (
     BINARY,
     CRC32C,
+    PARTS_LIMIT,
     WRITER,
     Requests,
     code_of,
@@ -33,7 +34,7 @@ from calib_core.storage.s3_requests import (
     md5,
 )
 
-PARTS_LIMIT = 10_000
+ATTEMPTS = 5
 
 
 def put(requests: Requests, name: str, data: bytes, *, expected: str) -> StoredObject:
@@ -88,11 +89,23 @@ def upload(requests: Requests, name: str, path: Path, *, expected: str) -> Store
     before = path.stat()
     if not is_sliced(before.st_size):
         return put(requests, name, path.read_bytes(), expected=expected)
-    stored = _Parts(requests, name, path).send(expected)
+    stored = _in_parts(requests, name, path, expected)
     after = path.stat()
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
         raise DataFormatError(f"{path}: was written to while it was published; publish it again")
     return stored
+
+
+def _in_parts(requests: Requests, name: str, path: Path, expected: str) -> StoredObject:
+    """Write a large file; anew where another who sends the same one has ended or given up their upload."""
+    for _ in range(ATTEMPTS):
+        try:
+            return _Parts(requests, name, path).send(expected)
+        except ClientError as error:
+            if code_of(error) != "NoSuchUpload":
+                raise
+            gone = error
+    raise gone
 
 
 class _Parts:
@@ -130,7 +143,7 @@ class _Parts:
         return str(begun["UploadId"])
 
     def _begun(self) -> tuple[str, dict[int, str]] | None:
-        """An earlier try's upload and the ETags of its parts by number; None where there is none."""
+        """An earlier try's upload and the ETags of its parts by number; None if there is none."""
         found = read(self._requests, self._note)
         if found is None:
             return None

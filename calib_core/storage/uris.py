@@ -182,7 +182,7 @@ def exists(uri: str | os.PathLike[str]) -> bool:
 
 
 def list_files(uri: str | os.PathLike[str]) -> list[StoredFile]:
-    """All files below a folder, at any depth, sorted by URI; none where the folder isn't there.
+    """All files below a folder, at any depth, sorted by URI; none if the folder isn't there.
 
     Names that begin with a dot, as temporary files' do, are left out.
 
@@ -226,7 +226,7 @@ def list_folders(uri: str | os.PathLike[str]) -> list[str]:
 
 
 def read_versioned(uri: str | os.PathLike[str]) -> tuple[bytes, str] | None:
-    """Content and version of a small file; None where there is none.
+    """Content and version of a small file; None if there is none.
 
     Returns:
         The bytes, and the token that `write_versioned` takes as `expected`: the object's generation or ETag,
@@ -246,13 +246,13 @@ def write_versioned(uri: str | os.PathLike[str], data: bytes, *, expected: str |
     Args:
         uri: path or URI of the file.
         data: its new content.
-        expected: version that `read_versioned` gave; None where there was no file.
+        expected: version that `read_versioned` gave; None if there was no file.
 
     Returns:
         The new version.
 
     Raises:
-        StaleVersionError: the file has changed meanwhile; read it again and decide anew.
+        StaleVersionError: the file has changed meanwhile; read it again and decide again.
         ConfigError: as in `fetch`, the path is on a mounted bucket, or the server heeds no conditions.
     """
     if location := locate(uri):
@@ -263,7 +263,7 @@ def write_versioned(uri: str | os.PathLike[str], data: bytes, *, expected: str |
         found = _read_local(path)
         if (found[1] if found else None) != expected:
             raise StaleVersionError(
-                f"{path}: changed since it was read; nothing was written, read it again and decide anew"
+                f"{path}: changed since it was read; nothing was written, read it again and decide again"
             )
         with whole_file(path) as temporary:
             temporary.write_bytes(data)

@@ -89,10 +89,10 @@ def save_checkpoint(place: str | Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(place: str | Path) -> Checkpoint | None:
-    """Read the newest checkpoint of a place that is whole; None where there is none.
+    """Read the newest checkpoint of a place that is whole; None if there is none.
 
     A damaged one is named on standard error, and the one before it is taken; where none is whole, that is
-    said too, and the run starts anew.
+    said too, and the run starts over.
     """
     for attempt in range(SAVES):
         folder = None
@@ -102,7 +102,7 @@ def load_checkpoint(place: str | Path) -> Checkpoint | None:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, DataFormatError) as error:
             if folder is not None and not folder.exists() and attempt < SAVES - 1:
                 continue  # it made room for a newer one while it was read
-            say(f"{place}: no whole checkpoint ({error}); training starts anew")
+            say(f"{place}: no whole checkpoint ({error}); training starts over")
             return None
     return None
 

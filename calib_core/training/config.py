@@ -18,7 +18,7 @@ class FinetuneConfig(Optimizer, Lora, Prompt, Loading, Scoring, Regime, Bins, Se
 
     aim: Literal["calibration", "accuracy"] = parameter(
         "calibration",
-        "`calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out "
+        "`calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out "
         "accuracy rises).",
     )
     epochs: int = parameter(

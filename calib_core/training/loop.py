@@ -10,45 +10,38 @@ this project's.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor
-from transformers import get_cosine_schedule_with_warmup
+from torch.nn import Module
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.decisions.target import estimate_bin_targets
-from calib_core.errors import CalibError, Stopped
+from calib_core.errors import CalibError
 from calib_core.models.loading import LoadedModel, adapter_digest
-from calib_core.models.memory import as_placed, spread, whole_tensors
 from calib_core.predictions.table import Predictions
 from calib_core.runtime import interrupts, processes
+from calib_core.runtime.interrupts import Stopped
 from calib_core.runtime.progress import Progress, say
 from calib_core.scoring.questions import EncodedQuestions
 from calib_core.training.balance import Weights, rebalanced
 from calib_core.training.batches import LengthGroupedBatches, Objective, cft_loss, passes, rcft_loss
 from calib_core.training.checkpoints import (
     Checkpoint,
-    optimizer_tensors,
     own_random_states,
     random_states,
-    restore_optimizer,
     restore_own_random_states,
     restore_random_states,
     save_checkpoint,
     shared_checkpoint,
 )
 from calib_core.training.config import FinetuneConfig
-from calib_core.training.lora import trainable_parameters
 from calib_core.training.state import RunState, TrainingResult
+from calib_core.training.stepping import Stepper
 from calib_core.training.stopping import best_evaluation, evaluate_heldout, should_stop
 
 SAVE_EVERY_S = 300.0
@@ -61,7 +54,7 @@ FitFold = Callable[[int], EncodedQuestions]
 
 
 class Finetuning:
-    """A run of CFT or RCFT: owns the model, the optimiser, the checkpoint and the record of evaluations.
+    """A run of CFT or RCFT: owns the checkpoint and the record of evaluations, and decides what comes next.
 
     Args:
         config: the run's parameters.
@@ -94,12 +87,11 @@ class Finetuning:
         self._heldout: tuple[int, Predictions] | None = None
         self._saved_s = time.monotonic()
         processes.join()
-        self._accelerator = Accelerator(cpu=processes.on_cpus(), kwargs_handlers=[_exchange(loaded.model)])
         self._begin_epoch(0)
         self._per_epoch = len(self._sampler)
         self._steps_per_epoch = math.ceil(self._per_epoch / config.gradient_accumulation)
         self._total = self._per_epoch * config.epochs
-        self._prepare()
+        self._stepper = Stepper(config, loaded.model, steps=self._steps_per_epoch * config.epochs)
 
     def run(self) -> TrainingResult:
         """Train until the calibration fold says stop, then put the best evaluation's adapter into the model.
@@ -125,7 +117,7 @@ class Finetuning:
                     stop.number, f"{stop} at step {self._state.steps} of training; {kept}"
                 ) from None
         state.stopped = state.stopped or f"all {self._config.epochs} epochs were trained"
-        self._restore(self._best)
+        self._stepper.put_adapter(self._best)
         if adapter_digest(self._loaded.model) == digest_before:
             raise CalibError(
                 "training left the adapter exactly as it was; use a larger learning_rate, or more "
@@ -172,22 +164,6 @@ class Finetuning:
         self._state, self._best, own = self._resting
         restore_own_random_states(own)
 
-    def _prepare(self) -> None:
-        config = self._config
-        spreading = config.placement == "fsdp"
-        if spreading:
-            spread(self._loaded.model)
-        parameters = trainable_parameters(self._loaded.model)
-        self._names = list(parameters)
-        optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0)
-        steps = self._steps_per_epoch * config.epochs
-        self._schedule = get_cosine_schedule_with_warmup(
-            optimizer, round(config.warmup_fraction * steps), steps
-        )
-        self._optimizer = optimizer
-        self._model = self._loaded.model if spreading else self._accelerator.prepare(self._loaded.model)
-        set_seed(config.seed, device_specific=True)  # processes must not drop out the same units
-
     def _begin_epoch(self, epoch: int) -> None:
         self._fit = self._fit_of(epoch)
         self._lengths = [len(ids) for ids in self._fit.input_ids]
@@ -220,55 +196,27 @@ class Finetuning:
 
     def _train_batch(self, position: int, rows: list[int]) -> float:
         """A batch forward and backward, and a step where the position ends one; the batch's mean loss."""
-        config, state = self._config, self._state
+        state = self._state
         within_epoch = position % self._per_epoch + 1
-        steps = within_epoch % config.gradient_accumulation == 0 or within_epoch == self._per_epoch
-        self._model.train()
-        value = 0.0
-        parts = passes(rows, self._lengths, config.pass_tokens * processes.count())
-        for part in parts:
-            interrupts.check()
-            with self._adding_up(steps and part is parts[-1]):
-                loss = self._share_of_loss(part) * (len(part) / len(rows))
-                value += float(self._accelerator.reduce(loss.detach(), reduction="sum"))
-                if not math.isfinite(value):
-                    raise CalibError(
-                        f"the loss is {value} at step {state.steps + 1}, questions {self._named(part)}; "
-                        "use a lower learning_rate, or dtype float32, and look at these questions"
-                    )
-                # Gradients are averaged over the processes, where the shares are meant to be added up.
-                (loss * (processes.count() / config.gradient_accumulation)).backward()
-        if steps:
-            torch.nn.utils.clip_grad_norm_(self._model.parameters(), config.max_grad_norm)
-            state.steps += 1
-            self._optimizer.step()
-            self._schedule.step()
-            self._optimizer.zero_grad()
+        ends_step = within_epoch % self._config.gradient_accumulation == 0 or within_epoch == self._per_epoch
+        passing = passes(rows, self._lengths, self._config.pass_tokens * processes.count())
+        value = self._stepper.train_batch(passing, self._loss, ends_step=ends_step, named=self._named)
+        state.steps += ends_step
         state.loss_sum += value
         state.loss_count += 1
         return value
 
-    def _adding_up(self, steps: bool) -> contextlib.AbstractContextManager[None]:
-        """Where no step follows, gradients are added up in each process, and exchanged by a later pass."""
-        if self._config.placement == "fsdp":
-            self._model.set_requires_gradient_sync(steps)
-            return contextlib.nullcontext()
-        nothing: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-        return nothing if steps else self._accelerator.no_sync(self._model)
-
-    def _share_of_loss(self, rows: list[int]) -> Tensor:
-        """What this process's questions add to the mean loss over all of `rows`: scalar, float32."""
-        own = rows[processes.index() :: processes.count()]
-        weight = len(own) / len(rows)
-        own = own or rows[:1]  # every process must go forward and backward, if only with weight 0
-        if self._state.objective == "cft":
-            return weight * cft_loss(self._model, self._fit, own, self._state.weights.label_smoothing)
-        return weight * rcft_loss(
-            self._model, self._fit, own, self._state.targets, self._state.weights.lambda_ece
-        )
+    def _loss(self, model: Module, rows: list[int]) -> Tensor:
+        """Mean loss over some of the fit fold's rows: scalar, float32."""
+        state = self._state
+        if state.objective == "cft":
+            return cft_loss(model, self._fit, rows, state.weights.label_smoothing)
+        return rcft_loss(model, self._fit, rows, state.targets, state.weights.lambda_ece)
 
     def _named(self, rows: list[int]) -> str:
-        return ", ".join(repr(self._fit.questions[row].id) for row in rows)
+        """Where the run is, for a message: the step, and the questions of some rows."""
+        ids = ", ".join(repr(self._fit.questions[row].id) for row in rows)
+        return f"step {self._state.steps + 1}, questions {ids}"
 
     def _e_step(self) -> None:
         fold = self._config.estimation_fold
@@ -287,7 +235,7 @@ class Finetuning:
         return self._heldout[1]
 
     def _evaluate_where_due(self) -> None:
-        """Evaluate at the marks of an epoch; once, also where a run goes on that was stopped there."""
+        """Evaluate at the marks of an epoch; once, also if a run goes on that was stopped there."""
         state = self._state
         if state.batches_done > state.evaluated_at and self._is_due(
             state.batches_done, self._config.evaluations_per_epoch
@@ -321,7 +269,7 @@ class Finetuning:
             best_evaluation(state.history, aim=config.aim, target_ece=config.target_ece)
             == len(state.history) - 1
         ):
-            self._best = self._adapter()
+            self._best = self._stepper.adapter()
         if config.adapt_weights:
             state.weights = rebalanced(state.weights, self._start, evaluation)
         if should_stop(state.history, aim=config.aim, patience=config.patience):
@@ -356,25 +304,15 @@ class Finetuning:
             self._state.objective = "rcft"
             say(f"going on with RCFT: {' '.join(result.reasons)}")
 
-    def _adapter(self) -> dict[str, Tensor]:
-        tensors = whole_tensors(trainable_parameters(self._loaded.model))
-        return {name: tensor.cpu().clone() for name, tensor in tensors.items()}
-
-    def _restore(self, tensors: dict[str, Tensor]) -> None:
-        parameters = trainable_parameters(self._loaded.model)
-        with torch.no_grad():
-            for name, tensor in tensors.items():
-                parameters[name].copy_(as_placed(tensor, parameters[name]))
-
     def _save(self) -> str:
         """Write a checkpoint, and tell why it could not be written, or ""; the run goes on all the same."""
         self._saved_s = time.monotonic()
         checkpoint = Checkpoint(
-            adapter=self._adapter(),
+            adapter=self._stepper.adapter(),
             best_adapter=self._best,
-            optimizer=optimizer_tensors(self._optimizer, self._names),
+            optimizer=self._stepper.optimizer_tensors(),
             random_states=random_states(),
-            state={**self._state.to_dict(), "schedule": _plain_schedule(self._schedule)},
+            state={**self._state.to_dict(), "schedule": self._stepper.schedule_state()},
         )
         try:
             processes.from_first(lambda: save_checkpoint(self._work, checkpoint))
@@ -389,23 +327,6 @@ class Finetuning:
             return
         self._state = RunState.from_dict(checkpoint.state)
         self._best = checkpoint.best_adapter
-        self._restore(checkpoint.adapter)
-        restore_optimizer(self._optimizer, self._names, checkpoint.optimizer)
-        self._schedule.load_state_dict({**checkpoint.state["schedule"], "lr_lambdas": [None]})
-        for group, rate in zip(self._optimizer.param_groups, self._schedule.get_last_lr(), strict=True):
-            group["lr"] = rate
+        self._stepper.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state["schedule"])
         restore_random_states(checkpoint.random_states)
         say(f"going on from step {self._state.steps} of an earlier attempt")
-
-
-def _exchange(model: Any) -> DistributedDataParallelKwargs:
-    """How processes exchange gradients: where a batch may miss a parameter (an expert), none waits for it."""
-    text = model.config.get_text_config()
-    experts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-    return DistributedDataParallelKwargs(
-        find_unused_parameters=any(getattr(text, name, None) for name in experts)
-    )
-
-
-def _plain_schedule(schedule: Any) -> dict[str, Any]:
-    return {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"}

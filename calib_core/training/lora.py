@@ -83,7 +83,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> None:
-    """Write the adapter in PEFT's own format with `calibration.json` beside it, whole or not at all.
+    """Write the adapter in PEFT's own format with `calibration.json` beside it, atomically.
 
     Of several processes the first one writes, and the others wait.
 
@@ -98,7 +98,10 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
 
     def write() -> None:
         with whole_folder(folder) as temporary:
-            loaded.model.peft_config["default"].base_model_name_or_path = loaded.base
+            settings = loaded.model.peft_config["default"]
+            settings.base_model_name_or_path = loaded.base
+            if isinstance(settings.target_modules, set):  # whose order is another in each process
+                settings.target_modules = sorted(settings.target_modules)
             loaded.model.save_pretrained(
                 temporary,
                 selected_adapters=["default"],

@@ -71,5 +71,5 @@ class TrainingResult:
 
     @property
     def temperature(self) -> float:
-        """What the kept model's logits are to be divided by; 1 where no other number lowers its NLL."""
+        """What the kept model's logits are to be divided by; 1 if no other number lowers its NLL."""
         return self.history[self.chosen].temperature

@@ -57,7 +57,7 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         data: Data folder of `data_prep`.
         nodes: Number of machines; several are started as a job on the cluster that `cluster` describes.
         cluster: JSON object that describes the job on several machines; see docs/distributed.md.
-        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
@@ -87,7 +87,7 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         lora_dropout: Dropout on the LoRA input.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.

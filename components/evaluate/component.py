@@ -40,7 +40,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
             preference for some letters and costs as many times as much.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.

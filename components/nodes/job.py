@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
@@ -10,10 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from calib_components.image import IMAGE
+from calib_core.errors import CalibError
+from calib_core.runtime.messages import QUIET_VARIABLE
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.flags import flags_of
 from calib_core.settings.parameters import config_from, parameter
+from calib_core.steps.finetune import CHECKPOINTS_VARIABLE
 from calib_core.storage.files import sha256_json
+from calib_core.storage.limits import Limit
 from calib_core.training.config import FinetuneConfig
 
 
@@ -68,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True, kw_only=True)
-class KubeflowSettings:
+class TrainJobSettings:
     """`cluster` for Kubeflow: `{"platform": "kubeflow", ...}`.
 
     Attributes:
@@ -107,7 +112,7 @@ class KubeflowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VertexSettings:
+class CustomJobSettings:
     """`cluster` for Vertex: `{"platform": "vertex", ...}`.
 
     Attributes:
@@ -154,6 +159,22 @@ def job_of(method: str, config: JobConfig, uris: Mapping[str, str], places: Mapp
     name = f"calib-{method}-{sha256_json([method, flags, config.nodes, dict(uris)])[:12]}"
     where = (f"--model={places['model']}", f"--data={places['data']}", f"--out={places['adapter']}")
     return Job(name=name, arguments=(method, *where, *flags), nodes=config.nodes, processes=config.processes)
+
+
+def out_of_time(name: str) -> CalibError:
+    """The error of a job that has not ended within `timeout_s` of its settings."""
+    return CalibError(
+        f"the job {name} has not ended in time; raise timeout_s in cluster, or give it more nodes"
+    )
+
+
+def passed_on() -> dict[str, str]:
+    """Variables of this process that hold for the work itself, so that they hold on each node too."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in (CHECKPOINTS_VARIABLE, QUIET_VARIABLE) or name.startswith(Limit.PREFIX)
+    }
 
 
 @contextlib.contextmanager

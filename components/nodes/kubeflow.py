@@ -1,7 +1,8 @@
 """Fine-tuning on several machines of a Kubernetes cluster, as a `TrainJob` of Kubeflow Trainer.
 
 The runtime (`torch-distributed`, or one of the cluster's own) says how nodes find each other; torchrun starts
-the processes on each of them. `trainjob` has what the job looks like, `cluster` how the cluster is asked.
+the processes on each of them. `trainjob` has what the job looks like, `trainjob_api` how the cluster is
+asked.
 """
 
 from __future__ import annotations
@@ -15,17 +16,25 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from calib_components.nodes.cluster import Cluster, GoneError, ThereAlreadyError, connect
-from calib_components.nodes.job import JobConfig, KubeflowSettings, Place, ended_by_signal, job_of
+from calib_components.nodes.job import (
+    JobConfig,
+    Place,
+    TrainJobSettings,
+    ended_by_signal,
+    job_of,
+    out_of_time,
+)
 from calib_components.nodes.trainjob import train_job_body
+from calib_components.nodes.trainjob_api import GoneError, ThereAlreadyError, TrainJobApi, connect
+from calib_components.watching import looks
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.storage.files import whole_folder
 from calib_core.storage.uris import is_remote, list_files
 
 POLL_S = 10.0
-LOST_POLLS = 30
-"""Answers in a row that may fail before a job is given up: a control plane is upgraded in minutes."""
+PATIENCE_S = 300.0
+"""How long answers may fail before a job is given up: a control plane is upgraded in minutes."""
 
 GONE_POLLS = 60
 LAST_LINES = 20
@@ -36,7 +45,7 @@ SPARE_GIB = 16
 def train_job(
     method: str,
     config: JobConfig,
-    settings: KubeflowSettings,
+    settings: TrainJobSettings,
     *,
     model: Place,
     data: Place,
@@ -78,10 +87,10 @@ def train_job(
         shutil.rmtree(work, ignore_errors=True)
 
 
-def run_job(cluster: Cluster, body: Mapping[str, Any], *, timeout_s: float) -> None:
+def run_job(cluster: TrainJobApi, body: Mapping[str, Any], *, timeout_s: float) -> None:
     """Make a job, or find the one of this name that a try before has made, and wait for its end.
 
-    A job of this name that has failed is removed and made anew. However this ends, the job is removed; where
+    A job of this name that has failed is removed and made again. However this ends, the job is removed; where
     that can't be done, because this process is killed or the cluster can't be reached, the cluster does it
     when the pod that made the job is removed, and stops the nodes after `timeout_s`.
 
@@ -98,7 +107,7 @@ def run_job(cluster: Cluster, body: Mapping[str, Any], *, timeout_s: float) -> N
     _make(cluster, body)
     try:
         with ended_by_signal():
-            failure = _watched(cluster, name, time.monotonic() + timeout_s)
+            failure = _watched(cluster, name, timeout_s)
             lines = _last_lines(cluster, name) if failure else []
     finally:
         _remove(cluster, name)
@@ -107,7 +116,7 @@ def run_job(cluster: Cluster, body: Mapping[str, Any], *, timeout_s: float) -> N
         raise CalibError(f"the training job {name} failed ({failure}); its first node said:{why}")
 
 
-def _make(cluster: Cluster, body: Mapping[str, Any]) -> None:
+def _make(cluster: TrainJobApi, body: Mapping[str, Any]) -> None:
     name, trainer = body["metadata"]["name"], body["spec"]["trainer"]
     try:
         cluster.create(body)
@@ -127,13 +136,13 @@ def _make(cluster: Cluster, body: Mapping[str, Any]) -> None:
             cluster.adopt(name)
             say(f"job {name}: there already; watching it")
             return
-        say(f"job {name}: failed in a try before, or is being removed; making it anew")
+        say(f"job {name}: failed in a try before, or is being removed; making it again")
         cluster.delete(name)
         _wait_until_gone(cluster, name)
     _make(cluster, body)
 
 
-def _is_there(cluster: Cluster, name: str) -> bool:
+def _is_there(cluster: TrainJobApi, name: str) -> bool:
     """Whether a job was made although no answer came."""
     try:
         cluster.get(name)
@@ -142,42 +151,43 @@ def _is_there(cluster: Cluster, name: str) -> bool:
     return True
 
 
-def _watched(cluster: Cluster, name: str, deadline: float) -> str:
-    """Wait for the end of a job, passing on its log; why it failed, empty where it didn't."""
-    said, lost, following = "", 0, False
-    while time.monotonic() < deadline:
-        try:
-            ended = _ended(cluster.get(name))
+def _watched(cluster: TrainJobApi, name: str, timeout_s: float) -> str:
+    """Wait for the end of a job, passing on its log; why it failed, empty if it didn't."""
+    said, following = "", False
+
+    def look() -> tuple[dict[str, str], Mapping[str, Any]]:
+        ended = _ended(cluster.get(name))
+        return ended, {} if ended or following else cluster.first_pod(name)
+
+    try:
+        for ended, pod in looks(
+            look, every_s=POLL_S, patience_s=PATIENCE_S, passes=_passes, timeout_s=timeout_s
+        ):
             if "Complete" in ended:
                 say(f"job {name}: complete")
                 return ""
             if "Failed" in ended:
                 return ended["Failed"]
-            pod = {} if following else cluster.first_pod(name)
-            lost = 0
-        except GoneError as error:
-            raise CalibError(
-                f"the job {name} was removed while it ran, by hand or with the pod that made it; run this "
-                "again"
-            ) from error
-        except CalibError as error:
-            lost += 1
-            if lost > LOST_POLLS or isinstance(error, ConfigError):
-                raise CalibError(
-                    f"the job {name} is lost: {error}; look for it with `kubectl get trainjobs`, and delete "
-                    "it where it is still there"
-                ) from error
-            pod = {}
-        if pod and (now := f"{pod['phase'].lower()} {pod['trouble']}".rstrip()) != said:
-            say(f"job {name}: first node {now}")
-            said = now
-        if pod and pod["phase"] != "Pending":
-            following = True
-            threading.Thread(target=_follow, args=(cluster, pod["name"]), daemon=True).start()
-        time.sleep(POLL_S)
-    raise CalibError(
-        f"the job {name} has not ended in time; raise timeout_s in cluster, or give it more nodes"
-    )
+            if pod and (now := f"{pod['phase'].lower()} {pod['trouble']}".rstrip()) != said:
+                say(f"job {name}: first node {now}")
+                said = now
+            if pod and pod["phase"] != "Pending":
+                following = True
+                threading.Thread(target=_follow, args=(cluster, pod["name"]), daemon=True).start()
+    except GoneError as error:
+        raise CalibError(
+            f"the job {name} was removed while it ran, by hand or with the pod that made it; run this again"
+        ) from error
+    except CalibError as error:
+        raise CalibError(
+            f"the job {name} is lost: {error}; look for it with `kubectl get trainjobs`, and delete it if it "
+            "is still there"
+        ) from error
+    raise out_of_time(name)
+
+
+def _passes(error: Exception) -> bool:
+    return isinstance(error, CalibError) and not isinstance(error, ConfigError | GoneError)
 
 
 def _ended(job: Mapping[str, Any]) -> dict[str, str]:
@@ -189,13 +199,13 @@ def _ended(job: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _follow(cluster: Cluster, pod: str) -> None:
+def _follow(cluster: TrainJobApi, pod: str) -> None:
     with contextlib.suppress(Exception):  # the log is a courtesy; the job's state decides
         for line in cluster.log(pod, follow=True):
             say(line)
 
 
-def _last_lines(cluster: Cluster, name: str) -> list[str]:
+def _last_lines(cluster: TrainJobApi, name: str) -> list[str]:
     """What the first node said last: `calib`'s own errors where there are any, else the end of its log."""
     try:
         pod = cluster.first_pod(name)
@@ -206,7 +216,7 @@ def _last_lines(cluster: Cluster, name: str) -> list[str]:
     return errors or lines[-LAST_LINES:]
 
 
-def _remove(cluster: Cluster, name: str) -> None:
+def _remove(cluster: TrainJobApi, name: str) -> None:
     try:
         cluster.delete(name)
     except GoneError:
@@ -215,7 +225,7 @@ def _remove(cluster: Cluster, name: str) -> None:
         say(f"job {name}: could not be removed ({error}); `kubectl delete trainjob {name}`")
 
 
-def _wait_until_gone(cluster: Cluster, name: str) -> None:
+def _wait_until_gone(cluster: TrainJobApi, name: str) -> None:
     for _ in range(GONE_POLLS):
         try:
             cluster.get(name)
@@ -227,7 +237,7 @@ def _wait_until_gone(cluster: Cluster, name: str) -> None:
     )
 
 
-def _place(name: str, place: Place, settings: KubeflowSettings, work: Path) -> str:
+def _place(name: str, place: Place, settings: TrainJobSettings, work: Path) -> str:
     """Where the nodes find something: in the bucket, on the hub, on the volume, or below `work` there."""
     if is_remote(place.uri) or not Path(place.path).exists():
         return place.uri
@@ -242,7 +252,7 @@ def _copy(source: str, copy: Path) -> None:
             shutil.copytree(source, folder, dirs_exist_ok=True)
 
 
-def _need_volume(name: str, place: Place, settings: KubeflowSettings) -> None:
+def _need_volume(name: str, place: Place, settings: TrainJobSettings) -> None:
     if not settings.volume or not Path(settings.mount).is_dir():
         state = f"{settings.mount} is no folder here" if settings.volume else "cluster names no volume"
         raise ConfigError(
@@ -253,7 +263,7 @@ def _need_volume(name: str, place: Place, settings: KubeflowSettings) -> None:
 
 
 def _storage(*models: str) -> str:
-    """What the nodes ask for to hold copies of the models that lie in buckets; empty where none does."""
+    """What the nodes ask for to hold copies of the models that lie in buckets; empty if none does."""
     files: Iterable[Any] = [file for uri in models if is_remote(uri) for file in list_files(uri)]
     gib = math.ceil(sum(file.size_bytes for file in files) / 2**30)
     return f"{gib + SPARE_GIB}Gi" if files else ""

@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from calib_components.nodes.job import JobConfig, KubeflowSettings, Place, VertexSettings
+from calib_components.nodes.job import CustomJobSettings, JobConfig, Place, TrainJobSettings
 from calib_core.errors import ConfigError
 from calib_core.steps.finetune import cft, rcft
 from calib_core.training.config import check_processes
@@ -20,7 +20,7 @@ from calib_core.training.config import check_processes
 METHODS = {"cft": cft, "rcft": rcft}
 
 
-PLATFORMS: dict[str, type] = {"kubeflow": KubeflowSettings, "vertex": VertexSettings}
+PLATFORMS: dict[str, type] = {"kubeflow": TrainJobSettings, "vertex": CustomJobSettings}
 
 
 def finetune(method: str, config: JobConfig, *, model: Place, data: Place, adapter: Place) -> None:
@@ -43,7 +43,7 @@ def finetune(method: str, config: JobConfig, *, model: Place, data: Place, adapt
     settings = read_settings(config.cluster)
     places = {"model": model, "data": data, "adapter": adapter}
     try:
-        if isinstance(settings, KubeflowSettings):
+        if isinstance(settings, TrainJobSettings):
             from calib_components.nodes.kubeflow import train_job  # noqa: PLC0415 - only where asked for
 
             train_job(method, config, settings, **places)
@@ -52,13 +52,13 @@ def finetune(method: str, config: JobConfig, *, model: Place, data: Place, adapt
 
             custom_job(method, config, settings, **places)
     except ModuleNotFoundError as error:
-        extra = "kubeflow" if isinstance(settings, KubeflowSettings) else "vertex"
+        extra = "kubeflow" if isinstance(settings, TrainJobSettings) else "vertex"
         raise ConfigError(
             f"a job on several machines needs the package {error.name}; install 'calib-core[{extra}]'"
         ) from error
 
 
-def read_settings(cluster: str) -> KubeflowSettings | VertexSettings:
+def read_settings(cluster: str) -> TrainJobSettings | CustomJobSettings:
     """The parameter `cluster` as settings of its platform.
 
     Raises:
@@ -84,7 +84,7 @@ def read_settings(cluster: str) -> KubeflowSettings | VertexSettings:
             f"cluster: no setting {', '.join(unknown)} for {platform}; there are {', '.join(names)}"
         )
     try:
-        settings: KubeflowSettings | VertexSettings = kind(**given)
+        settings: TrainJobSettings | CustomJobSettings = kind(**given)
     except TypeError:
         missing = [field.name for field in fields(kind) if field.name not in given and _required(field)]
         raise ConfigError(f"cluster: {', '.join(missing)} missing for {platform}; give them") from None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calib_components.nodes.job import Job, KubeflowSettings
+from calib_components.nodes.job import Job, TrainJobSettings, passed_on
 from calib_core.errors import ConfigError
 
 GROUP, VERSION = "trainer.kubeflow.org", "v1alpha1"
@@ -62,7 +62,7 @@ class Pod:
 
 
 def train_job_body(
-    job: Job, settings: KubeflowSettings, runtime: Mapping[str, Any], *, maker: Pod | None, storage: str = ""
+    job: Job, settings: TrainJobSettings, runtime: Mapping[str, Any], *, maker: Pod | None, storage: str = ""
 ) -> dict[str, Any]:
     """The object to create.
 
@@ -93,7 +93,7 @@ def train_job_body(
                 "command": list(COMMAND),
                 # Kubernetes puts variables in place of $(NAME); two signs are one that means nothing.
                 "args": [argument.replace("$", "$$") for argument in job.arguments],
-                "env": list(maker.environment) if maker else [],
+                "env": _environment(maker),
                 "numNodes": job.nodes,
                 "numProcPerNode": job.processes,
                 "resourcesPerNode": {"requests": resources, "limits": resources},
@@ -105,12 +105,20 @@ def train_job_body(
     }
 
 
+def _environment(maker: Pod | None) -> list[dict[str, Any]]:
+    """The maker's variables, and where it is in another namespace, or no pod, what holds for the work."""
+    own = list(maker.environment) if maker else []
+    known = {variable["name"] for variable in own}
+    more = {name: value.replace("$", "$$") for name, value in sorted(passed_on().items())}
+    return own + [{"name": name, "value": value} for name, value in more.items() if name not in known]
+
+
 def owner(pod: Pod) -> dict[str, Any]:
     """The reference that makes a cluster remove an object when this pod is gone."""
     return {"apiVersion": "v1", "kind": "Pod", "name": pod.name, "uid": pod.uid}
 
 
-def _resources(job: Job, settings: KubeflowSettings, storage: str) -> dict[str, str]:
+def _resources(job: Job, settings: TrainJobSettings, storage: str) -> dict[str, str]:
     asked = {
         "nvidia.com/gpu": str(job.processes) if settings.gpu else "",
         "cpu": settings.cpu or ("" if settings.gpu else str(job.processes)),
@@ -121,7 +129,7 @@ def _resources(job: Job, settings: KubeflowSettings, storage: str) -> dict[str, 
 
 
 def _patch(
-    job: Job, settings: KubeflowSettings, runtime: Mapping[str, Any], maker: Pod | None
+    job: Job, settings: TrainJobSettings, runtime: Mapping[str, Any], maker: Pod | None
 ) -> dict[str, Any]:
     """What the nodes' pods get beside the runtime's own; where both say something, the runtime is kept."""
     name, container = _trained_by(runtime)

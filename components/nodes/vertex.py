@@ -6,7 +6,6 @@ Model, data and adapter lie in buckets, which Vertex mounts on every replica und
 from __future__ import annotations
 
 import contextlib
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,22 @@ from google.auth.exceptions import DefaultCredentialsError, RefreshError, Transp
 from google.cloud import aiplatform
 from google.cloud.aiplatform_v1.types import JobState
 
-from calib_components.nodes.job import Job, JobConfig, Place, VertexSettings, ended_by_signal, job_of
+from calib_components.nodes.job import (
+    CustomJobSettings,
+    Job,
+    JobConfig,
+    Place,
+    ended_by_signal,
+    job_of,
+    out_of_time,
+    passed_on,
+)
+from calib_components.watching import looks
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 
 POLL_S = 30.0
-LOST_POLLS = 20
+PATIENCE_S = 600.0
 LABEL = "calib_run"
 ENDED = (
     JobState.JOB_STATE_SUCCEEDED,
@@ -35,7 +44,7 @@ MOUNT = "/gcs/"
 def custom_job(
     method: str,
     config: JobConfig,
-    settings: VertexSettings,
+    settings: CustomJobSettings,
     *,
     model: Place,
     data: Place,
@@ -55,7 +64,7 @@ def custom_job(
     run_job(job_of(method, config, uris, places), settings)
 
 
-def worker_pools(job: Job, settings: VertexSettings) -> list[dict[str, Any]]:
+def worker_pools(job: Job, settings: CustomJobSettings) -> list[dict[str, Any]]:
     """One replica that leads, and the others: Vertex wants the first in a pool of its own."""
     machine: dict[str, Any] = {"machine_type": settings.machine_type}
     if settings.accelerator_type:
@@ -64,6 +73,7 @@ def worker_pools(job: Job, settings: VertexSettings) -> list[dict[str, Any]]:
         "image_uri": settings.image,
         "command": ["python", "-m", "calib_components.nodes.replica"],
         "args": [str(job.processes), *job.arguments],
+        "env": [{"name": name, "value": value} for name, value in sorted(passed_on().items())],
     }
     return [
         {"machine_spec": machine, "replica_count": replicas, "container_spec": container}
@@ -71,7 +81,7 @@ def worker_pools(job: Job, settings: VertexSettings) -> list[dict[str, Any]]:
     ]
 
 
-def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> None:
+def run_job(job: Job, settings: CustomJobSettings, *, poll_s: float = POLL_S) -> None:
     """Make a job, or find the one that a try before has made, and wait for its end.
 
     Args:
@@ -107,7 +117,7 @@ def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> No
     ended = False
     try:
         with ended_by_signal():
-            state = _watched(made, job.name, time.monotonic() + settings.timeout_s, poll_s)
+            state = _watched(made, job.name, settings.timeout_s, poll_s)
         ended = True
     finally:
         if not ended:
@@ -120,29 +130,32 @@ def run_job(job: Job, settings: VertexSettings, *, poll_s: float = POLL_S) -> No
         )
 
 
-def _watched(made: Any, name: str, deadline: float, poll_s: float) -> JobState:
+def _watched(made: Any, name: str, timeout_s: float, poll_s: float) -> JobState:
+    """Wait for the end of a job, and say how it goes; the state that it ended in."""
     said = JobState(0)
-    lost = 0
-    while time.monotonic() < deadline:
-        try:
-            state = JobState(made.state)
-            lost = 0
-        except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
-            lost += 1
-            if lost > LOST_POLLS or isinstance(error, exceptions.ClientError):
-                raise CalibError(
-                    f"the job {name} is lost: {error}; look for {made.resource_name} in the console"
-                ) from error
-            state = said
-        if state != said:
-            say(f"job {name}: {state.name.removeprefix('JOB_STATE_').lower()}")
-            said = state
-        if state in ENDED:
-            return state
-        time.sleep(poll_s)
-    raise CalibError(
-        f"the job {name} has not ended in time; raise timeout_s in cluster, or give it more nodes"
-    )
+    try:
+        for state in looks(
+            lambda: JobState(made.state),
+            every_s=poll_s,
+            patience_s=PATIENCE_S,
+            passes=_passes,
+            timeout_s=timeout_s,
+        ):
+            if state != said:
+                say(f"job {name}: {state.name.removeprefix('JOB_STATE_').lower()}")
+                said = state
+            if state in ENDED:
+                return state
+    except (exceptions.GoogleAPICallError, exceptions.RetryError) as error:
+        raise CalibError(
+            f"the job {name} is lost: {error}; look for {made.resource_name} in the console"
+        ) from error
+    raise out_of_time(name)
+
+
+def _passes(error: Exception) -> bool:
+    failed = isinstance(error, exceptions.GoogleAPICallError | exceptions.RetryError)
+    return failed and not isinstance(error, exceptions.ClientError)
 
 
 def _message(made: Any) -> str:

@@ -55,7 +55,7 @@ def promote(  # noqa: D417 - outputs stand under Returns
         report: The report, one self-contained page.
         metrics: Figures of the test fold, before and after.
         promoted: Whether the output model passed the gate.
-        winner: URI of the model to use: the output model where it was promoted, else the input model.
+        winner: URI of the model to use: the output model if it was promoted, else the input model.
     """
     arguments = locals()
     from pathlib import Path

@@ -21,7 +21,7 @@ def publish_champion(
     Args:
         snapshot: Snapshot of `fresh_data`.
         summary: Summary folder of `promote`.
-        model: URI of the run's output model, or of the champion again; read where it was promoted.
+        model: URI of the run's output model, or of the champion again; read if it was promoted.
         champion: Folder or bucket prefix of champion.json.
         run_name: Name of the run, for the champion's history.
 
@@ -37,7 +37,7 @@ def publish_champion(
     from calib_core.steps.task import reported_errors
 
     with reported_errors():
-        result = step.publish(
+        result = step.publish_champion(
             config_from(step.PublishConfig, arguments),
             champion=champion,
             snapshot=Path(snapshot.path),

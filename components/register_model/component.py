@@ -30,7 +30,7 @@ def register_model(
         serving_image: Image that serves the model; Vertex AI's registry asks for one.
 
     Returns:
-        entry: Name of the entry in the registry; empty where there is none.
+        entry: Name of the entry in the registry; empty if there is none.
     """
     arguments = locals()
     from pathlib import Path

@@ -83,7 +83,7 @@ def register_promoted(parameters: Mapping[str, Any], *, summary: Path, model: st
         number: Number of the change that made the model champion.
 
     Returns:
-        Name of the entry; empty where there is none.
+        Name of the entry; empty if there is none.
 
     Raises:
         ConfigError: as `register` says.
@@ -143,7 +143,7 @@ def _enter_kubeflow(config: RegisterConfig, model: str, version: str, figures: M
 
 
 def _known_uri(client: Any, name: str, version: str) -> str | None:
-    """URI of the model that a registry holds under this version; None where it holds none."""
+    """URI of the model that a registry holds under this version; None if it holds none."""
     if all(registered.name != name for registered in client.list_models()):
         return None
     if all(found.name != version for found in client.list_model_versions(name)):

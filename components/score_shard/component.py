@@ -26,11 +26,11 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
             volume.
         data: Folder of `shard_questions`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
-        shard: Number of the shard, from 0; all questions are scored in one go where it is left out.
+        shard: Number of the shard, from 0; all questions are scored in one go if it is left out.
 
     Returns:
         predictions: Predictions table (Parquet).

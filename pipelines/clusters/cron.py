@@ -97,7 +97,7 @@ def _parse_field(field: _Field, word: str, text: str) -> tuple[str, set[int]]:
     """A field in numbers, and the values that it stands for."""
     parts, values = [], set()
     for part in word.split(","):
-        match = re.fullmatch(r"(\*|\w+)(?:-(\w+))?(?:/(\d+))?", part)
+        match = re.fullmatch(r"(\*|\w+)(?:-(\w+))?(?:/([0-9]{1,4}))?", part)
         if match is None or (match.group(1) == "*" and match.group(2)):
             raise _invalid(
                 text, f"{field.name}: {part!r} is not a number, a range a-b, * or a step such as */5"
@@ -129,7 +129,7 @@ def _parse_field(field: _Field, word: str, text: str) -> tuple[str, set[int]]:
 def _number(field: _Field, word: str, text: str) -> int:
     if word.lower() in field.names:
         return field.names.index(word.lower()) + field.low
-    if not (word.isascii() and word.isdigit()) or not field.low <= int(word) <= field.high:
+    if not re.fullmatch("[0-9]{1,4}", word) or not field.low <= int(word) <= field.high:
         names = f" or {field.names[0]} to {field.names[-1]}" if field.names else ""
         raise _invalid(text, f"{field.name}: {word!r} is not {field.low} to {field.high}{names}")
     return int(word)

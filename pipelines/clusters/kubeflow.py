@@ -23,7 +23,7 @@ from calib_pipelines.clusters.base import (
     same_run,
 )
 from calib_pipelines.clusters.cron import Cron
-from calib_pipelines.clusters.kubeflow_api import KubeflowApi, KubeflowSettings, NotFoundError
+from calib_pipelines.clusters.kubeflow_api import KubeflowApi, KubeflowConnection, NotFoundError
 from calib_pipelines.packages.reading import Submission
 
 STATES = {"canceled": "cancelled", "canceling": "cancelling", "runtime_state_unspecified": "pending"}
@@ -44,7 +44,7 @@ T = TypeVar("T")
 class KubeflowCluster:
     """Runs and recurring runs of one installation; see `Cluster` for the methods."""
 
-    def __init__(self, settings: KubeflowSettings) -> None:
+    def __init__(self, settings: KubeflowConnection) -> None:
         self._api = KubeflowApi(settings)
         self._client = self._api.client
         self.version = self._api.version
@@ -264,7 +264,7 @@ def _tasks(nodes: Sequence[Any]) -> dict[str, str]:
     for node in nodes:
         if not node.state or not node.display_name or _is_added(node):
             continue
-        # KFP has no word for Argo's Omitted, of a task that waited for one that was left out.
+        # KFP cannot represent Argo's Omitted, the state of a task that waited for one that was left out.
         state = "skipped" if node.state == "RUNTIME_STATE_UNSPECIFIED" else _state(node.state)
         known = found.get(node.display_name, state)
         found[node.display_name] = min(state, known, key=BY_CONCERN.index)

@@ -41,14 +41,14 @@ class NotFoundError(ConfigError):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KubeflowSettings:
+class KubeflowConnection:
     """Where Kubeflow Pipelines is, and how to sign in.
 
     Without a host and inside a pod, the cluster's own service and the pod's projected token are taken.
 
     Attributes:
         host: URL of its API; "" for `$KF_PIPELINES_ENDPOINT`, or the pod's own cluster.
-        token_file: File with a token, read anew for each request; None for `$KFP_TOKEN`, or none at all.
+        token_file: File with a token, read again for each request; None for `$KFP_TOKEN`, or none at all.
         namespace: Namespace of the user, where the installation has several users.
         experiment: Experiment that runs belong to; "" for the pipeline's name.
     """
@@ -69,7 +69,7 @@ class KubeflowApi:
         ConfigError: no host, no usable token, an endpoint out of reach or one that isn't KFP's.
     """
 
-    def __init__(self, settings: KubeflowSettings) -> None:
+    def __init__(self, settings: KubeflowConnection) -> None:
         self.host, token = _host_and_token(settings)
         self.ui = os.environ.get("KF_PIPELINES_UI_ENDPOINT", self.host).rstrip("/")
         self._namespace = settings.namespace
@@ -183,7 +183,7 @@ class KubeflowApi:
 
 
 class _TokenFile(kfp.client.TokenCredentialsBase):
-    """A token in a file, read anew for each request because whoever wrote it may renew it."""
+    """A token in a file, read again for each request because whoever wrote it may renew it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -203,7 +203,7 @@ class _TokenFile(kfp.client.TokenCredentialsBase):
         config.api_key["authorization"] = self._read()
 
 
-def _host_and_token(settings: KubeflowSettings) -> tuple[str, dict[str, Any]]:
+def _host_and_token(settings: KubeflowConnection) -> tuple[str, dict[str, Any]]:
     """URL without a slash at its end, and how the client gets its token."""
     token: dict[str, Any] = {}
     if settings.token_file is not None:

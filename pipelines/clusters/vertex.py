@@ -87,7 +87,7 @@ _REFUSALS: tuple[tuple[tuple[type, ...] | type, str, type[CalibError], str], ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class VertexSettings:
+class VertexConnection:
     """Where pipelines run.
 
     Attributes:
@@ -104,7 +104,7 @@ class VertexCluster:
 
     version = ""
 
-    def __init__(self, settings: VertexSettings) -> None:
+    def __init__(self, settings: VertexConnection) -> None:
         self._settings = settings
         self._parent = f"projects/{settings.project}/locations/{settings.region}"
         try:

@@ -42,8 +42,8 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
         default="",
         help="URL of Kubeflow Pipelines (default: $KF_PIPELINES_ENDPOINT; in a pod, its own cluster's)",
     )
-    kubeflow.add_argument("--token-file", type=Path, help="file with a token, read anew for each request")
-    kubeflow.add_argument("--namespace", default="", help="your namespace, where Kubeflow has several users")
+    kubeflow.add_argument("--token-file", type=Path, help="file with a token, read again for each request")
+    kubeflow.add_argument("--namespace", default="", help="your namespace, if Kubeflow has several users")
     kubeflow.add_argument("--experiment", default="", help="experiment (default: the pipeline's name)")
     vertex = parser.add_argument_group("Vertex", "Credentials are Google's application default credentials.")
     vertex.add_argument("--project", default="", help="id of the Google Cloud project")
@@ -60,7 +60,7 @@ def add_package(
     whose names are taken, and lists and objects, can be given in a file only.
     """
     parser.add_argument("--package", type=Path, help="compiled pipeline (default: --pipeline is compiled)")
-    parser.add_argument("--parameters", type=Path, help="JSON file with parameters; flags go before it")
+    parser.add_argument("--parameters", type=Path, help="JSON file with parameters; flags override it")
     parser.add_argument("--pipeline-root", default="", help="where tasks write, gs://...; Vertex needs it")
     parser.add_argument("--service-account", default="", help="account that tasks run as; Vertex needs it")
     add_backend_version(parser)
@@ -148,17 +148,17 @@ def connect(given: argparse.Namespace) -> Cluster:
     values = {name: getattr(given, name) for name in own}
     if given.target == "kubeflow":
         from calib_pipelines.clusters.kubeflow import KubeflowCluster  # noqa: PLC0415 - slow
-        from calib_pipelines.clusters.kubeflow_api import KubeflowSettings  # noqa: PLC0415
+        from calib_pipelines.clusters.kubeflow_api import KubeflowConnection  # noqa: PLC0415
 
-        return KubeflowCluster(KubeflowSettings(**values))
+        return KubeflowCluster(KubeflowConnection(**values))
     try:
-        from calib_pipelines.clusters.vertex import VertexCluster, VertexSettings  # noqa: PLC0415 - optional
+        from calib_pipelines.clusters.vertex import VertexCluster, VertexConnection  # noqa: PLC0415 - optional
     except ImportError as error:
         raise ConfigError(
             f"target vertex needs google-cloud-aiplatform ({error}); install it with: "
             "pip install 'calib-core[vertex]'"
         ) from None
-    return VertexCluster(VertexSettings(**values))
+    return VertexCluster(VertexConnection(**values))
 
 
 def checked_name(text: str) -> str:
@@ -192,7 +192,7 @@ def _refuse_settings(parser: argparse.ArgumentParser, arguments: Sequence[str], 
     ):
         parser.error(
             f"{', '.join(strange)}: for compiling, and {package.path} is compiled; leave --package out, or "
-            "compile it anew with: calib pipeline compile"
+            "compile it again with: calib pipeline compile"
         )
 
 

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _add_register(commands: Subparsers, given: Sequence[str]) -> None:
-    """Add `calib register`; its flags, which import KFP, only where it is asked for."""
+    """Add `calib register`; its flags, which import KFP, only if it is asked for."""
     text = "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
     parser = command(commands, "register", text)
     if given[:1] != ["register"]:
@@ -115,7 +115,7 @@ def _add_nodes(parser: argparse.ArgumentParser, method: str) -> None:
 
 
 def _add_pipeline(commands: Subparsers, given: Sequence[str]) -> None:
-    """Add `calib pipeline`; its own subcommands, which import KFP, only where they are asked for."""
+    """Add `calib pipeline`; its own subcommands, which import KFP, only if they are asked for."""
     text = "run a pipeline here, compile it, or submit and schedule it elsewhere"
     parser = commands.add_parser("pipeline", help=text, description=text[0].upper() + text[1:] + ".")
     if given[:1] != ["pipeline"]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from calib_components.watching import looks
 from calib_core.commands.library import Subparsers, command
 from calib_core.errors import CalibError
 from calib_core.runtime.progress import say
@@ -46,7 +47,7 @@ def add_submit(commands: Subparsers, arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--wait",
         action="store_true",
-        help="say on standard error how the run goes, and end when it ends: 0 where it succeeded, else 1",
+        help="report progress on standard error, and exit when it ends: with 0 if it succeeded, else 1",
     )
     add_package(parser, arguments, commands=("submit",))
     parser.set_defaults(run=_submit, text=_text, exit_code=_exit_code)
@@ -78,24 +79,26 @@ def submit(cluster: Cluster, submission: Submission, *, wait: bool) -> dict[str,
 def _watch(cluster: Cluster, run: Run) -> Run:
     """Say each change of state until the run ends; short losses of contact are waited out."""
     shown: dict[str, str] = {}
-    last_answer_s = time.monotonic()
-    while True:
-        for name, state in {**run.tasks, "": run.state}.items():
-            if shown.get(name) != state:
-                say(f"[{name or run.name}] {state}")
-        shown = {**run.tasks, "": run.state}
-        if run.state in ENDS:
-            return run
-        time.sleep(POLL_S)
-        try:
-            run = cluster.get_run(run.id)
-            last_answer_s = time.monotonic()
-        except (TryAgainError, UnansweredError, UnreachableError) as error:
-            if time.monotonic() - last_answer_s > PATIENCE_S:
-                raise _lost(error, run) from None
-            say(f"{error}; looking again in {POLL_S:g} s")
-        except CalibError as error:
-            raise _lost(error, run) from None
+    found = itertools.chain(
+        [run],
+        looks(
+            lambda: cluster.get_run(run.id),
+            every_s=POLL_S,
+            patience_s=PATIENCE_S,
+            passes=lambda error: isinstance(error, TryAgainError | UnansweredError | UnreachableError),
+        ),
+    )
+    try:
+        for now in found:
+            for name, state in {**now.tasks, "": now.state}.items():
+                if shown.get(name) != state:
+                    say(f"[{name or now.name}] {state}")
+            shown = {**now.tasks, "": now.state}
+            if now.state in ENDS:
+                break
+    except CalibError as error:
+        raise _lost(error, run) from None
+    return now
 
 
 def _lost(error: CalibError, run: Run) -> CalibError:
@@ -125,5 +128,5 @@ def _text(result: Mapping[str, Any]) -> str:
 
 
 def _exit_code(result: Mapping[str, Any]) -> int:
-    """0, or 1 where the run was seen to end otherwise than well."""
+    """0, or 1 if the run was seen to end otherwise than well."""
     return int(result["state"] in ENDS and result["state"] != SUCCEEDED)

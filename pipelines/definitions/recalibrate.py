@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Artifact
 
 from calib_components import fresh_data, promote, publish_champion, register_model
-from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.platforms import Platform, build
 from calib_pipelines.definitions.repair import repair
 
 
@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
 
 
 def define(  # noqa: D417 - outsiders don't see `place`
-    place: Placement,
+    place: Platform,
     stream: str,
     champion: str,
     model: str = "",
@@ -62,7 +62,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     model_name: str = "calibrated",
     serving_image: str = "",
 ) -> Outputs:
-    """Measure the champion on new questions; train, compare and promote a challenger only where it is needed.
+    """Measure the champion on new questions; train, compare and promote a challenger only if it is needed.
 
     Args:
         stream: Folder or bucket prefix with files of questions (Parquet, JSONL, CSV).
@@ -80,10 +80,10 @@ def define(  # noqa: D417 - outsiders don't see `place`
         max_test: Maximum number of questions in the test fold; 0 for no limit.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
-        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
@@ -154,5 +154,5 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
 NAME = "recalibrate"
 
-recalibrate = build(define, Placement(), name=NAME)
+recalibrate = build(define, Platform(), name=NAME)
 """The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

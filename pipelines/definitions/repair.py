@@ -7,7 +7,7 @@ from kfp import dsl
 
 from calib_components import cft_finetune, em_ece_finetune, evaluate
 from calib_components.image import IMAGE
-from calib_pipelines.definitions.placement import Placement
+from calib_pipelines.definitions.platforms import Platform
 
 
 class Repaired(NamedTuple):
@@ -47,7 +47,7 @@ def end_branch(
     return (model, evaluation, regime, branch)
 
 
-def repair(place: Placement, model: Any, data: Any, given: Mapping[str, Any]) -> Repaired:
+def repair(place: Platform, model: Any, data: Any, given: Mapping[str, Any]) -> Repaired:
     """Add the tasks that evaluate a model, fine-tune it where it isn't calibrated, and evaluate the result.
 
     Args:

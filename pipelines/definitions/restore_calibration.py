@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Artifact
 
 from calib_components import data_prep, dpo_align, promote
-from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.platforms import Platform, build
 from calib_pipelines.definitions.repair import end_branch, repair
 
 
@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
 
 
 def define(  # noqa: D417 - outsiders don't see `place`
-    place: Placement,
+    place: Platform,
     model: str,
     questions: str = "",
     fit: str = "",
@@ -91,10 +91,10 @@ def define(  # noqa: D417 - outsiders don't see `place`
         dpo_batch_size: In DPO: preference pairs in one optimiser step.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
-        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
@@ -127,7 +127,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
         summary: Folder with summary.json and report.html.
         report: The report, one self-contained page.
         promoted: Whether the output model passed the gate.
-        winner: URI of the model to use: the output model where it was promoted, else the input model.
+        winner: URI of the model to use: the output model if it was promoted, else the input model.
     """
     given = locals()
     data = place(data_prep, given)().outputs["data"]
@@ -161,5 +161,5 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
 NAME = "restore-calibration"
 
-restore_calibration = build(define, Placement(), name=NAME)
+restore_calibration = build(define, Platform(), name=NAME)
 """The pipeline on no platform in particular: for a run on this machine, and as a part of other pipelines."""

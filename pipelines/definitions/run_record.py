@@ -28,7 +28,7 @@ def record_end(  # noqa: D417 - outputs stand under Returns
     Args:
         status: What KFP says of the tasks under the exit handler.
         pipeline: The pipeline's name.
-        folder: Folder that gets a copy of the record; none where it is empty.
+        folder: Folder that gets a copy of the record; none if it is empty.
 
     Returns:
         record: The record, a JSON file.

@@ -6,7 +6,7 @@ from kfp import dsl
 from kfp.dsl import HTML, Dataset
 
 from calib_components import measure, merge_predictions, score_shard, shard_questions
-from calib_pipelines.definitions.placement import Placement, build
+from calib_pipelines.definitions.platforms import Platform, build
 
 
 class Outputs(NamedTuple):
@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
 
 
 def define(  # noqa: D417 - outsiders don't see `place`
-    place: Placement,
+    place: Platform,
     model: str,
     questions: str = "",
     preset: str = "auto",
@@ -41,7 +41,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
             the others.
         questions_per_shard: Approximate number of questions that one task scores.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.
@@ -63,4 +63,4 @@ def define(  # noqa: D417 - outsiders don't see `place`
 
 NAME = "score-large"
 
-score_large = build(define, Placement(), name=NAME)
+score_large = build(define, Platform(), name=NAME)

@@ -98,7 +98,7 @@ def trl_training(
     target_ece: float = 0.08,
     dtype: str = "auto",
 ) -> Outputs:
-    """Train with TRL; use the result only where it is better calibrated and no less accurate.
+    """Train with TRL; use the result only if it is better calibrated and no less accurate.
 
     Args:
         model: Hub id of the model to train, or its folder on a mounted volume.

@@ -88,7 +88,7 @@ def _doubled(asked: Asked) -> Iterator[Finding]:
 
 
 def _same(dag: Dag, one: Node, other: Node) -> str:
-    """Why two sources of artifacts in a DAG are the same one; empty where they aren't."""
+    """Why two sources of artifacts in a DAG are the same one; empty if they aren't."""
     if one == other:
         return "one artifact"
     names = [source.get("componentInputArtifact") for source in (one, other)]
@@ -154,7 +154,7 @@ def _exits(asked: Asked) -> Iterator[Finding]:
 RULES = (
     Rule(
         id="branch-cached",
-        text="a merge (dsl.OneOf) takes a branch only where a container ran in it, and in each DAG inside "
+        text="a merge (dsl.OneOf) takes a branch only if a container ran in it, and in each DAG inside "
         "it, after all else there; tasks from the cache run none, so a second run would fail",
         remedy="end the branch, and each DAG in it, with a task that depends on all others there and has "
         "set_caching_options(False)",

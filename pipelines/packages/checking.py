@@ -57,7 +57,7 @@ def checked_versions(version: str) -> tuple[str, ...]:
     """
     if not version:
         return BACKENDS
-    found = re.match(r"v?(\d+)\.(\d+)(?![\d])", version)
+    found = re.match(r"v?(\d{1,6})\.(\d{1,6})(?![\d])", version)
     if found is None:
         raise ConfigError(f"backend version {version!r}: give it as X.Y, such as {BACKENDS[-1]}")
     asked = (int(found[1]), int(found[2]))
@@ -111,7 +111,7 @@ def check_package(
     Args:
         path: the package.
         target: `kubeflow` or `vertex`.
-        version: release of Kubeflow Pipelines; empty where it isn't known, for all of `BACKENDS`.
+        version: release of Kubeflow Pipelines; empty if it isn't known, for all of `BACKENDS`.
         values: parameters that a run is given; None while they aren't known.
 
     Returns:

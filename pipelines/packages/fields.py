@@ -69,7 +69,7 @@ def _newer(document: Any, fields: Mapping[str, tuple[str, ...]], place: str = ""
 
 
 def _strict(document: Any, message: Any) -> str:
-    """What keeps a document from being read strictly as a message; empty where nothing does."""
+    """What keeps a document from being read strictly as a message; empty if nothing does."""
     try:
         json_format.ParseDict(document, message)
     except json_format.ParseError as error:

@@ -113,7 +113,7 @@ RULES = (
     ),
     Rule(
         id="importer-waits",
-        text="an importer starts at once; tasks that it is to wait for are ignored",
+        text="an importer starts immediately; the tasks that it is to wait for are ignored",
         remedy="put importer and consumers into an inner pipeline that waits",
         source=lines("v2/compiler/argocompiler/dag.go:337-347"),
         find=_waiting,

@@ -99,7 +99,7 @@ def _unescaped(asked: Asked) -> Iterator[Finding]:
 
 
 def _breaks(asked: Asked, task: Task, name: str, text: str) -> str:
-    """Why a placeholder in a text breaks the input that the text stands in; empty where it need not."""
+    """Why a placeholder in a text breaks the input that the text stands in; empty if it need not."""
     kind = _type(task, name)
     if kind in ("LIST", "STRUCT"):
         return f"which is of type {kind}"
@@ -179,7 +179,7 @@ RULES = (
     ),
     Rule(
         id="placeholder-embedded",
-        text="a placeholder of the run or the task is filled in only where it is an input's whole value",
+        text="a placeholder of the run or the task is filled in only if it is an input's whole value",
         remedy="pass it as an input of its own, and join the texts in the task",
         source=_RESOLVE,
         find=_embedded,
@@ -194,7 +194,7 @@ RULES = (
     ),
     Rule(
         id="placeholder-absent",
-        text="a command may only name inputs that the task gives, also where they have defaults",
+        text="a command may only name inputs that the task gives, even if they have defaults",
         remedy="give the input a value, or write dsl.IfPresentPlaceholder around it",
         source=lines("v2/driver/util.go:165-176, 263-288", "v2/driver/driver.go:309-319"),
         find=_absent,

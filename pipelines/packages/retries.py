@@ -29,7 +29,7 @@ class Retries:
         wait_s: Pause before the second attempt.
         factor: What each further pause is longer by.
         limit_s: Time from the first attempt's start at which all ends.
-        timeout_s: Longest time of an attempt; 0 where there is no limit.
+        timeout_s: Longest time of an attempt; 0 if there is no limit.
     """
 
     count: int
@@ -45,7 +45,7 @@ class Retries:
 
 
 def retries(task: Task) -> Retries | None:
-    """A container's retries, its own or those of the DAG around it; None where it has none."""
+    """A container's retries, its own or those of the DAG around it; None if it has none."""
     policy = _policy(task)
     if policy is None or not policy.get("maxRetryCount"):
         return None

@@ -21,7 +21,7 @@ Node = Mapping[str, Any]
 
 
 def part(node: Node, *keys: str) -> Node:
-    """What lies at `keys`, one below the other; empty where it is left out."""
+    """What lies at `keys`, one below the other; empty if it is left out."""
     for key in keys:
         node = node.get(key, {})
     return node

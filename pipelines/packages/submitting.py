@@ -56,7 +56,7 @@ def check_places(target: str, package: Path, pipeline: str, values: Mapping[str,
 
 
 def _problem(target: str, place: str, mounts: tuple[str, ...], *, hub: bool) -> str:
-    """Why tasks can't reach a place, and what to do; empty where they can."""
+    """Why tasks can't reach a place, and what to do; empty if they can."""
     buckets = ", ".join(BUCKETS[target])
     reached = (*BUCKETS[target], *MOUNTED_BUCKETS[target], *(f"{mount}/" for mount in mounts))
     if place in mounts or place.startswith(reached) or (hub and _is_hub_id(place)):

@@ -16,6 +16,7 @@ from typing import Any, TextIO
 
 from kfp import local
 from kfp.components import load_component_from_file
+from kfp.dsl.base_component import BaseComponent
 
 import calib_pipelines
 from calib_core.errors import CalibError, ConfigError
@@ -36,7 +37,7 @@ _FRAME = "    Found image "  # what kfp's DockerRunner says among a task's own l
 
 _QUIET = {"PYTHONWARNINGS": "ignore::FutureWarning"}  # what libraries will change is for developers to read
 
-_KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it anew: a fifth of the time on two cores
+_KEEP_MEMORY = {  # glibc gives each tensor's memory back and takes it again: a fifth of the time on two cores
     "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
     "MALLOC_TOP_PAD_": str(64 * 2**20),
@@ -86,6 +87,18 @@ def run_local(
     for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's
         (out / name).unlink(missing_ok=True)
     started_s = time.monotonic()
+    results = _run_package(package, parameters, out, runner)
+    return _gather(results, out, seconds=time.monotonic() - started_s)
+
+
+def _run_package(
+    package: BaseComponent, parameters: Mapping[str, Any], out: Path, runner: local.DockerRunner | None
+) -> Path:
+    """Run all tasks, with their files in `out/run` and their words in `out/run.log`; the summary's folder.
+
+    Raises:
+        CalibError: a task stopped.
+    """
     with (
         scratch_folder() as scratch,
         (out / "run.log").open("w", encoding="utf-8") as log,
@@ -109,7 +122,7 @@ def run_local(
             error = _task_error(error_file, out / "run.log")
             log.write(f"error: {error}\n")
             raise error from None
-    return _gather(Path(outputs["summary"].path), out, seconds=time.monotonic() - started_s)
+    return Path(outputs["summary"].path)
 
 
 def _check(pipeline: str, inputs: Mapping[str, Any], parameters: Mapping[str, Any]) -> None:

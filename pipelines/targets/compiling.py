@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,10 @@ from calib_core.settings.flags import add_flags, option_of
 from calib_core.settings.parameters import Parameter, config_from, parameters_of
 from calib_core.storage.disks import cache_dir
 from calib_core.storage.files import sha256_file, whole_file
+from calib_core.storage.leftovers import scratch_folder
 from calib_pipelines.compile import DEFINITIONS, write
 from calib_pipelines.definitions import restore_calibration
-from calib_pipelines.definitions.placement import Cluster, Settings, build
+from calib_pipelines.definitions.platforms import ClusterPlatform, Settings, build
 from calib_pipelines.packages.checking import add_backend_version, check_package, tell
 from calib_pipelines.targets.kubeflow import Kubeflow, KubeflowSettings
 from calib_pipelines.targets.vertex import Vertex, VertexSettings
@@ -32,7 +32,7 @@ class Target:
     """A platform: its settings, and what places tasks by them."""
 
     settings: type[Settings]
-    place: Callable[[Any], Cluster]
+    place: Callable[[Any], ClusterPlatform]
 
 
 TARGETS = {
@@ -118,8 +118,8 @@ def compile_package(target: str, settings: Settings, *, pipeline: str) -> Path:
         ConfigError: the platform's package isn't installed.
     """
     folder = cache_dir() / "packages"
-    with tempfile.TemporaryDirectory(prefix="calib-") as scratch:
-        made = Path(scratch) / "package.yaml"
+    with scratch_folder() as scratch:
+        made = scratch / "package.yaml"
         write(package(target, settings, pipeline=pipeline), made)
         path = folder / f"{pipeline}-{target}-{sha256_file(made)[:12]}.yaml"
         with whole_file(path) as file:
@@ -132,12 +132,12 @@ def _compile(given: argparse.Namespace) -> Mapping[str, Any]:
     if output.suffix not in (".yaml", ".json"):
         raise ConfigError(f"{output}: the package's name must end in .yaml or .json")
     settings = settings_from(given.target, vars(given))
-    with tempfile.TemporaryDirectory(prefix="calib-") as folder:
-        made = Path(folder) / output.name
+    with scratch_folder() as folder:
+        made = folder / output.name
         write(package(given.target, settings, pipeline=given.pipeline), made)
         tell(check_package(made, given.target, version=given.backend_version))
-        output.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(made, output)
+        with whole_file(output) as file:
+            shutil.copyfile(made, file)
     if advice := settings.advice():
         say(f"mind: {advice}")
     return {"package": str(output)}

@@ -13,12 +13,12 @@ from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.parameters import parameter
 from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_core.storage.uris import is_remote
-from calib_pipelines.definitions.placement import (
+from calib_pipelines.definitions.platforms import (
     FIRST_PAUSE_S,
     LIGHT_CPU,
     LIGHT_GIB,
     PAUSE_FACTOR,
-    Cluster,
+    ClusterPlatform,
     Kind,
     Settings,
     missing_package,
@@ -159,7 +159,7 @@ class KubeflowSettings(Settings):
             yield claim, path
 
 
-class Kubeflow(Cluster):
+class Kubeflow(ClusterPlatform):
     """Places tasks on Kubeflow Pipelines; what is Kubernetes' own goes in through `kfp-kubernetes`."""
 
     settings: KubeflowSettings

@@ -13,11 +13,11 @@ from calib_core.models.budget import parse_parameters
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.parameters import parameter
 from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
-from calib_pipelines.definitions.placement import (
+from calib_pipelines.definitions.platforms import (
     ACCELERATORS,
     LIGHT_CPU,
     LIGHT_GIB,
-    Cluster,
+    ClusterPlatform,
     Kind,
     Settings,
     missing_package,
@@ -211,7 +211,7 @@ class VertexSettings(Settings):
         return sorted(names, key=lambda name: (MACHINES[name].gib, MACHINES[name].cpus, name))
 
     def machine(self) -> str:
-        """The machine type that was asked for, or the smallest that fits; empty where none does.
+        """The machine type that was asked for, or the smallest that fits; empty if none does.
 
         Without a GPU memory decides how many questions go into a step: the default's are to fit, if they can.
         """
@@ -236,7 +236,7 @@ def _disks(machine: str) -> tuple[str, ...]:
     return ("hyperdisk-balanced",) if machine.startswith("a3-ultragpu") else ("pd-ssd", "pd-standard")
 
 
-class Vertex(Cluster):
+class Vertex(ClusterPlatform):
     """Places tasks on Vertex AI Pipelines; those with a model become custom jobs."""
 
     settings: VertexSettings

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from typing import ClassVar
 
 from calib_core.errors import ConfigError, DataFormatError
 
@@ -22,6 +23,8 @@ class Limit:
         counts: What it counts, as "bytes of one file, unpacked".
     """
 
+    PREFIX: ClassVar[str] = "CALIB_MAX_"
+
     name: str
     default: int
     counts: str
@@ -29,7 +32,7 @@ class Limit:
     @property
     def variable(self) -> str:
         """The environment variable that sets it."""
-        return f"CALIB_MAX_{self.name.upper()}"
+        return f"{self.PREFIX}{self.name.upper()}"
 
     def value(self) -> int:
         """The limit in force.

@@ -45,12 +45,12 @@ class ThereAlreadyError(CalibError):
     """A job of this name is there already."""
 
 
-class Cluster:
+class TrainJobApi:
     """The training jobs of one namespace of a cluster.
 
     Attributes:
         namespace: of the jobs.
-        pod: the pod that this process runs in; None where it runs outside the cluster.
+        pod: the pod that this process runs in; None if it runs outside the cluster.
     """
 
     def __init__(self, api: kubernetes.ApiClient, namespace: str, pod: Pod | None) -> None:
@@ -141,7 +141,7 @@ class Cluster:
             self._asked("delete_namespaced", *self._jobs, name)
 
     def first_pod(self, name: str) -> dict[str, str]:
-        """Name, phase and trouble of the pod of a job's first node; empty where there is none yet.
+        """Name, phase and trouble of the pod of a job's first node; empty if there is none yet.
 
         Raises:
             CalibError: as in `get`.
@@ -180,7 +180,7 @@ class Cluster:
         return answer
 
 
-def connect(namespace: str = "") -> Cluster:
+def connect(namespace: str = "") -> TrainJobApi:
     """The cluster that this pod is in, or that the kubeconfig names.
 
     Args:
@@ -219,7 +219,7 @@ def connect(namespace: str = "") -> Cluster:
         ) from error
     except kubernetes.ApiException as error:
         raise ConfigError(_refused("a look at this pod" if inside else "its version", error)) from error
-    return Cluster(api, namespace or own, pod)
+    return TrainJobApi(api, namespace or own, pod)
 
 
 def _this_pod(api: kubernetes.ApiClient, namespace: str) -> Pod:

@@ -1,6 +1,6 @@
 """Where a pipeline's tasks run: one definition, placed on no platform in particular or on a cluster.
 
-A definition is a function whose first parameter is a `Placement`; it makes its tasks as
+A definition is a function whose first parameter is a `Platform`; it makes its tasks as
 `place(component)(...)`, and `build` turns it into a pipeline that KFP compiles.
 """
 
@@ -36,7 +36,7 @@ class Kind:
     """What a placement must know of a component.
 
     Attributes:
-        work: What it does with a model; None where it loads none.
+        work: What it does with a model; None if it loads none.
         outside: Whether it reads what users name: files, buckets or a model hub.
         cached: Whether equal inputs give equal outputs, so that KFP may take an earlier task's.
     """
@@ -199,7 +199,7 @@ class Settings(Config):
         return max(self.host_gib("scoring"), self.host_gib("lora", tokens=QUESTION_TOKENS))
 
     def advice(self, values: Mapping[str, Any] | None = None) -> str:
-        """What a run on these settings must mind; empty where there is nothing.
+        """What a run on these settings must mind; empty if there is nothing.
 
         Args:
             values: parameters that the run is given; None while they aren't known.
@@ -227,7 +227,7 @@ class Settings(Config):
         )
 
 
-class Placement:
+class Platform:
     """Places tasks on no platform in particular: as the components are, with caching set."""
 
     def __call__(
@@ -261,7 +261,7 @@ class Placement:
         """Give a task what this place knows."""
 
 
-class Cluster(Placement):
+class ClusterPlatform(Platform):
     """Places tasks on a cluster: failed ones are tried again, and the end of the run is recorded."""
 
     def __init__(self, settings: Settings) -> None:
@@ -278,7 +278,7 @@ class Cluster(Placement):
         return LONGEST_PAUSE_S
 
 
-def build(definition: Definition, place: Placement, *, name: str) -> BaseComponent:
+def build(definition: Definition, place: Platform, *, name: str) -> BaseComponent:
     """A pipeline of `definition`, whose tasks run in `place`.
 
     Args:
@@ -287,7 +287,7 @@ def build(definition: Definition, place: Placement, *, name: str) -> BaseCompone
             ended; KFP lets nothing out of it, so that pipeline has no outputs of its own.
         name: the pipeline's name.
     """
-    if not isinstance(place, Cluster):
+    if not isinstance(place, ClusterPlatform):
         bound: Definition = functools.partial(definition, place)
         bound.__doc__ = definition.__doc__
         return dsl.pipeline(name=name)(bound)
