@@ -18,6 +18,7 @@ if os.environ.get("_KFP_RUNTIME") != "true":  # in a running task kfp has no dec
     from calib_components.register_model.component import register_model
     from calib_components.score_shard.component import score_shard
     from calib_components.shard_questions.component import shard_questions
+    from calib_components.temperature_scaling.component import temperature_scaling
 
 __all__ = [
     "calibrate",
@@ -35,4 +36,5 @@ __all__ = [
     "register_model",
     "score_shard",
     "shard_questions",
+    "temperature_scaling",
 ]

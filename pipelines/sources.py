@@ -50,6 +50,7 @@ COMPONENTS: Mapping[str, type | None] = {
     "register_model": RegisterConfig,
     "score_shard": ScoreConfig,
     "shard_questions": ShardConfig,
+    "temperature_scaling": None,
 }
 """The config of each component; None if it has no parameters."""
 

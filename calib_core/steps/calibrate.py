@@ -73,8 +73,8 @@ def calibrate(
         give_temperature(model, before, adapter, after)
     if branch == "cft":
         cft(training, model, data, adapter)
-        regime = evaluate(measuring, str(adapter), data, after)["regime"]["regime"]
-        if config.mode == "auto" and regime == "non_calibratable" and "rcft" in found["repairs"]:
+        advice = evaluate(measuring, str(adapter), data, after)["regime"]["branch"]
+        if config.mode == "auto" and advice == "rcft":
             say("CFT left the calibratable regime: RCFT starts from the input model")
             branch = "rcft"
     if branch == "rcft":

@@ -67,7 +67,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             volume.
         data: Data folder of `data_prep`.
         mode: `auto` (what was measured chooses the branch), `temperature`, `cft` or `rcft`.
-        aim: `calibration` (stop where the calibration fold says so) or `accuracy` (train as far as held-out
+        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
         epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
@@ -99,7 +99,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             preference for some letters and costs as many times as much.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
-        dtype: `auto` (bfloat16 where the hardware computes it), `float32` or `bfloat16`.
+        dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         batch_tokens: Padded tokens in one forward pass.

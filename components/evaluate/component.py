@@ -29,7 +29,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     n_resamples: int = 1000,
     n_bins: int = 10,
     seed: int = 0,
-) -> NamedTuple("Outputs", regime=str, uri=str):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", regime=str, uri=str, branch=str):  # type: ignore[valid-type]
     """Score every fold with one model, measure it, and name the regime that its bounds put it in.
 
     Args:
@@ -62,6 +62,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         metrics: Figures of the test fold.
         regime: `calibrated`, `calibratable` or `non_calibratable`.
         uri: The evaluation's URI, so that branches of a pipeline can be merged on a string.
+        branch: `none`, `temperature`, `cft` or `rcft`: the allowed repair that the figures speak for.
     """
     arguments = locals()
     from pathlib import Path
@@ -75,4 +76,4 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         result = step.evaluate(config, model, Path(data.path), Path(evaluation.path))
     evaluation.metadata["model"] = model
     log_figures(metrics, result["figures"]["test"])
-    return (result["regime"]["regime"], evaluation.uri)
+    return (result["regime"]["regime"], evaluation.uri, result["regime"]["branch"])

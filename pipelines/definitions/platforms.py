@@ -53,6 +53,7 @@ KINDS = {
     "cft-finetune": Kind(work="lora", outside=True, cached=True),
     "em-ece-finetune": Kind(work="lora", outside=True, cached=True),
     "calibrate": Kind(work="lora", outside=True, cached=True),
+    "temperature-scaling": Kind(outside=True, cached=True),
     "promote": Kind(outside=True),
     "shard-questions": Kind(outside=True, cached=True),
     "score-shard": Kind(work="scoring", outside=True, cached=True),

@@ -37,6 +37,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     prompt_form: str = "plain",
     shots: int = 0,
     aim: str = "calibration",
+    repairs: str = "temperature,cft,rcft",
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     epochs: int = 5,
@@ -57,6 +58,10 @@ def define(  # noqa: D417 - outsiders don't see `place`
     nodes: int = 1,
     cluster: str = "",
     accuracy_margin: float = 0.01,
+    total_accuracy_margin: float = 0.03,
+    brier_margin: float = 0.02,
+    win_rate_margin: float = 0.05,
+    cluster_by: str = "group",
     seed: int = 0,
     model_registry: str = "",
     model_name: str = "calibrated",
@@ -85,6 +90,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
             accuracy rises).
+        repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
         epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
@@ -110,6 +116,13 @@ def define(  # noqa: D417 - outsiders don't see `place`
         nodes: Number of machines; several are started as a job on the cluster that `cluster` describes.
         cluster: JSON object that describes the job on several machines; see docs/distributed.md.
         accuracy_margin: Largest drop in accuracy, as a share of all questions, that the gate accepts.
+        total_accuracy_margin: Largest drop in accuracy since the first champion that it accepts.
+        brier_margin: Largest rise of the Brier score, above the input model's after one temperature, that it
+            accepts.
+        win_rate_margin: Largest drop in the preference win rate, as a share of the held-out pairs, that it
+            accepts.
+        cluster_by: What questions that depend on each other have in common, for intervals: `group` (the
+            column of that name), `subject` or `none`.
         seed: Seed of everything that is drawn at random.
         model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`, for
             an entry of every promoted model; none if left out.

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from kfp import dsl
 
-from calib_components import cft_finetune, em_ece_finetune, evaluate
+from calib_components import cft_finetune, em_ece_finetune, evaluate, temperature_scaling
 from calib_components.image import IMAGE
 from calib_pipelines.definitions.platforms import Platform
 
@@ -17,7 +17,7 @@ class Repaired(NamedTuple):
         before: URI of the input model's evaluation.
         after: URI of the output model's evaluation, or the same again.
         model: URI of the output model, or of the input model.
-        branch: `none`, `cft` or `rcft`.
+        branch: `none`, `temperature`, `cft` or `rcft`.
     """
 
     before: Any
@@ -30,9 +30,9 @@ class Repaired(NamedTuple):
 def end_branch(
     model: str,
     evaluation: str = "",
-    regime: str = "",
     branch: str = "none",
-) -> NamedTuple("Outputs", model=str, evaluation=str, regime=str, branch=str):  # type: ignore[valid-type]
+    advice: str = "none",
+) -> NamedTuple("Outputs", model=str, evaluation=str, branch=str, advice=str):  # type: ignore[valid-type]
     """Hand on what a branch of a condition came to, as its last task.
 
     KFP's backend takes a merged value from a branch that counts as complete, and only a task that really ran
@@ -41,10 +41,10 @@ def end_branch(
     Args:
         model: URI of the model.
         evaluation: URI of its evaluation.
-        regime: Regime that the evaluation found.
         branch: Branch that was taken so far.
+        advice: Branch that the evaluation speaks for.
     """
-    return (model, evaluation, regime, branch)
+    return (model, evaluation, branch, advice)
 
 
 def repair(place: Platform, model: Any, data: Any, given: Mapping[str, Any]) -> Repaired:
@@ -59,38 +59,44 @@ def repair(place: Platform, model: Any, data: Any, given: Mapping[str, Any]) -> 
     before = place(evaluate, given)(model=model, data=data)
     before.set_display_name("evaluate-before")
 
-    # Two conditions, one after the other: the second takes models that were non-calibratable from the start,
-    # and models that fine-tuning by the first has driven there. A calibrated model passes both untouched.
-    with dsl.If(before.outputs["regime"] == "calibratable", "calibratable"):
+    # Two conditions, one after the other: the second takes models that RCFT was advised for from the start,
+    # and models that CFT has driven there. All others pass it untouched.
+    with dsl.If(before.outputs["branch"] == "temperature", "temperature"):
+        scaled = place(temperature_scaling, given)(model=model, evaluation=before.outputs["uri"])
+        divided = place(end_branch)(
+            model=scaled.outputs["uri"],
+            evaluation=scaled.outputs["after_uri"],
+            branch=scaled.outputs["branch"],
+        )
+    with dsl.Elif(before.outputs["branch"] == "cft", "cft"):
         cft = place(cft_finetune, given)(model=model, data=data)
         after_cft = place(evaluate, given)(model=cft.outputs["uri"], data=data)
         after_cft.set_display_name("evaluate-cft")
         tuned = place(end_branch)(
             model=cft.outputs["uri"],
             evaluation=after_cft.outputs["uri"],
-            regime=after_cft.outputs["regime"],
             branch=cft.outputs["branch"],
+            advice=after_cft.outputs["branch"],
         )
-    with dsl.Else("not-calibratable"):
+    with dsl.Else("none-or-rcft"):
         kept = place(end_branch)(
-            model=model, evaluation=before.outputs["uri"], regime=before.outputs["regime"], branch="none"
+            model=model, evaluation=before.outputs["uri"], advice=before.outputs["branch"]
         )
     first = {
-        name: dsl.OneOf(tuned.outputs[name], kept.outputs[name])
-        for name in ("model", "evaluation", "regime", "branch")
+        name: dsl.OneOf(divided.outputs[name], tuned.outputs[name], kept.outputs[name])
+        for name in ("model", "evaluation", "branch", "advice")
     }
 
-    with dsl.If(first["regime"] == "non_calibratable", "non-calibratable"):
+    with dsl.If(first["advice"] == "rcft", "rcft"):
         rcft = place(em_ece_finetune, given)(model=model, data=data)
         after_rcft = place(evaluate, given)(model=rcft.outputs["uri"], data=data)
         after_rcft.set_display_name("evaluate-rcft")
         regularized = place(end_branch)(
             model=rcft.outputs["uri"],
             evaluation=after_rcft.outputs["uri"],
-            regime=after_rcft.outputs["regime"],
             branch=rcft.outputs["branch"],
         )
-    with dsl.Else("within-bounds"):
+    with dsl.Else("nothing-more"):
         passed = place(end_branch)(**first)
     return Repaired(
         before=before.outputs["uri"],

@@ -1,0 +1,1 @@
+"""One temperature for a model that ranks its answers well."""
