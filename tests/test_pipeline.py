@@ -64,7 +64,13 @@ def fake_evaluate(config, model, data, out):
     folder(out)
     print("scoring: 1/2 questions")
     figures = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
-    return {"regime": {"regime": SCRIPT[short(model)]}, "figures": {"test": figures}}
+    regime = {"regime": "?", "branch": SCRIPT[short(model)]}
+    return {"regime": regime, "figures": {"test": figures}}
+
+def fake_temperature(model, evaluation, out, after):
+    note("temperature", short(model), short(evaluation))
+    folder(out)
+    folder(after)
 
 def training(name):
     def step(config, model, data, out):
@@ -92,6 +98,7 @@ module("prepare", "PrepareConfig", ["questions"], prepare=fake_prepare)
 module("align", "AlignConfig", ["epochs"], align=training("align"))
 module("evaluate", "EvaluateConfig", [], evaluate=fake_evaluate)
 module("finetune", "FinetuneConfig", ["epochs", "nodes"], cft=training("cft"), rcft=training("rcft"))
+module("temperature", "NoConfig", [], give_temperature=fake_temperature)
 module("promote", "PromoteConfig", [], promote=fake_promote)
 """
 
@@ -128,12 +135,23 @@ def stage(tmp_path, monkeypatch):
     ("script", "expected"),
     [
         pytest.param(
-            {"start": "calibrated"},
+            {"start": "none"},
             [["promote", "evaluate", "evaluate", "start", "start", "none"]],
             id="none",
         ),
         pytest.param(
-            {"start": "calibratable", "cft-finetune": "calibrated"},
+            {"start": "temperature"},
+            [
+                ["temperature", "start", "evaluate"],
+                [
+                    *("promote", "evaluate", "temperature-scaling", "start", "temperature-scaling"),
+                    "temperature",
+                ],
+            ],
+            id="temperature",
+        ),
+        pytest.param(
+            {"start": "cft", "cft-finetune": "none"},
             [
                 ["cft", "start", 7],
                 ["evaluate", "cft-finetune"],
@@ -142,7 +160,7 @@ def stage(tmp_path, monkeypatch):
             id="cft",
         ),
         pytest.param(
-            {"start": "calibratable", "cft-finetune": "calibratable"},
+            {"start": "cft", "cft-finetune": "cft"},
             [
                 ["cft", "start", 7],
                 ["evaluate", "cft-finetune"],
@@ -151,7 +169,7 @@ def stage(tmp_path, monkeypatch):
             id="cft-falls-short",
         ),
         pytest.param(
-            {"start": "calibratable", "cft-finetune": "non_calibratable", "em-ece-finetune": "calibrated"},
+            {"start": "cft", "cft-finetune": "rcft", "em-ece-finetune": "none"},
             [
                 ["cft", "start", 7],
                 ["evaluate", "cft-finetune"],
@@ -162,7 +180,7 @@ def stage(tmp_path, monkeypatch):
             id="cft-then-rcft",
         ),
         pytest.param(
-            {"start": "non_calibratable", "em-ece-finetune": "calibrated"},
+            {"start": "rcft", "em-ece-finetune": "none"},
             [
                 ["rcft", "start", 7],
                 ["evaluate", "em-ece-finetune"],
@@ -172,7 +190,7 @@ def stage(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_measured_regime_chooses_the_branch(stage, script, expected):
+def test_what_was_measured_chooses_the_branch(stage, script, expected):
     summary = stage.run(script, epochs=7)
     assert stage.notes() == [["prepare", "q.jsonl"], ["evaluate", "start"], *expected]
     assert summary["branch"] == expected[-1][-1]
@@ -189,7 +207,7 @@ def test_measured_regime_chooses_the_branch(stage, script, expected):
 
 @pytest.mark.slow
 def test_alignment_comes_first_where_it_is_asked_for(stage, capfd):
-    stage.run({"dpo-align": "calibrated"}, align=True, dpo_epochs=3)
+    stage.run({"dpo-align": "none"}, align=True, dpo_epochs=3)
     assert stage.notes() == [
         ["prepare", "q.jsonl"],
         ["align", "start", 3],
@@ -231,7 +249,7 @@ def test_failing_task_is_told_with_the_end_of_its_log(stage):
 
 @pytest.mark.slow
 def test_results_go_to_a_bucket_when_the_run_is_over(stage, gcs):
-    stage.write({"start": "calibrated"})
+    stage.write({"start": "none"})
     summary = run_local({"model": "/models/start", "questions": "q.jsonl"}, f"{gcs}/out")
     assert summary["report"] == f"{gcs}/out/report.html"
     assert summary["model"] == "/models/start"

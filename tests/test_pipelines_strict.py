@@ -29,11 +29,13 @@ from calib_pipelines.targets.vertex import VertexSettings
 
 OLDEST, NEWEST = (2, 14), (2, 17)
 MODEL = "org/model@main"
-PATHS = {  # regimes before and after fine-tuning on answers, and the branch that comes of them
-    "none": ("calibrated", ""),
-    "cft": ("calibratable", "calibrated"),
-    "rcft": ("non_calibratable", ""),
-    "cft-then-rcft": ("calibratable", "non_calibratable"),
+PATHS = {  # what evaluations advise before and after fine-tuning on answers
+    "none": ("none", ""),
+    "temperature": ("temperature", ""),
+    "cft": ("cft", "none"),
+    "cft-falls-short": ("cft", "cft"),
+    "rcft": ("rcft", ""),
+    "cft-then-rcft": ("cft", "rcft"),
 }
 SETTINGS = KubeflowSettings(
     model_parameters="1.5B", accelerator="nvidia-l4", pvc="work:/work", run_records="/work/runs", retries=2
@@ -64,10 +66,10 @@ class Scenario:
         self.path, self.promoted = path, promoted
         self.fails: dict[str, tuple[type[Exception], int]] = {}
 
-    def regime(self, model: str) -> str:
+    def advice(self, model: str) -> str:
         before, after = PATHS[self.path]
         if "/em-ece-finetune/" in model:
-            return "calibrated"
+            return "none"
         return after if "/cft-finetune/" in model else before
 
     def programs(self) -> dict[str, Any]:
@@ -76,13 +78,19 @@ class Scenario:
             "fresh-data": lambda call: {"champion_model": MODEL},
             "dpo-align": lambda call: {"uri": call.uri("adapter")},
             "evaluate": lambda call: {
-                "regime": self.regime(call.parameters["model"]),
+                "regime": "calibratable",
+                "branch": self.advice(call.parameters["model"]),
                 "uri": call.uri("evaluation"),
+            },
+            "temperature-scaling": lambda call: {
+                "branch": "temperature",
+                "uri": call.uri("scaled"),
+                "after_uri": call.uri("after"),
             },
             "cft-finetune": lambda call: {"branch": "cft", "uri": call.uri("adapter")},
             "em-ece-finetune": lambda call: {"branch": "rcft", "uri": call.uri("adapter")},
             "end-branch": lambda call: {
-                name: call.parameters[name] for name in ("model", "evaluation", "regime", "branch")
+                name: call.parameters[name] for name in ("model", "evaluation", "branch", "advice")
             },
             "promote": lambda call: {
                 "promoted": self.promoted,
@@ -121,15 +129,18 @@ def arguments(result: Result, task: str) -> dict[str, Any]:
 def check_gate(result: Result, path: str, start: str) -> None:
     """The gate compares what the branch came to with what went in."""
     gate = arguments(result, "promote")
-    branch = path.rpartition("-")[2]
+    branch = path.removeprefix("cft-then-").removesuffix("-falls-short")
     assert gate["branch"] == branch
     assert gate["model_before"] == start
     if branch == "none":
         assert gate["model_after"] == start
         assert gate["after"] == gate["before"]
     else:
-        made_by = {"cft": "cft-finetune", "rcft": "em-ece-finetune"}[branch]
-        evaluated = {"cft": "evaluate-2", "rcft": "evaluate-3"}[branch]
+        made_by, evaluated = {
+            "temperature": ("temperature-scaling", "temperature-scaling"),
+            "cft": ("cft-finetune", "evaluate-2"),
+            "rcft": ("em-ece-finetune", "evaluate-3"),
+        }[branch]
         assert f"/{made_by}/" in gate["model_after"]
         assert f"/{evaluated}/" in gate["after"]
     assert "/evaluate/" in gate["before"]
