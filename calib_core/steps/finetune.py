@@ -19,16 +19,18 @@ from calib_core.steps.folder import PreparedData, check_sizes, read_data
 from calib_core.storage.disks import cache_dir
 from calib_core.storage.files import check_output_folder, read_json, sha256_json
 from calib_core.storage.uris import as_uri, exists, is_remote, join
-from calib_core.training.config import FinetuneConfig, check_processes
+from calib_core.training.config import (
+    CHECKPOINTS_VARIABLE,
+    IN_OUTPUTS_BUCKET,
+    FinetuneConfig,
+    check_processes,
+)
 from calib_core.version import __version__
 
 if TYPE_CHECKING:
     from calib_core.models.loading import LoadedModel
     from calib_core.scoring.prompts import PromptEncoder
     from calib_core.training.state import TrainingResult
-
-CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET = "CALIB_CHECKPOINTS", "output"
-"""Names a folder or bucket prefix for checkpoints; with this value they go where runs put their outputs."""
 
 _RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|.+-\d{14}")
 """The part of an output's URI that names the run: Kubeflow's id, or Vertex's name with the time."""

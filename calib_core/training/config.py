@@ -9,6 +9,9 @@ from calib_core.errors import ConfigError
 from calib_core.settings.groups import Bins, Loading, Lora, Optimizer, Prompt, Regime, Scoring, Seed
 from calib_core.settings.parameters import parameter
 
+CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET = "CALIB_CHECKPOINTS", "output"
+"""Names a folder or bucket prefix for checkpoints; with this value they go where runs put their outputs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Optimizer, Lora, Prompt, Loading, Scoring, Regime, Bins, Seed):

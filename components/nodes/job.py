@@ -16,10 +16,9 @@ from calib_core.runtime.messages import QUIET_VARIABLE
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.flags import flags_of
 from calib_core.settings.parameters import config_from, parameter
-from calib_core.steps.finetune import CHECKPOINTS_VARIABLE
 from calib_core.storage.files import sha256_json
 from calib_core.storage.limits import Limit
-from calib_core.training.config import FinetuneConfig
+from calib_core.training.config import CHECKPOINTS_VARIABLE, FinetuneConfig
 
 
 @dataclass(frozen=True, kw_only=True)

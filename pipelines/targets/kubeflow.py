@@ -11,8 +11,8 @@ from kfp import dsl
 from calib_core.models.budget import GIB
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.parameters import parameter
-from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_core.storage.uris import is_remote
+from calib_core.training.config import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_pipelines.definitions.platforms import (
     FIRST_PAUSE_S,
     LIGHT_CPU,

@@ -12,7 +12,7 @@ from kfp.dsl.base_component import BaseComponent
 from calib_core.models.budget import parse_parameters
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.parameters import parameter
-from calib_core.steps.finetune import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
+from calib_core.training.config import CHECKPOINTS_VARIABLE, IN_OUTPUTS_BUCKET
 from calib_pipelines.definitions.platforms import (
     ACCELERATORS,
     LIGHT_CPU,
