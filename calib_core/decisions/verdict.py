@@ -70,8 +70,8 @@ class Margins:
         ConfigError: a margin is out of range; all such are named.
     """
 
-    accuracy: float = 0.01
-    total_accuracy: float = 0.03
+    accuracy: float = 0.03
+    total_accuracy: float = 0.05
     brier: float = 0.02
     win_rate: float = 0.05
 

@@ -24,7 +24,7 @@ def write_report(  # noqa: PLR0913
     regime: RegimeResult | None = None,
     title: str = "",
     parameters: Mapping[str, Any] | None = None,
-    accuracy_margin: float = 0.01,
+    accuracy_margin: float = 0.03,
     brier_margin: float = 0.02,
     cluster_by: str = "group",
     n_bins: int = 10,

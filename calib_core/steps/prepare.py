@@ -28,6 +28,8 @@ from calib_core.data.preferences import (
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
 from calib_core.data.record import FILE, FORMAT, DataRecord, write_data_record
 from calib_core.data.rows import ReadReport
+from calib_core.decisions.budget import accuracy_note
+from calib_core.decisions.verdict import Margins
 from calib_core.errors import NotEnoughDataError
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
@@ -143,6 +145,7 @@ def prepare(config: PrepareConfig, out: Path, *, anchors: Mapping[str, bytes] | 
         write_data_record(folder, record)
     _say_what_was_left_out(record)
     say(decidable_text(sizes, decision))
+    say(accuracy_note(sizes["test"], margin=Margins().accuracy))
     return record
 
 

@@ -48,13 +48,13 @@ class PromoteConfig(Measuring):
     GROUP = "gate"
 
     accuracy_margin: float = parameter(
-        0.01,
+        0.03,
         "Largest drop in accuracy, as a share of all questions, that the gate accepts.",
         at_least=0,
         at_most=1,
     )
     total_accuracy_margin: float = parameter(
-        0.03, "Largest drop in accuracy since the first champion that it accepts.", at_least=0, at_most=1
+        0.05, "Largest drop in accuracy since the first champion that it accepts.", at_least=0, at_most=1
     )
     brier_margin: float = parameter(
         0.02,

@@ -49,8 +49,8 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     target_ece: float = 0.08,
     tolerance: float = 0.05,
     critical_accuracy: Optional[float] = None,  # noqa: UP045 (KFP reads no `| None`)
-    accuracy_margin: float = 0.01,
-    total_accuracy_margin: float = 0.03,
+    accuracy_margin: float = 0.03,
+    total_accuracy_margin: float = 0.05,
     brier_margin: float = 0.02,
     win_rate_margin: float = 0.05,
     cluster_by: str = "group",

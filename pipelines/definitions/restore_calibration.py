@@ -63,7 +63,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
     processes: int = 1,
     nodes: int = 1,
     cluster: str = "",
-    accuracy_margin: float = 0.01,
+    accuracy_margin: float = 0.03,
     brier_margin: float = 0.02,
     win_rate_margin: float = 0.05,
     cluster_by: str = "group",
