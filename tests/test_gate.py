@@ -207,11 +207,11 @@ def test_accuracy_since_the_first_champion_is_bounded() -> None:
     fresh = decide(before, after)
     assert fresh.promoted
     assert fresh.accuracy_since_first == fresh.accuracy_change.low < 0
-    worn = decide(before, after, history=History(accuracy_change=-0.0295))
-    assert worn.accuracy_since_first == pytest.approx(-0.0295 + fresh.accuracy_change.low)
+    worn = decide(before, after, history=History(accuracy_change=-0.0495))
+    assert worn.accuracy_since_first == pytest.approx(-0.0495 + fresh.accuracy_change.low)
     assert not worn.promoted
-    assert "more than the accepted 0.03" in " ".join(worn.reasons)
-    assert decide(before, after, history=History(accuracy_change=-0.0295), total_accuracy_margin=0.1).promoted
+    assert "more than the accepted 0.05" in " ".join(worn.reasons)
+    assert decide(before, after, history=History(accuracy_change=-0.0495), total_accuracy_margin=0.1).promoted
 
 
 def test_saturated_tables_are_decided() -> None:

@@ -175,7 +175,7 @@ def test_compiled_pipeline_trains_promotes_and_then_stops_early(too_sure, regist
     assert registered.versions == [version]
     (run,) = (tmp_path / "second" / "run").iterdir()
     tasks = {path.name for path in run.iterdir()}
-    assert tasks - {"end-branch-2", "end-branch-4"} == {
+    assert {task for task in tasks if not task.startswith("end-branch")} == {
         *("fresh-data", "evaluate", "promote", "publish-champion", "register-model")
     }
     assert [row["promoted"] for row in read_figures(champion)] == [True, False]
