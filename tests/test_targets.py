@@ -32,7 +32,8 @@ FOLDER = Path(calib_pipelines.__file__).parent
 WITH_A_MODEL = {"dpo-align", "evaluate", "evaluate-2", "evaluate-3", "cft-finetune", "em-ece-finetune"}
 WITHOUT = {
     "data-prep",
-    *(f"end-branch{number}" for number in ("", "-2", "-3", "-4", "-5", "-6")),
+    *(f"end-branch{number}" for number in ("", "-2", "-3", "-4", "-5", "-6", "-7")),
+    "temperature-scaling",
     "promote",
     "record-end",
 }
@@ -158,7 +159,7 @@ def test_secrets_are_named_where_they_are_used_and_nowhere_else(kubeflow):
             for e in pod["spec"]["containers"][0]["env"]
             if "valueFrom" in e
         }
-        if name in WITH_A_MODEL | {"data-prep", "promote", "record-end"}:
+        if name in WITH_A_MODEL | {"data-prep", "temperature-scaling", "promote", "record-end"}:
             assert env == {
                 "HF_TOKEN": {"name": "hub", "key": "token"},
                 "PROXY": {"name": "net", "key": "proxy"},
