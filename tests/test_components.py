@@ -25,7 +25,7 @@ from calib_pipelines import docs, sources
 ROOT = Path(calib_components.__file__).parent
 GIVEN_BY_PIPELINES = {
     *("model", "source", "shard", "stream", "champion", "number"),
-    *("before", "after", "model_before", "model_after", "branch"),
+    *("evaluation", "before", "after", "model_before", "model_after", "branch"),
 }
 OWN = {"fresh_data": {"model"}}
 """Parameters that bear such a name, and are a config's all the same."""

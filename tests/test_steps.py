@@ -134,7 +134,7 @@ def rendered(value: Any) -> Any:
 
 def test_evaluation_has_a_table_per_fold_and_one_record(before, model, data) -> None:
     out, record = before
-    assert names(out) == {*(f"{fold}.parquet" for fold in FOLDS), "evaluation.json"}
+    assert names(out) == {*(f"{fold}.parquet" for fold in FOLDS), "evaluation.json", "preferences.parquet"}
     assert read_json(out / "evaluation.json") == rendered(record)
     assert record["regime"]["regime"] in ("calibrated", "calibratable", "non_calibratable")
     assert (record["regime"]["n_fit"], record["regime"]["n_heldout"]) == (30, 30)

@@ -478,13 +478,13 @@ def test_the_loss_is_never_changed_otherwise(
 
 @pytest.mark.parametrize(("critical_accuracy", "second"), [(0.33, "rcft"), (1.0, "cft")])
 def test_the_measured_bound_decides(tiny_llama, tmp_path, critical_accuracy, second) -> None:
-    # Where people agree on a third of the answers only, a model that is right on most of those it was trained
-    # on has learnt them by heart; where they agree on all, it hasn't.
+    # A model that is right on most questions it was trained on and on a third of others has learnt those
+    # by heart if people agree on a third of the answers only; if they agree on all, that isn't shown.
     config = replace(
         LEARNABLE, aim="accuracy", critical_accuracy=critical_accuracy, target_ece=0.15, epochs=2
     )
     n = required_examples(config.target_ece)
-    fit, heldout = (tuple(trained.world(n, seed=seed, right=1.0)) for seed in (3, 4))
+    fit, heldout = tuple(trained.world(n, seed=3, right=1.0)), tuple(trained.world(n, seed=4, right=0.33))
     result = Run(tiny_llama, config, "cft", tmp_path / "work", fit=fit, heldout=heldout).run()
     assert result.history[0].debiased_ece_high > config.target_ece  # else all would be well
     assert [e.objective for e in result.history] == ["cft", second]
