@@ -132,7 +132,9 @@ def test_an_error_keeps_its_exit_code(monkeypatch, capsys, code, kind) -> None:
 
 
 def test_an_interruption_ends_the_processes(monkeypatch, tmp_path) -> None:
-    fake(monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    # Not `sleep`: it would not hear of SIGINT where the tests themselves were started in the background.
+    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_DFL); time.sleep(60)"
+    fake(monkeypatch, f"echo $$ > {tmp_path}/pid; exec {sys.executable} -c '{program}'")
     timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))  # to the process, as from a terminal
     timer.start()
     with pytest.raises(KeyboardInterrupt):
