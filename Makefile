@@ -4,6 +4,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 ARGS ?=
+# Tests of one file stay together, since they share what is slow to make; the longest file is not to come last.
+IN_PARALLEL := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # Nothing below asks a model hub for anything: the demo's model and questions come out of installed packages.
 export HF_HUB_OFFLINE := 1
@@ -20,10 +22,10 @@ demo: $(STAMP) ## run the whole pipeline on a real model; options: make demo ARG
 	@$(BIN)/calib demo $(ARGS)
 
 test: lint ## every check: what CI runs
-	@$(BIN)/pytest
+	@$(BIN)/pytest $(IN_PARALLEL)
 
 quick: lint ## lint and the tests that take seconds
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest $(IN_PARALLEL) -m "not slow"
 
 lint: $(STAMP) ## style, format, types, spelling, who may import whom, and Dockerfiles
 	@$(BIN)/ruff check

