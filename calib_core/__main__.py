@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from calib_core.commands.library import add_commands
+from calib_core.runtime import processes
 from calib_core.settings.flags import Parser
 from calib_core.steps.task import reported_errors
 
@@ -23,6 +24,7 @@ def main() -> None:
     given = parser.parse_args(sys.argv[1:])
     with reported_errors():
         given.run(given)
+        processes.leave()
 
 
 if __name__ == "__main__":

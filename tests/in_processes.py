@@ -86,6 +86,7 @@ def main(model: str, out: str, cases: str) -> None:
     processes.join()
     seen = {name: trained_in(Path(model), case) for name, case in json.loads(cases).items()}
     Path(out, f"{os.environ['RANK']}.json").write_text(json.dumps(seen))
+    processes.leave()
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny import save_tiny_model
 
+import calib_core.__main__
 from calib_core.runtime import processes
 
 HERE = Path(__file__).parent
@@ -75,9 +76,9 @@ def launch(model: Path, out: Path, cases: dict[str, Any]) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
     command += ["--master_addr=127.0.0.1", f"--master_port={port}"]
     command += [str(HERE / "in_processes.py"), str(model), str(out), json.dumps(cases)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"}
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-    assert run.returncode == 0, run.stderr[-4000:]
+    assert run.returncode == 0, run.stderr[-12000:]
 
 
 def assert_close(found: Any, expected: Any) -> None:
@@ -158,6 +159,27 @@ def test_where_one_process_is_told_to_end_all_of_them_do(two) -> None:
     said = [process["stopped"]["stopped"] for process in two]
     assert said[0] == said[1]
     assert said[0].startswith("stopped by SIGTERM at step ")
+
+
+def test_processes_part_once_their_work_is_done(monkeypatch) -> None:
+    """And not before: what the command does may still need the others."""
+    group, seen = torch.distributed, []
+    group.init_process_group("gloo", store=group.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(sys, "argv", ["calib_core", "work"])
+    monkeypatch.setattr(
+        calib_core.__main__,
+        "add_commands",
+        lambda commands: commands.add_parser("work").set_defaults(
+            run=lambda given: seen.append(group.is_initialized())
+        ),
+    )
+    try:
+        calib_core.__main__.main()
+        assert seen == [True]
+        assert not group.is_initialized()
+    finally:
+        processes.leave()
+    assert processes.count() == 1  # alone again, and nothing to leave
 
 
 def test_one_process_is_all_there_is() -> None:

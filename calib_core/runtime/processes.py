@@ -36,6 +36,18 @@ def join() -> None:
         PartialState(cpu=on_cpus(), timeout=PATIENCE)
 
 
+def leave() -> None:
+    """Part from the other processes after work that succeeded; nothing if there are no others.
+
+    Without it, the group is torn down by the interpreter's exit, in which its threads may crash: a run whose
+    results are whole would be reported as failed. After an error nobody may wait for the others: then the
+    launcher ends them.
+    """
+    group = _group()
+    if group:
+        group.destroy_process_group()
+
+
 def on_cpus() -> bool:
     """Whether several processes compute on CPUs; accelerate takes them for unrelated ones unless told so."""
     import torch  # noqa: PLC0415
