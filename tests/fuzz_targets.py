@@ -20,7 +20,7 @@ from calib_core.data.stream import Snapshot, known_questions
 from calib_core.data.texts import exact_text, has_too_many_marks, loose_tokens, normalize_text
 from calib_core.errors import CalibError
 from calib_core.models.adapters import adapter_record
-from calib_core.predictions.table import read_predictions, write_predictions
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.steps.folder import read_data
 from calib_core.storage.files import read_json
 from calib_pipelines.clusters.cron import parse_cron

@@ -16,7 +16,7 @@ from test_promote import CALIBRATED, CONFIG, DATA, OVERCONFIDENT, write_evaluati
 
 from calib_core.champion.state import read_champion
 from calib_core.errors import CalibError, EvidenceError
-from calib_core.predictions.table import read_predictions, write_predictions
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.steps.promote import promote
 from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_core.storage.files import read_json, write_json

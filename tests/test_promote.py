@@ -17,12 +17,12 @@ from calib_core.decisions.bounds import regime_test
 from calib_core.errors import ConfigError, DataFormatError, EvidenceError
 from calib_core.metrics.summary import measure
 from calib_core.models.adapters import files_digest
+from calib_core.predictions.files import write_predictions
 from calib_core.predictions.preferences import (
     PREFERENCES_FILE,
     PreferenceLogprobs,
     write_preference_logprobs,
 )
-from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import write_json
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,10 +19,13 @@ from calib_core.data.questions import Question, read_questions, write_questions
 from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import ConfigError, DataFormatError, EvidenceError, NotEnoughDataError
 from calib_core.models.loading import load_model
-from calib_core.predictions.table import check_same_protocol, read_predictions
+from calib_core.predictions.files import read_predictions
+from calib_core.predictions.protocols import check_same_protocol
+from calib_core.settings.groups import RegimeTest
+from calib_core.settings.parameters import parameters_of
 from calib_core.steps import finetune
 from calib_core.steps.align import align
-from calib_core.steps.evaluate import EvaluateConfig, evaluate
+from calib_core.steps.evaluate import EvaluateConfig, evaluate, measured
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.folder import read_data
 from calib_core.steps.prepare import PrepareConfig, prepare
@@ -130,6 +134,32 @@ def names(folder: Path) -> set[str]:
 def rendered(value: Any) -> Any:
     """A record as it is after a round through JSON."""
     return json.loads(json.dumps(value, allow_nan=False))
+
+
+def test_every_parameter_of_the_regime_test_and_of_figures_reaches_them(before, monkeypatch) -> None:
+    calls: dict[str, dict[str, Any]] = {}
+
+    def called(name: str):
+        def record(*_: Any, **options: Any) -> SimpleNamespace:
+            calls[name] = options
+            return SimpleNamespace(to_dict=dict)
+
+        return record
+
+    for name in ("regime_test", "measure"):
+        monkeypatch.setattr(f"calib_core.steps.evaluate.{name}", called(name))
+    given = {
+        "target_ece": 0.2,
+        "tolerance": 0.4,
+        "critical_accuracy": 0.6,
+        "repairs": "cft",
+        "on_undecided": "stop",
+    }
+    figures = {"n_bins": 7, "cluster_by": "none", "n_resamples": 9, "seed": 3}
+    assert {*given, *figures} == {one.name for one in parameters_of(RegimeTest)}
+    tables = {name: read_predictions(before[0] / f"{name}.parquet") for name in FOLDS}
+    measured(EvaluateConfig(**given, **figures), tables)
+    assert calls == {"regime_test": given | figures, "measure": figures}
 
 
 def test_evaluation_has_a_table_per_fold_and_one_record(before, model, data) -> None:

@@ -12,7 +12,7 @@ from synthetic import make_world, tempered
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.errors import ConfigError, EvidenceError
-from calib_core.predictions.table import read_predictions, write_predictions
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.steps.evaluate import EvaluateConfig, measured
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.steps.temperature import give_temperature

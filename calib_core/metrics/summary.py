@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from calib_core.errors import ConfigError
 from calib_core.metrics.binning import check_conf_correct
 from calib_core.metrics.figures import adaptive_ece, brier_of_rows, mce, nll_of_rows, smooth_ece
-from calib_core.metrics.gaps import classwise_ece_interval, conf_ece_interval, debiased_ece_interval
+from calib_core.metrics.gaps import classwise_ece_interval, ece_intervals
 from calib_core.metrics.interval import Interval, Spread
 from calib_core.metrics.means import aurc_linear, auroc_interval, mean_of, share_interval
 from calib_core.predictions.table import Predictions
@@ -132,15 +132,16 @@ def measure(
         "n_resamples": n_resamples,
         "seed": seed,
     }
+    conf_ece, debiased_ece = ece_intervals(conf, correct, **binned)
     both_outcomes = correct.min() < correct.max()
     return Figures(
         n=len(table),
         n_bins=n_bins,
         accuracy=share_interval(correct, clusters=clusters),
         mean_confidence=mean_of(conf, clusters).interval("logit"),
-        conf_ece=conf_ece_interval(conf, correct, **binned),
+        conf_ece=conf_ece,
         cw_ece=classwise_ece_interval(table.probs(), table.labels, **binned),
-        debiased_ece=debiased_ece_interval(conf, correct, **binned),
+        debiased_ece=debiased_ece,
         brier=mean_of(brier_of_rows(table), clusters).interval("log"),
         nll_nats=mean_of(nll_of_rows(table), clusters).interval("log"),
         auroc=auroc_interval(conf, correct, clusters=clusters) if both_outcomes else None,

@@ -11,12 +11,13 @@ from typing import Any
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
+from calib_core.predictions.files import write_predictions
 from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
-from calib_core.predictions.table import Predictions, write_predictions
+from calib_core.predictions.table import Predictions
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
-from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
-from calib_core.settings.parameters import parameter
+from calib_core.settings.groups import Loading, Measuring, Prompt, RegimeTest, Scoring
+from calib_core.settings.parameters import parameter, values_of
 from calib_core.steps.folder import check_sizes, read_data, read_pairs
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
 
@@ -112,25 +113,8 @@ def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> 
     Raises:
         CalibError: the tables can't support the decision.
     """
-    regime = regime_test(
-        predictions["fit"],
-        predictions["calibration"],
-        target_ece=config.target_ece,
-        tolerance=config.tolerance,
-        critical_accuracy=config.critical_accuracy,
-        repairs=config.repairs,
-        on_undecided=config.on_undecided,
-        n_bins=config.n_bins,
-        cluster_by=config.cluster_by,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    )
-    options: dict[str, Any] = {
-        "n_bins": config.n_bins,
-        "cluster_by": config.cluster_by,
-        "n_resamples": config.n_resamples,
-        "seed": config.seed,
-    }
+    regime = regime_test(predictions["fit"], predictions["calibration"], **values_of(config, RegimeTest))
+    options = values_of(config, Measuring)
     return {
         "regime": regime.to_dict(),
         "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},

@@ -24,7 +24,8 @@ from calib_core.models.adapters import (
     is_tied_to_base,
     lineage,
 )
-from calib_core.predictions.table import Predictions, read_predictions
+from calib_core.predictions.files import read_predictions
+from calib_core.predictions.table import Predictions
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.records import check_record
 from calib_core.storage.uris import fetch, is_remote

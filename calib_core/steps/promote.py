@@ -23,7 +23,7 @@ from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Measuring
-from calib_core.settings.parameters import parameter
+from calib_core.settings.parameters import parameter, values_of
 from calib_core.steps.evidence import (
     Evaluation,
     check_input,
@@ -192,13 +192,7 @@ def _evaluations(
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
-    return measure(
-        predictions,
-        n_bins=config.n_bins,
-        cluster_by=config.cluster_by,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    ).to_dict()
+    return measure(predictions, **values_of(config, Measuring)).to_dict()
 
 
 def _why_nothing(regime: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from calib_core.champion.history import append_figures, figures_row, read_figures
+from calib_core.champion.history import HEADLINE_FIGURES, append_figures, figures_row, read_figures
 from calib_core.champion.runs import (
     append_figures_owed,
     folder_of,
@@ -19,7 +19,6 @@ from calib_core.champion.runs import (
 from calib_core.champion.state import Champion, now, read_champion, write_champion
 from calib_core.data.stream import Snapshot
 from calib_core.errors import CalibError, DataFormatError, EvidenceError, StaleVersionError
-from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import Config
 from calib_core.settings.parameters import parameter

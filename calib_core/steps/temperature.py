@@ -19,8 +19,9 @@ from calib_core.models.adapters import (
     has_temperature_alone,
     lineage,
 )
+from calib_core.predictions.files import write_predictions
 from calib_core.predictions.preferences import PREFERENCES_FILE
-from calib_core.predictions.table import Predictions, write_predictions
+from calib_core.predictions.table import Predictions
 from calib_core.runtime.progress import say
 from calib_core.steps.evaluate import EvaluateConfig, measured
 from calib_core.steps.evidence import Evaluation, read_evaluation

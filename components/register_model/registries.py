@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calib_core.champion.history import HEADLINE_FIGURES
 from calib_core.errors import CalibError, ConfigError
-from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import Config, ConfigCheck
 from calib_core.settings.parameters import config_from, parameter

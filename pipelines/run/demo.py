@@ -100,7 +100,7 @@ def run_demo(scenario: str, out: Path) -> dict[str, Any]:
 
 
 def _embedded_model() -> Path:
-    from calib_core.models.loading import embedded_model  # noqa: PLC0415 (torch)
+    from calib_core.models.embedded import embedded_model  # noqa: PLC0415 (torch)
 
     return embedded_model()
 
