@@ -28,6 +28,7 @@ from calib_core.models.adapters import files_digest, has_temperature_alone, is_t
 from calib_core.models.files import Checkpoint, adapter_origin, read_checkpoint, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
+from calib_core.models.records import LineageRecord, ModelRecord
 from calib_core.runtime.progress import say
 from calib_core.storage.uris import as_uri
 
@@ -69,9 +70,9 @@ class LoadedModel:
     context_tokens: int
     temperature: float = 1.0
     adapter_files: str | None = None
-    lineage: tuple[dict[str, Any], ...] = ()
+    lineage: tuple[LineageRecord, ...] = ()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelRecord:
         """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
         return {
             "base": self.base,
