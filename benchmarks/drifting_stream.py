@@ -31,7 +31,7 @@ from checkout import commit
 
 from calib_core.data.questions import Question, write_questions
 from calib_core.demo.geography import READING, make_questions
-from calib_core.models.loading import embedded_model
+from calib_core.models.embedded import embedded_model
 from calib_pipelines.run.local import run_local
 
 SETTINGS: dict[str, Any] = {

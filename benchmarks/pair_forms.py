@@ -25,7 +25,8 @@ import trl
 from calib_core.data.questions import Question
 from calib_core.demo.geography import PAIR_FORMS, PairForm, make_preferences, make_questions
 from calib_core.metrics.figures import conf_ece
-from calib_core.models.loading import LoadedModel, embedded_model, load_model
+from calib_core.models.embedded import embedded_model
+from calib_core.models.loading import LoadedModel, load_model
 from calib_core.scoring.pairs import sequence_logprobs, win_rate
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
 from calib_core.scoring.questions import score

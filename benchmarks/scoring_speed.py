@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 
 from calib_core.data.questions import Question
 from calib_core.demo.geography import make_questions
-from calib_core.models.loading import LoadedModel, embedded_model, load_model
+from calib_core.models.embedded import embedded_model
+from calib_core.models.loading import LoadedModel, load_model
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
 from calib_core.scoring.questions import score
 

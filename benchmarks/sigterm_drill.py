@@ -26,7 +26,7 @@ from checkout import commit
 
 from calib_core.data.questions import write_questions
 from calib_core.demo.geography import make_questions
-from calib_core.models.loading import embedded_model
+from calib_core.models.embedded import embedded_model
 from calib_core.runtime.interrupts import deferred  # noqa: F401 (imported before the forks)
 from calib_core.steps.finetune import cft
 from calib_core.steps.prepare import PrepareConfig, prepare

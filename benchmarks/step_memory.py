@@ -30,7 +30,8 @@ def measure(work: Work, dtype: str, tokens: int) -> int:
     """Peak memory of this process in `work`, in bytes, beyond what imports take."""
     import torch
 
-    from calib_core.models.loading import embedded_model, load_model
+    from calib_core.models.embedded import embedded_model
+    from calib_core.models.loading import load_model
     from calib_core.training import dpo  # noqa: F401 - imported before the baseline is taken
 
     torch.manual_seed(0)

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from calib_core.metrics.interval import Interval
     from calib_core.metrics.selective import auroc, risk_coverage
     from calib_core.metrics.summary import Figures, measure
-    from calib_core.predictions.table import Predictions, read_predictions, write_predictions
+    from calib_core.predictions.files import read_predictions, write_predictions
+    from calib_core.predictions.table import Predictions
     from calib_core.predictions.temperature import apply_temperature
     from calib_core.report.tables import write_report
 
@@ -83,7 +84,8 @@ _HOMES = {
     ),
     "metrics.selective": ("auroc", "risk_coverage"),
     "metrics.summary": ("Figures", "measure"),
-    "predictions.table": ("Predictions", "read_predictions", "write_predictions"),
+    "predictions.files": ("read_predictions", "write_predictions"),
+    "predictions.table": ("Predictions",),
     "report.tables": ("write_report",),
 }
 """Where the public names are defined, as they are imported above for type checkers."""

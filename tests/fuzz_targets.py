@@ -19,8 +19,8 @@ from calib_core.data.similar import near_groups
 from calib_core.data.stream import Snapshot, known_questions
 from calib_core.data.texts import exact_text, has_too_many_marks, loose_tokens, normalize_text
 from calib_core.errors import CalibError
-from calib_core.models.adapters import adapter_record
-from calib_core.predictions.table import read_predictions, write_predictions
+from calib_core.models.records import read_adapter_record
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.steps.folder import read_data
 from calib_core.storage.files import read_json
 from calib_pipelines.clusters.cron import parse_cron
@@ -186,7 +186,7 @@ TARGETS: dict[str, Target] = {
         (json.dumps(CHAMPION).encode(),),
     ),
     "calibration.json": Target(
-        _record("calibration.json", adapter_record),
+        _record("calibration.json", read_adapter_record),
         (b'{"files": {}, "lineage": [], "data": {}, "adapter": "a"}',),
     ),
     "data.json": Target(DATA[0], (DATA[1],)),

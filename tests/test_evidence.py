@@ -16,7 +16,7 @@ from test_promote import CALIBRATED, CONFIG, DATA, OVERCONFIDENT, write_evaluati
 
 from calib_core.champion.state import read_champion
 from calib_core.errors import CalibError, EvidenceError
-from calib_core.predictions.table import read_predictions, write_predictions
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.steps.promote import promote
 from calib_core.steps.publish import PublishConfig, publish_champion
 from calib_core.storage.files import read_json, write_json
@@ -191,6 +191,7 @@ def test_another_input_model_than_was_measured_is_refused(run, tmp_path, tiny_ll
             gate(run, model_before=str(name))
 
 
+UNTRAINED = {"base": "base", "base_digest": "", "adapter": None}
 PUBLISHED: dict[str, tuple[Callable[[Path], object], str]] = {
     "no weights": (
         lambda work: (work / "adapter/adapter_model.safetensors").unlink(),
@@ -205,12 +206,12 @@ PUBLISHED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"not the model that .*summary\.json promotes",
     ),
     "evidence of no model": (
-        lambda work: edit_evidence(work, after={}),
+        lambda work: edit_evidence(work, after={"evaluation": "", "model": UNTRAINED}),
         r"not the model that .*summary\.json promotes",
     ),
     "no evidence": (
         lambda work: edit(work / "summary/summary.json", evidence=None),
-        "field evidence is missing",
+        "field evidence is None where an object is expected; make the folder with `promote`",
     ),
     "other questions": (
         lambda work: edit_evidence(work, data={"fit": "x", "calibration": "y", "test": "z"}),
@@ -227,11 +228,11 @@ PUBLISHED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "figures missing": (
         lambda work: edit(work / "summary/summary.json", after={"n": 90}),
-        "not a run's summary .*accuracy",
+        "field after.accuracy is missing; make the folder with `promote`",
     ),
     "no figures of the champion": (
         lambda work: edit(work / "summary/summary.json", before={}),
-        "not a run's summary .*'n'",
+        "field before.n is missing; make the folder with `promote`",
     ),
     "snapshot of another run": (
         lambda work: edit(work / "snapshot/state.json", snapshot="0" * 16),
@@ -269,7 +270,7 @@ def test_publish_refuses_a_summary_about_another_model_than_the_champion(tmp_pat
     state = (Path(folder.champion) / "champion.json").read_bytes()
     work = folder.begin()
     prepare_end(work, summary(promoted=False))
-    edit_evidence(work, before={"model": {"adapter_files": "another"}})
+    edit_evidence(work, before={"evaluation": "", "model": {**UNTRAINED, "adapter_files": "another"}})
     with pytest.raises(EvidenceError, match="judged another model than the champion"):
         folder.publish(work)
     assert (Path(folder.champion) / "champion.json").read_bytes() == state

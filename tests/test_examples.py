@@ -14,7 +14,7 @@ from synthetic import make_world, tempered
 
 from calib_core.data.questions import write_questions
 from calib_core.metrics.figures import conf_ece
-from calib_core.predictions.table import read_predictions
+from calib_core.predictions.files import read_predictions
 from calib_pipelines.examples.lm_eval_samples import lm_eval_samples
 from calib_pipelines.examples.trl_training import trl_training
 from calib_pipelines.examples.vertex_batch_prediction import vertex_batch_prediction

@@ -12,7 +12,7 @@ import pytest
 
 from calib_core.data.questions import Question, write_questions
 from calib_core.errors import DataFormatError
-from calib_core.predictions.table import read_predictions
+from calib_core.predictions.files import read_predictions
 from calib_core.steps.convert import ConvertConfig, convert_predictions
 from calib_pipelines.commands import main as cli
 

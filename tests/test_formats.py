@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import runpy
+from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict, get_type_hints
 
 import jsonschema
 import pytest
+from schemas import ROOT, schema, written
 
 from calib_core.champion.state import first_champion, write_champion
 from calib_core.data.questions import Question, write_questions
@@ -18,11 +20,7 @@ from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.record import RunEnd, record
 from calib_core.storage.records import check_record, schema_of
 
-ROOT = Path(__file__).parents[1]
-
-
-def schema(name: str) -> Any:
-    return json.loads((ROOT / "docs" / "formats" / f"{name}.schema.json").read_text())
+SCRIPT = runpy.run_path(str(ROOT / "scripts" / "formats.py"))
 
 
 def data_folder(folder: Path) -> Path:
@@ -36,15 +34,19 @@ def data_folder(folder: Path) -> Path:
 
 
 def test_the_schemas_are_fresh() -> None:
-    made = runpy.run_path(str(ROOT / "scripts" / "formats.py"))["files"]()
+    made = SCRIPT["files"]()
     there = {path.name: path.read_text() for path in (ROOT / "docs" / "formats").iterdir()}
     assert there == made, "stale: run `make docs`"
 
 
+@pytest.mark.parametrize(("record", "made"), SCRIPT["MADE_FROM"].items(), ids=lambda kind: kind.__name__)
+def test_a_record_has_the_fields_of_what_it_is_made_from(record: type, made: type) -> None:
+    own = {"BaselineRecord": {"temperature"}, "HistoryRecord": {"chosen"}}.get(record.__name__, set())
+    assert set(get_type_hints(record)) - own == {field.name for field in fields(made)}
+
+
 def test_what_is_written_is_of_the_schema(tmp_path) -> None:
-    written = json.loads((data_folder(tmp_path) / "data.json").read_text())
-    jsonschema.validate(written, schema("data"))
-    assert written.keys() == schema("data")["properties"].keys()
+    written(data_folder(tmp_path) / "data.json")
     write_champion(tmp_path, first_champion("gs://bucket/model", (0.4, 0.3)), expected=None)
     jsonschema.validate(json.loads((tmp_path / "champion.json").read_text()), schema("champion"))
     record(RunEnd(pipeline="p", run="r", state="FAILED", error_code=9), tmp_path / "run.json")
@@ -53,13 +55,13 @@ def test_what_is_written_is_of_the_schema(tmp_path) -> None:
 
 def test_fields_that_are_not_known_are_kept_and_newer_formats_refused(tmp_path) -> None:
     path = data_folder(tmp_path) / "data.json"
-    written = json.loads(path.read_text())
-    path.write_text(json.dumps({**written, "ours": [1]}))
-    assert dict(read_data_record(path.parent)) == {**written, "ours": [1]}
-    del written["format"]  # as versions before 0.2 wrote it
-    path.write_text(json.dumps(written))
-    assert dict(read_data_record(path.parent)) == written
-    path.write_text(json.dumps({**written, "format": 2}))
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({**said, "ours": [1]}))
+    assert dict(read_data_record(path.parent)) == {**said, "ours": [1]}
+    del said["format"]  # as versions before 0.2 wrote it
+    path.write_text(json.dumps(said))
+    assert dict(read_data_record(path.parent)) == said
+    path.write_text(json.dumps({**said, "format": 2}))
     with pytest.raises(DataFormatError, match=r"data\.json: field format is 2, .*knows 1; update calib-core"):
         read_data_record(path.parent)
 

@@ -15,14 +15,10 @@ from safetensors.torch import load_file, save_file
 from tiny import CONTEXT_TOKENS, byte_tokenizer, save_tiny_model
 
 from calib_core.errors import ConfigError
+from calib_core.models import embedded
 from calib_core.models import loading as models
-from calib_core.models.loading import (
-    adapter_digest,
-    embedded_model,
-    load_model,
-    native_bfloat16,
-    tokenizer_digest,
-)
+from calib_core.models.embedded import embedded_model
+from calib_core.models.loading import adapter_digest, load_model, native_bfloat16, tokenizer_digest
 from calib_core.storage.files import read_json, sha256_file, write_json
 
 
@@ -344,13 +340,13 @@ def test_tokenizer_digest_is_of_the_tokenizer_not_of_its_use() -> None:
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
     """A stand-in for the package, whose import would fail, and a cache folder; returns the GGUF file."""
-    folder = tmp_path / "site" / models.EMBEDDED_PACKAGE
+    folder = tmp_path / "site" / embedded.EMBEDDED_PACKAGE
     folder.mkdir(parents=True)
     (folder / "__init__.py").write_text("raise ImportError('the package was imported')")
-    (folder / models.EMBEDDED_FILE).write_bytes(b"weights")
+    (folder / embedded.EMBEDDED_FILE).write_bytes(b"weights")
     monkeypatch.syspath_prepend(str(folder.parent))
     monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
-    return folder / models.EMBEDDED_FILE
+    return folder / embedded.EMBEDDED_FILE
 
 
 @pytest.fixture
@@ -363,7 +359,7 @@ def conversions(monkeypatch) -> list[bytes]:
         (folder / "config.json").write_text("{}")
         (folder / "model.safetensors").write_bytes(source.read_bytes() * 2)
 
-    monkeypatch.setattr(models, "_dequantize", dequantize)
+    monkeypatch.setattr(embedded, "_dequantize", dequantize)
     return done
 
 
@@ -374,13 +370,13 @@ def test_embedded_model_is_made_once(package, conversions, capsys) -> None:
     assert embedded_model() == folder
     assert len(conversions) == 1
     assert capsys.readouterr().err == ""
-    assert models.EMBEDDED_PACKAGE not in sys.modules
+    assert embedded.EMBEDDED_PACKAGE not in sys.modules
 
 
 @pytest.mark.parametrize("damage", ["changed", "missing", "hashes"])
-def test_damaged_embedded_model_is_made_anew(damage, package, conversions, capsys) -> None:
+def test_damaged_embedded_model_is_made_again(damage, package, conversions, capsys) -> None:
     folder = embedded_model()
-    path = folder / (models.HASHES_FILE if damage == "hashes" else "model.safetensors")
+    path = folder / (embedded.HASHES_FILE if damage == "hashes" else "model.safetensors")
     if damage == "missing":
         path.unlink()
     else:
@@ -389,7 +385,7 @@ def test_damaged_embedded_model_is_made_anew(damage, package, conversions, capsy
     assert embedded_model() == folder
     assert len(conversions) == 2
     assert "cached copy is damaged" in capsys.readouterr().err
-    assert read_json(folder / models.HASHES_FILE)["model.safetensors"] == sha256_file(
+    assert read_json(folder / embedded.HASHES_FILE)["model.safetensors"] == sha256_file(
         folder / "model.safetensors"
     )
 
@@ -407,7 +403,7 @@ def test_interrupted_conversion_leaves_nothing(package, conversions, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(models, "_dequantize", stop)
+        patch.setattr(embedded, "_dequantize", stop)
         with pytest.raises(KeyboardInterrupt):
             embedded_model()
     cache = package.parents[2] / "cache"

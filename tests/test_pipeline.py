@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from chain import whole_summary
 
 from calib_components.nodes.job import JobConfig
 from calib_core.data.questions import write_questions
@@ -82,8 +83,8 @@ def fake_promote(config, *, before, after, model_before, model_after, branch, ou
     note("promote", short(before), short(after), short(model_before), short(model_after), branch)
     folder(out)
     promoted = branch != "none"
-    summary = {"regime": "?", "branch": branch, "promoted": promoted, "reasons": [], "report": report,
-               "model": model_after if promoted else model_before, "before": {}, "after": {}, "timing": {}}
+    summary = {**json.loads((HERE / "summary.json").read_text()), "branch": branch, "promoted": promoted,
+               "report": report, "model": model_after if promoted else model_before}
     (out / "report.html").write_text("<html>")
     (out / "summary.json").write_text(json.dumps(summary))
     return summary
@@ -127,6 +128,7 @@ def stage(tmp_path, monkeypatch):
     (tmp_path / "path" / "sitecustomize.py").write_text(textwrap.dedent(NOTING_STEPS))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"), prepend=os.pathsep)
     monkeypatch.setenv("NOTES", str(tmp_path))
+    (tmp_path / "summary.json").write_text(json.dumps(whole_summary()))
     return Stage(tmp_path)
 
 

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.predictions.table import Predictions, check_same_protocol, read_predictions, write_predictions
+from calib_core.predictions.files import read_predictions, write_predictions
+from calib_core.predictions.protocols import check_same_protocol
+from calib_core.predictions.table import Predictions
 
 INF = np.inf
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from importlib import metadata
@@ -11,18 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chain import write_adapter
+from schemas import written
 from synthetic import Floats, make_world, memorised, tempered
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import ConfigError, DataFormatError, EvidenceError
+from calib_core.errors import ConfigError, DataFormatError
 from calib_core.metrics.summary import measure
 from calib_core.models.adapters import files_digest
+from calib_core.predictions.files import write_predictions
 from calib_core.predictions.preferences import (
     PREFERENCES_FILE,
     PreferenceLogprobs,
     write_preference_logprobs,
 )
-from calib_core.predictions.table import write_predictions
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.storage.files import write_json
 
@@ -35,6 +35,12 @@ INTERVAL = {"value", "low", "high"}
 
 
 DATA = {fold: f"fingerprint of {fold}" for fold in WORLDS}
+
+
+def rate(value: float) -> dict[str, object]:
+    """A win rate on 400 pairs."""
+    interval = {"value": value, "low": value - 0.05, "high": value + 0.05}
+    return {"n": 400, "sum": interval, "per_token": interval}
 
 
 def write_evaluation(
@@ -50,7 +56,7 @@ def write_evaluation(
     for fold, table in tables.items():
         write_predictions(table, folder / f"{fold}.parquet")
     if facts.get("win_rate"):
-        wins = np.arange(400) < 400 * facts["win_rate"]["sum"]
+        wins = np.arange(400) < 400 * facts["win_rate"]["sum"]["value"]
         nats, one = np.where(wins, -1.0, -3.0), np.ones(400, np.int64)
         pairs = PreferenceLogprobs(
             ids=tuple(map(str, range(400))),
@@ -94,12 +100,12 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     adapter = write_adapter(root / "adapter", b"weights", data=DATA)
     return {
         "overconfident": write_evaluation(
-            root / "overconfident", OVERCONFIDENT, adapter=adapter, win_rate={"sum": 0.7}, seconds=2.0
+            root / "overconfident", OVERCONFIDENT, adapter=adapter, win_rate=rate(0.7), seconds=2.0
         ),
         "calibrated": write_evaluation(
-            root / "calibrated", CALIBRATED, adapter=adapter, win_rate={"sum": 0.69}, seconds=3.0
+            root / "calibrated", CALIBRATED, adapter=adapter, win_rate=rate(0.69), seconds=3.0
         ),
-        "wrong": write_evaluation(root / "wrong", turned, adapter=adapter, win_rate={"sum": 0.7}),
+        "wrong": write_evaluation(root / "wrong", turned, adapter=adapter, win_rate=rate(0.7)),
     }
 
 
@@ -114,9 +120,9 @@ def test_better_calibrated_model_is_promoted(folders, tmp_path):
         for figure in ("accuracy", "mean_confidence", "conf_ece", "cw_ece"):
             assert summary[side][figure].keys() == INTERVAL
     assert summary["gate"]["ece_change"]["high"] < 0
-    assert summary["win_rate"] == {"before": {"sum": 0.7}, "after": {"sum": 0.69}}
+    assert summary["win_rate"] == {"before": rate(0.7), "after": rate(0.69)}
     assert summary["timing"] == {"evaluate_before": 2.0, "evaluate_after": 3.0}
-    assert summary == json.loads((tmp_path / "summary.json").read_text())
+    assert summary == written(tmp_path / "summary.json")
     assert (tmp_path / summary["report"]).read_text().startswith("<!DOCTYPE html>")
 
 
@@ -135,7 +141,7 @@ def test_temperature_scaling_is_fitted_on_the_calibration_fold_only(folders, tmp
     assert scaled["conf_ece"]["value"] < 0.1
     assert scaled["accuracy"]["value"] == WORLDS["test"].predictions(OVERCONFIDENT["test"]).correct().mean()
     test_turned = {**OVERCONFIDENT, "test": memorised(OVERCONFIDENT["test"], WORLDS["test"].labels, 0.9)}
-    other = write_evaluation(tmp_path / "other", test_turned, win_rate={"sum": 0.7})
+    other = write_evaluation(tmp_path / "other", test_turned, win_rate=rate(0.7))
     same = run(other, folders["calibrated"], tmp_path / "b", "cft")["baselines"]["temperature_scaling"]
     assert same["temperature"] == scaled["temperature"]
 
@@ -175,7 +181,7 @@ def test_folder_that_is_no_evaluation_is_refused(folders, tmp_path):
     with pytest.raises(DataFormatError, match=r"evaluation\.json"):
         run(empty, folders["calibrated"], tmp_path / "out", "cft")
     write_json(empty / "evaluation.json", {"regime": {}, "figures": {}})
-    with pytest.raises(EvidenceError, match="data, model, predictions missing"):
+    with pytest.raises(DataFormatError, match=r"evaluation\.json: field regime\.regime is missing; make the"):
         run(empty, folders["calibrated"], tmp_path / "out", "cft")
     assert not (tmp_path / "out").exists()
 

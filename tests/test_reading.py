@@ -17,7 +17,7 @@ import pytest
 from calib_core.data.preferences import read_preferences
 from calib_core.data.questions import read_questions
 from calib_core.errors import CalibError, ConfigError, DataFormatError
-from calib_core.predictions.table import read_predictions
+from calib_core.predictions.files import read_predictions
 from calib_core.storage.limits import LIMITS
 
 QUESTIONS = [

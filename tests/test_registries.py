@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from chain import whole_summary
 from registry_standin import Answer, KubeflowRegistry, serving
 
 from calib_components.register_model.registries import RegisterConfig, register
@@ -25,11 +26,8 @@ def interval(value: float) -> dict[str, float]:
 @pytest.fixture
 def summary(tmp_path) -> Path:
     after = {"accuracy": 0.7, "mean_confidence": 0.72, "conf_ece": 0.03, "cw_ece": 0.02}
-    result = {
-        "regime": "calibratable",
-        "branch": "cft",
-        "after": {name: interval(value) for name, value in after.items()},
-    }
+    figures = {"n": 90, **{name: interval(value) for name, value in after.items()}}
+    result = whole_summary(regime="calibratable", branch="cft", after=figures)
     (tmp_path / "summary.json").write_text(json.dumps(result))
     return tmp_path
 

@@ -16,7 +16,7 @@ from kfp.components import load_component_from_file
 from calib_core.data.questions import read_questions, write_questions
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.models.loading import load_model
-from calib_core.predictions.table import read_predictions
+from calib_core.predictions.files import read_predictions
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
 from calib_core.scoring.questions import encode_questions, score_encoded
 from calib_core.steps.shards import (

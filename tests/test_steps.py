@@ -6,11 +6,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import trained
+from schemas import written
 from tiny import make_questions, save_tiny_model
 
 from calib_core.data.preferences import Preference, read_preferences, write_preferences
@@ -18,10 +20,13 @@ from calib_core.data.questions import Question, read_questions, write_questions
 from calib_core.decisions.temperature import apply_temperature
 from calib_core.errors import ConfigError, DataFormatError, EvidenceError, NotEnoughDataError
 from calib_core.models.loading import load_model
-from calib_core.predictions.table import check_same_protocol, read_predictions
+from calib_core.predictions.files import read_predictions
+from calib_core.predictions.protocols import check_same_protocol
+from calib_core.settings.groups import RegimeTest
+from calib_core.settings.parameters import parameters_of
 from calib_core.steps import finetune
 from calib_core.steps.align import align
-from calib_core.steps.evaluate import EvaluateConfig, evaluate
+from calib_core.steps.evaluate import EvaluateConfig, evaluate, measured
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.folder import read_data
 from calib_core.steps.prepare import PrepareConfig, prepare
@@ -132,10 +137,36 @@ def rendered(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
+def test_every_parameter_of_the_regime_test_and_of_figures_reaches_them(before, monkeypatch) -> None:
+    calls: dict[str, dict[str, Any]] = {}
+
+    def called(name: str):
+        def record(*_: Any, **options: Any) -> SimpleNamespace:
+            calls[name] = options
+            return SimpleNamespace(to_dict=dict)
+
+        return record
+
+    for name in ("regime_test", "measure"):
+        monkeypatch.setattr(f"calib_core.steps.evaluate.{name}", called(name))
+    given = {
+        "target_ece": 0.2,
+        "tolerance": 0.4,
+        "critical_accuracy": 0.6,
+        "repairs": "cft",
+        "on_undecided": "stop",
+    }
+    figures = {"n_bins": 7, "cluster_by": "none", "n_resamples": 9, "seed": 3}
+    assert {*given, *figures} == {one.name for one in parameters_of(RegimeTest)}
+    tables = {name: read_predictions(before[0] / f"{name}.parquet") for name in FOLDS}
+    measured(EvaluateConfig(**given, **figures), tables)
+    assert calls == {"regime_test": given | figures, "measure": figures}
+
+
 def test_evaluation_has_a_table_per_fold_and_one_record(before, model, data) -> None:
     out, record = before
     assert names(out) == {*(f"{fold}.parquet" for fold in FOLDS), "evaluation.json", "preferences.parquet"}
-    assert read_json(out / "evaluation.json") == rendered(record)
+    assert written(out / "evaluation.json") == rendered(record)
     assert record["regime"]["regime"] in ("calibrated", "calibratable", "non_calibratable")
     assert (record["regime"]["n_fit"], record["regime"]["n_heldout"]) == (30, 30)
     assert record["regime"]["target_ece"] == 0.3
@@ -179,20 +210,20 @@ def test_another_way_of_asking_is_not_comparable(before, model, data, tmp_path) 
 def test_the_adapters_record_says_where_it_comes_from(tuned, model, data) -> None:
     out, record = tuned
     assert names(out) == {"adapter_config.json", "adapter_model.safetensors", "calibration.json"}
-    written = read_json(out / "calibration.json")
-    assert written.items() >= rendered(record).items()
+    found = written(out / "calibration.json", some=True)
+    assert found.items() >= rendered(record).items()
     loaded = load_model(out, dtype="float32")
-    assert written["base"] == model
-    assert written["base_revision"] == ""
-    assert written["base_digest"] == loaded.base_digest
-    assert written["adapter"] == loaded.adapter_digest
-    assert written["method"] == "cft"
-    assert written["input_adapter"] is None
-    assert written["data"] == fingerprints(data)
-    assert written["parameters"]["learning_rate"] == 5e-3
-    assert sum(one["chosen"] for one in written["history"]) == 1
-    assert [one["objective"] for one in written["history"]] == ["cft", "cft"]
-    assert written["steps"] == 4  # 30 questions, 8 at a time
+    assert found["base"] == model
+    assert found["base_revision"] == ""
+    assert found["base_digest"] == loaded.base_digest
+    assert found["adapter"] == loaded.adapter_digest
+    assert found["method"] == "cft"
+    assert found["input_adapter"] is None
+    assert found["data"] == fingerprints(data)
+    assert found["parameters"]["learning_rate"] == 5e-3
+    assert sum(one["chosen"] for one in found["history"]) == 1
+    assert [one["objective"] for one in found["history"]] == ["cft", "cft"]
+    assert found["steps"] == 4  # 30 questions, 8 at a time
 
 
 def test_an_evaluation_of_the_adapter_repeats_the_chosen_figures(tuned, after) -> None:
@@ -233,7 +264,7 @@ def test_the_fold_that_is_trained_on_is_fit_without_its_shots(model, data, tmp_p
 def test_an_interrupted_write_loses_no_training(tuned, model, data, cache, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
-        patch.setattr("calib_core.training.lora.write_json", broken)
+        patch.setattr("calib_core.models.records.write_json", broken)
         with pytest.raises(OSError, match="disk"):
             cft(FINETUNE, model, data, out)
         assert names(tmp_path) == set()
@@ -251,11 +282,11 @@ def broken(*_: Any, **__: Any) -> None:
     raise OSError("no space left on disk")
 
 
-def test_an_evaluation_is_written_whole_or_not_at_all(model, data, tmp_path, monkeypatch) -> None:
+def test_an_evaluation_is_written_atomically(model, data, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "evaluation.json").write_text("old")
-    monkeypatch.setattr("calib_core.steps.evaluate.write_json", broken)
+    monkeypatch.setattr("calib_core.steps.evaluation_record.write_json", broken)
     with pytest.raises(OSError, match="disk"):
         evaluate(EVALUATE, model, data, out)
     assert names(tmp_path) == {"out"}
@@ -268,12 +299,12 @@ def test_an_input_adapter_is_trained_on(tuned, model, data, tmp_path) -> None:
     untouched = {path: path.read_bytes() for path in tuned[0].iterdir()}
     record = rcft(config, str(tuned[0]), data, tmp_path / "out")
     assert {path: path.read_bytes() for path in tuned[0].iterdir()} == untouched
-    written = read_json(tmp_path / "out" / "calibration.json")
-    assert written["base"] == model
-    assert written["base_digest"] == read_json(tuned[0] / "calibration.json")["base_digest"]
-    assert written["input_adapter"] == read_json(tuned[0] / "calibration.json")["adapter"]
-    assert written["adapter"] not in (None, written["input_adapter"])
-    assert written["method"] == "rcft"
+    found = written(tmp_path / "out" / "calibration.json", some=True)
+    assert found["base"] == model
+    assert found["base_digest"] == read_json(tuned[0] / "calibration.json")["base_digest"]
+    assert found["input_adapter"] == read_json(tuned[0] / "calibration.json")["adapter"]
+    assert found["adapter"] not in (None, found["input_adapter"])
+    assert found["method"] == "rcft"
     assert {one["objective"] for one in record["history"]} == {"rcft"}
     (chosen,) = (one for one in tuned[1]["history"] if one["chosen"])
     # So little was learnt that it is still all but the input: it did not start over.
@@ -291,11 +322,11 @@ def aligned(model, data, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
 def test_align_leaves_an_adapter_and_its_win_rates(aligned, before, model, data) -> None:
     out, record = aligned
     assert names(out) == {"adapter_config.json", "adapter_model.safetensors", "calibration.json"}
-    written = read_json(out / "calibration.json")
-    assert written.items() >= rendered(record).items()
-    assert (written["base"], written["method"]) == (model, "dpo")
-    assert written["adapter"] == load_model(out, dtype="float32").adapter_digest
-    assert written["data"] == read_json(data / "data.json")["preferences"]
+    found = written(out / "calibration.json", some=True)
+    assert found.items() >= rendered(record).items()
+    assert (found["base"], found["method"]) == (model, "dpo")
+    assert found["adapter"] == load_model(out, dtype="float32").adapter_digest
+    assert found["data"] == read_json(data / "data.json")["preferences"]
     assert record["win_rate"]["before"] == before[1]["win_rate"]
     assert record["win_rate"]["after"]["sum"]["value"] > record["win_rate"]["before"]["sum"]["value"]
     for name in ("accuracy", "conf_ece"):
@@ -309,8 +340,8 @@ def test_what_align_made_is_evaluated_with_the_win_rate_that_it_stated(aligned, 
     assert found["win_rate"] == aligned[1]["win_rate"]["after"]
 
 
-def test_alignment_is_written_whole_or_not_at_all(model, data, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("calib_core.training.lora.write_json", broken)
+def test_alignment_is_written_atomically(model, data, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("calib_core.models.records.write_json", broken)
     with pytest.raises(OSError, match="disk"):
         align(ALIGN, model, data, tmp_path / "out")
     assert names(tmp_path) == set()

@@ -11,7 +11,7 @@ from synthetic import make_world, tempered
 from test_promote import CONFIG, DATA, OVERCONFIDENT, write_evaluation
 
 from calib_core.data.questions import Question, read_questions, write_questions
-from calib_core.predictions.table import write_predictions
+from calib_core.predictions.files import write_predictions
 from calib_core.steps.promote import promote
 from calib_core.storage import uris as storage
 from calib_pipelines.commands import main as cli

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+from schemas import written
 from synthetic import make_world, tempered
 
 from calib_core.decisions.bounds import regime_test
-from calib_core.errors import ConfigError, EvidenceError
-from calib_core.predictions.table import read_predictions, write_predictions
+from calib_core.errors import ConfigError, DataFormatError
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.steps.evaluate import EvaluateConfig, measured
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.steps.temperature import give_temperature
@@ -55,8 +55,8 @@ def test_a_temperature_is_given_measured_and_promoted(tmp_path: Path) -> None:
     record = give_temperature(str(tmp_path / "model"), before, out, after)
     assert record["temperature"] == pytest.approx(2.5, rel=0.15)
     assert [path.name for path in out.iterdir()] == ["calibration.json"]
-    assert json.loads((out / "calibration.json").read_text()) == record
-    found = read_json(after / "evaluation.json")
+    assert written(out / "calibration.json", some=True) == record
+    found = written(after / "evaluation.json", some=True)
     assert found["model"]["temperature"] == record["temperature"]
     for fold in WORLDS:
         one, other = (read_predictions(folder / f"{fold}.parquet") for folder in (before, after))
@@ -127,7 +127,7 @@ def test_the_folder_is_loaded_like_a_model_and_scores_with_its_temperature(tmp_p
 def test_what_is_no_evaluation_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write_json(tmp_path / "empty" / "evaluation.json", {"regime": {"regime": "calibratable"}})
-    with pytest.raises(EvidenceError, match="figures, model, predictions missing; make the folder with"):
+    with pytest.raises(DataFormatError, match=r"field regime\.branch is missing; make the folder with"):
         give_temperature("model", tmp_path / "empty", tmp_path / "out", tmp_path / "after")
     assert not (tmp_path / "out").exists()
 

@@ -18,7 +18,8 @@ from calib_core.storage.uris import join, read_versioned, write_versioned
 
 FILE = "figures.parquet"
 ATTEMPTS = 20
-_MEASURED = ("accuracy", "mean_confidence", "conf_ece", "cw_ece")
+HEADLINE_FIGURES = ("accuracy", "mean_confidence", "conf_ece", "cw_ece")
+"""What is said of a model first, in the table, in reports and in registries."""
 
 SCHEMA = pa.schema(
     [
@@ -34,7 +35,7 @@ SCHEMA = pa.schema(
         *(
             pa.field(f"{side}_{figure}{end}", pa.float64())
             for side in ("before", "after")
-            for figure in _MEASURED
+            for figure in HEADLINE_FIGURES
             for end in ("", "_low", "_high")
         ),
     ]
@@ -64,7 +65,7 @@ def figures_row(summary: Mapping[str, Any], *, at: str, run: str, snapshot: str)
     }
     for side in ("before", "after"):
         measured = summary[side] if side == "before" or summary["branch"] != "none" else {}
-        for figure in _MEASURED:
+        for figure in HEADLINE_FIGURES:
             interval = measured.get(figure) or {"value": None, "low": None, "high": None}
             row[f"{side}_{figure}"] = interval["value"]
             row[f"{side}_{figure}_low"] = interval["low"]

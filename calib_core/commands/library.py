@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from calib_core.decisions.bounds import regime_test
 from calib_core.errors import CalibError, ConfigError
 from calib_core.metrics.summary import measure
-from calib_core.predictions.table import read_predictions
+from calib_core.predictions.files import read_predictions
 from calib_core.report import write_report
 from calib_core.report.text import (
     evaluation_text,
@@ -32,7 +32,8 @@ from calib_core.runtime.messages import quiet_data, shown_message
 from calib_core.runtime.progress import quiet_libraries
 from calib_core.runtime.secrets import shown, without_secrets
 from calib_core.settings.flags import Parser, add_flags
-from calib_core.settings.parameters import Parameter, config_from, parameters_of
+from calib_core.settings.groups import Measuring, RegimeTest
+from calib_core.settings.parameters import config_from, parameters_of
 from calib_core.steps.align import align
 from calib_core.steps.calibrate import CalibrateConfig, calibrate
 from calib_core.steps.convert import ConvertConfig, convert_predictions
@@ -230,7 +231,7 @@ def _add_calibrate(commands: Subparsers) -> None:
 def _add_metrics(commands: Subparsers) -> None:
     parser = command(commands, "metrics", "measure a predictions table: every figure, no model needed")
     parser.add_argument("table", help="predictions table (.parquet or .jsonl)")
-    flags = _measuring("n_bins", "cluster_by", "n_resamples", "seed")
+    flags = parameters_of(Measuring)
     add_flags(parser, flags)
 
     def run(given: argparse.Namespace) -> Result:
@@ -244,10 +245,7 @@ def _add_regime(commands: Subparsers) -> None:
     parser = command(commands, "regime", "name the regime that two predictions tables of one model show")
     parser.add_argument("--fit", required=True, help="table for the questions that it is fine-tuned on")
     parser.add_argument("--heldout", required=True, help="table for questions that it never saw")
-    flags = _measuring(
-        *("target_ece", "tolerance", "critical_accuracy", "repairs", "on_undecided"),
-        *("n_bins", "cluster_by", "n_resamples", "seed"),
-    )
+    flags = parameters_of(RegimeTest)
     add_flags(parser, flags)
 
     def run(given: argparse.Namespace) -> Result:
@@ -352,8 +350,3 @@ def _add_shards(commands: Subparsers) -> None:
             return merge_predictions(fetch(given.data), [fetch(table) for table in given.shards], out)
 
     parser.set_defaults(run=merge)
-
-
-def _measuring(*names: str) -> tuple[Parameter, ...]:
-    """Those of an evaluation's parameters that need no model."""
-    return tuple(parameter for parameter in parameters_of(EvaluateConfig) if parameter.name in names)

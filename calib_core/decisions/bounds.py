@@ -36,10 +36,11 @@ from calib_core.decisions.result import Regime, RegimeResult
 from calib_core.decisions.target import estimate_bin_targets
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.metrics.binning import check_n_bins, folded_normal_mean
-from calib_core.metrics.gaps import conf_ece_interval, debiased_ece_interval, fine_ece_interval
+from calib_core.metrics.gaps import ece_intervals, fine_ece_interval
 from calib_core.metrics.interval import Interval, tail_share
 from calib_core.metrics.means import Linear, independent_difference, mean_of, share_interval
-from calib_core.predictions.table import Predictions, check_same_protocol
+from calib_core.predictions.protocols import check_same_protocol
+from calib_core.predictions.table import Predictions
 from calib_core.settings.groups import REPAIRS
 
 Floats = NDArray[np.float64]
@@ -179,7 +180,7 @@ def regime_test(  # noqa: PLR0913
         "seed": seed,
     }
     conf, correct = heldout.confidence(), heldout.correct()
-    ece = debiased_ece_interval(conf, correct, n_bins=n_bins, **options)
+    plain, ece = ece_intervals(conf, correct, n_bins=n_bins, **options)
     undecided = ece.low <= target_ece < ece.high
     if undecided and on_undecided == "stop":
         raise NotEnoughDataError(undecided_message(ece, target_ece, len(heldout)))
@@ -196,7 +197,7 @@ def regime_test(  # noqa: PLR0913
     result = RegimeResult(
         regime="calibratable",
         branch="none",
-        upper_bound=conf_ece_interval(conf, correct, n_bins=n_bins, **options),
+        upper_bound=plain,
         debiased_ece=ece,
         fine_ece=fine,
         **accuracies,

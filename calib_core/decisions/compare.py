@@ -12,7 +12,8 @@ from calib_core.metrics.figures import brier_of_rows, nll_of_rows
 from calib_core.metrics.gaps import bin_gaps, class_gaps, gap_sum_change
 from calib_core.metrics.interval import Interval
 from calib_core.metrics.means import aurc_linear, auroc_linear, change, mean_of, share_change
-from calib_core.predictions.table import Predictions, check_same_protocol
+from calib_core.predictions.protocols import check_same_protocol
+from calib_core.predictions.table import Predictions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ from calib_core.metrics.figures import brier_of_rows, nll_of_rows
 from calib_core.metrics.gaps import bin_gaps, gap_sum_change
 from calib_core.metrics.interval import Clusters, Interval
 from calib_core.metrics.means import auroc_interval, mean_of, share_change
-from calib_core.predictions.table import Predictions, check_same_protocol
+from calib_core.predictions.protocols import check_same_protocol
+from calib_core.predictions.table import Predictions
 
 Floats = NDArray[np.float64]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal, NotRequired, TypedDict, cast
 
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, IntervalRecord
 
 Regime = Literal["calibrated", "calibratable", "non_calibratable"]
 Branch = Literal["none", "temperature", "cft", "rcft"]
@@ -13,6 +13,43 @@ Branch = Literal["none", "temperature", "cft", "rcft"]
 EXPLAINED = 0.025
 """How far accuracy on `fit` may lie above that of held-out questions of the same confidence where its
 questions are just easier: a model that is too sure can't show how easy they are."""
+
+
+class TemperatureRecord(TypedDict):
+    """`TemperatureFindings` as JSON."""
+
+    value: float
+    ece: IntervalRecord
+    fine_ece: IntervalRecord
+    auroc: IntervalRecord | None
+    brier_skill: IntervalRecord
+
+
+class RegimeRecord(TypedDict):
+    """`RegimeResult` as JSON."""
+
+    regime: str
+    branch: str
+    reasons: list[str]
+    target_ece: float
+    lower_bound: NotRequired[IntervalRecord]
+    upper_bound: NotRequired[IntervalRecord]
+    critical_accuracy: NotRequired[IntervalRecord]
+    unexplained: NotRequired[IntervalRecord]
+    debiased_ece: NotRequired[IntervalRecord]
+    fine_ece: NotRequired[IntervalRecord]
+    accuracy_fit: NotRequired[IntervalRecord]
+    accuracy_heldout: NotRequired[IntervalRecord]
+    mean_confidence_fit: NotRequired[IntervalRecord]
+    mean_confidence_heldout: NotRequired[IntervalRecord]
+    temperature: NotRequired[TemperatureRecord]
+    n_fit: NotRequired[int]
+    n_heldout: NotRequired[int]
+    n_required: NotRequired[int]
+    undecided: NotRequired[bool]
+    tolerance: NotRequired[float]
+    confidence: NotRequired[float]
+    repairs: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +137,7 @@ class RegimeResult:
         """Whether accuracy on `fit` is shown to be above the target model's, and not for easier questions."""
         return self.lower_bound.low > self.tolerance and self.unexplained.low > EXPLAINED
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> RegimeRecord:
         """The same as JSON values, intervals as `{value, low, high}`."""
-        return {**asdict(self), "repairs": list(self.repairs), "reasons": list(self.reasons)}
+        plain = {**asdict(self), "repairs": list(self.repairs), "reasons": list(self.reasons)}
+        return cast(RegimeRecord, plain)

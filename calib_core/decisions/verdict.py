@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import NotRequired, TypedDict, cast
 
 from calib_core.decisions.budget import LEVEL, required_questions, supported_margin
 from calib_core.errors import ConfigError
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, IntervalRecord
 
 PROMOTED = "The recalibrated model is promoted."
 KEPT = "The recalibrated model isn't promoted; the input model is kept."
+
+
+class GateRecord(TypedDict):
+    """`GateResult` as JSON."""
+
+    promoted: bool
+    ece_change: NotRequired[IntervalRecord]
+    accuracy_change: NotRequired[IntervalRecord]
+    brier_change: NotRequired[IntervalRecord]
+    nll_change: NotRequired[IntervalRecord]
+    auroc_before: NotRequired[IntervalRecord | None]
+    auroc_after: NotRequired[IntervalRecord | None]
+    win_rate_change: NotRequired[IntervalRecord | None]
+    accuracy_since_first: NotRequired[float]
+    level: NotRequired[float]
+    comparison: NotRequired[int]
+    n: NotRequired[int]
+    criteria: NotRequired[dict[str, bool]]
+    reasons: NotRequired[list[str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +70,9 @@ class GateResult:
     criteria: dict[str, bool]
     reasons: tuple[str, ...]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> GateRecord:
         """JSON form: the attributes by name."""
-        return {**asdict(self), "reasons": list(self.reasons)}
+        return cast(GateRecord, {**asdict(self), "reasons": list(self.reasons)})
 
 
 @dataclass(frozen=True, kw_only=True)

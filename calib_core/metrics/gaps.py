@@ -147,6 +147,33 @@ def _correlation(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
     return min(1.0, max(-1.0, float(((x - x.mean()) * (y - y.mean())).mean()) / spread))
 
 
+def ece_intervals(
+    conf: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    clusters: Clusters | None = None,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[Interval, Interval]:
+    """conf-ECE and the debiased conf-ECE, with the same limits for the true one; see `gap_sum_interval`.
+
+    Each is widened to hold its value. A model may be called calibrated if the upper limit of the debiased one
+    is at or below the ECE that is accepted.
+    """
+    conf64, correct64 = check_conf_correct(conf, correct)
+    plain = gap_sum_interval(
+        bin_gaps(conf64, correct64, n_bins=n_bins),
+        clusters=clusters,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        seed=seed,
+    )
+    debiased = replace(plain, value=debiased_gap_sum(conf64, correct64, n_bins, clusters))
+    return plain.holding_value(), debiased.holding_value()
+
+
 def conf_ece_interval(
     conf: ArrayLike,
     correct: ArrayLike,
@@ -157,11 +184,38 @@ def conf_ece_interval(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """conf-ECE and limits for the true one, see `gap_sum_interval`; widened to hold the value."""
-    gaps = bin_gaps(conf, correct, n_bins=n_bins)
-    return gap_sum_interval(
-        gaps, clusters=clusters, n_resamples=n_resamples, confidence=confidence, seed=seed
-    ).holding_value()
+    """The first of `ece_intervals`: conf-ECE as measured."""
+    return ece_intervals(
+        conf,
+        correct,
+        n_bins=n_bins,
+        clusters=clusters,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        seed=seed,
+    )[0]
+
+
+def debiased_ece_interval(
+    conf: ArrayLike,
+    correct: ArrayLike,
+    *,
+    n_bins: int = 10,
+    clusters: Clusters | None = None,
+    n_resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The second of `ece_intervals`: conf-ECE less what sampling noise adds to it."""
+    return ece_intervals(
+        conf,
+        correct,
+        n_bins=n_bins,
+        clusters=clusters,
+        n_resamples=n_resamples,
+        confidence=confidence,
+        seed=seed,
+    )[1]
 
 
 def classwise_ece_interval(
@@ -179,32 +233,6 @@ def classwise_ece_interval(
     return gap_sum_interval(
         gaps, clusters=clusters, n_resamples=n_resamples, confidence=confidence, seed=seed
     ).holding_value()
-
-
-def debiased_ece_interval(
-    conf: ArrayLike,
-    correct: ArrayLike,
-    *,
-    n_bins: int = 10,
-    clusters: Clusters | None = None,
-    n_resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Debiased conf-ECE and limits for the true one, see `gap_sum_interval`; widened to hold the value.
-
-    A model may be called calibrated where the upper limit is at or below the ECE that is accepted.
-    """
-    conf64, correct64 = check_conf_correct(conf, correct)
-    limits = gap_sum_interval(
-        bin_gaps(conf64, correct64, n_bins=n_bins),
-        clusters=clusters,
-        n_resamples=n_resamples,
-        confidence=confidence,
-        seed=seed,
-    )
-    debiased = debiased_gap_sum(conf64, correct64, n_bins, clusters)
-    return replace(limits, value=debiased).holding_value()
 
 
 def fine_ece_interval(

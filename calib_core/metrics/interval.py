@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,14 @@ from calib_core.errors import ConfigError, DataFormatError
 
 Clusters = NDArray[np.int64]
 """The cluster of each row, (N,), counted from 0. Rows of one cluster may depend on each other."""
+
+
+class IntervalRecord(TypedDict):
+    """An interval as JSON."""
+
+    value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -38,9 +47,9 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
-    def to_dict(self) -> dict[str, float]:
+    def to_dict(self) -> IntervalRecord:
         """JSON form, `{"value", "low", "high"}`."""
-        return asdict(self)
+        return {"value": self.value, "low": self.low, "high": self.high}
 
     def holding_value(self) -> Interval:
         """The interval, widened where its value lies outside."""

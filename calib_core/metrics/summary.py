@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,10 +11,39 @@ from numpy.typing import ArrayLike
 from calib_core.errors import ConfigError
 from calib_core.metrics.binning import check_conf_correct
 from calib_core.metrics.figures import adaptive_ece, brier_of_rows, mce, nll_of_rows, smooth_ece
-from calib_core.metrics.gaps import classwise_ece_interval, conf_ece_interval, debiased_ece_interval
-from calib_core.metrics.interval import Interval, Spread
+from calib_core.metrics.gaps import classwise_ece_interval, ece_intervals
+from calib_core.metrics.interval import Interval, IntervalRecord, Spread
 from calib_core.metrics.means import aurc_linear, auroc_interval, mean_of, share_interval
 from calib_core.predictions.table import Predictions
+
+
+class FiguresRecord(TypedDict):
+    """`Figures` as JSON."""
+
+    n: int
+    accuracy: IntervalRecord
+    mean_confidence: IntervalRecord
+    conf_ece: IntervalRecord
+    cw_ece: IntervalRecord
+    n_bins: NotRequired[int]
+    debiased_ece: NotRequired[IntervalRecord]
+    brier: NotRequired[IntervalRecord]
+    nll_nats: NotRequired[IntervalRecord]
+    auroc: NotRequired[IntervalRecord | None]
+    aurc: NotRequired[IntervalRecord]
+    adaptive_ece: NotRequired[float]
+    smooth_ece: NotRequired[float]
+    mce: NotRequired[float]
+    letter_mass: NotRequired[float | None]
+    n_clusters: NotRequired[int]
+
+
+class WinRateRecord(TypedDict):
+    """The preference win rate as JSON."""
+
+    n: Annotated[int, "Pairs."]
+    sum: Annotated[IntervalRecord, "Share of pairs whose chosen continuation is the more probable one."]
+    per_token: Annotated[IntervalRecord, "The same with means over tokens."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +107,9 @@ class Figures:
         }
         return "\n".join(f"{name:<16}{'-' if text == 'None' else text}" for name, text in shown.items())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> FiguresRecord:
         """JSON form: the attributes by name, intervals as `{value, low, high}`."""
-        return asdict(self)
+        return cast(FiguresRecord, asdict(self))
 
 
 def measure(
@@ -132,15 +161,16 @@ def measure(
         "n_resamples": n_resamples,
         "seed": seed,
     }
+    conf_ece, debiased_ece = ece_intervals(conf, correct, **binned)
     both_outcomes = correct.min() < correct.max()
     return Figures(
         n=len(table),
         n_bins=n_bins,
         accuracy=share_interval(correct, clusters=clusters),
         mean_confidence=mean_of(conf, clusters).interval("logit"),
-        conf_ece=conf_ece_interval(conf, correct, **binned),
+        conf_ece=conf_ece,
         cw_ece=classwise_ece_interval(table.probs(), table.labels, **binned),
-        debiased_ece=debiased_ece_interval(conf, correct, **binned),
+        debiased_ece=debiased_ece,
         brier=mean_of(brier_of_rows(table), clusters).interval("log"),
         nll_nats=mean_of(nll_of_rows(table), clusters).interval("log"),
         auroc=auroc_interval(conf, correct, clusters=clusters) if both_outcomes else None,

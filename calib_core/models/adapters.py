@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from calib_core.errors import ConfigError
-from calib_core.storage.files import read_json, sha256_file
+from calib_core.models.records import FILE as RECORD
+from calib_core.models.records import AdapterRecord, LineageRecord, read_adapter_record
+from calib_core.storage.files import sha256_file
 
-CONFIG, WEIGHTS, RECORD = "adapter_config.json", "adapter_model.safetensors", "calibration.json"
-"""All that is read of an adapter's folder. `RECORD` is there where this project made the adapter."""
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+"""What PEFT reads of an adapter's folder. `RECORD` is there too if this project made the adapter."""
 
 
 def has_temperature_alone(folder: Path) -> bool:
@@ -57,6 +57,7 @@ def check_adapter(folder: Path) -> None:
 
     Raises:
         ConfigError: what is missing or has changed.
+        DataFormatError: calibration.json isn't a record of an adapter.
     """
     if has_temperature_alone(folder):
         return
@@ -67,7 +68,7 @@ def check_adapter(folder: Path) -> None:
         )
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: no {CONFIG}, so it holds no adapter; copy the adapter again")
-    written = adapter_record(folder).get("files") or {}
+    written = read_adapter_record(folder).get("files", {})
     if changed := [name for name, found in file_hashes(folder).items() if written.get(name, found) != found]:
         raise ConfigError(
             f"{folder / changed[0]}: damaged, or not the file that {RECORD} was written for (its SHA-256 "
@@ -75,31 +76,21 @@ def check_adapter(folder: Path) -> None:
         )
 
 
-def lineage(record: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+def lineage(record: AdapterRecord) -> tuple[LineageRecord, ...]:
     """What an adapter was made by, from its calibration.json: each training's adapter, method and data.
 
     Args:
-        record: what `adapter_record` gives; the last training is its own, those before it are in its field
-            `lineage`.
+        record: what `read_adapter_record` gives; the last training is its own, those before it are in its
+            field `lineage`.
     """
-    own = {name: record[name] for name in ("adapter", "method", "data") if name in record}
+    own: LineageRecord = {}
+    if "adapter" in record:
+        own["adapter"] = record["adapter"]
+    if "method" in record:
+        own["method"] = record["method"]
+    if "data" in record:
+        own["data"] = record["data"]
     return (*record.get("lineage", ()), own) if own else ()
-
-
-def adapter_record(folder: Path) -> dict[str, Any]:
-    """What `calibration.json` says; nothing if the adapter was made by another program.
-
-    Raises:
-        ConfigError: it isn't a JSON object.
-    """
-    path = folder / RECORD
-    record = read_json(path) if path.is_file() else {}
-    shapes = {"files": dict, "lineage": list, "data": dict}
-    if not isinstance(record, dict) or not all(
-        isinstance(record.get(name, shape()), shape) for name, shape in shapes.items()
-    ):
-        raise ConfigError(f"{path}: not the record of an adapter; copy the adapter again")
-    return record
 
 
 def _loaded(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,9 @@ from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError, short
-from calib_core.models.adapters import adapter_record, check_adapter, has_temperature_alone
+from calib_core.models.adapters import check_adapter, has_temperature_alone
 from calib_core.models.names import HUB_ID, split_revision
+from calib_core.models.records import AdapterRecord, read_adapter_record
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.uris import fetch, is_remote
 
@@ -40,7 +40,7 @@ class AdapterOrigin:
     revision: str
     digest: str
     temperature: float
-    record: dict[str, Any]
+    record: AdapterRecord
 
 
 def resolve(model: str, revision: str = "") -> Path:
@@ -223,18 +223,19 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
 
     Raises:
         ConfigError: the adapter's weights are not there as safetensors, or have changed since it was written.
+        DataFormatError: calibration.json isn't a record of an adapter.
     """
     check_adapter(folder)
     peft_config = {} if has_temperature_alone(folder) else read_json(folder / "adapter_config.json")
-    ours = adapter_record(folder)
+    ours = read_adapter_record(folder)
     base, revision = peft_config.get("base_model_name_or_path"), peft_config.get("revision")
     if ours.get("base"):
         base, revision = ours["base"], ours.get("base_revision")
     base = base or ""
     temperature = ours.get("temperature", 1.0)
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+    if not temperature > 0:
         raise ConfigError(
-            f"{folder / 'calibration.json'}: field 'temperature' is {temperature!r} where a number above 0 "
+            f"{folder / 'calibration.json'}: field temperature is {temperature!r} where a number above 0 "
             "is expected; copy the adapter again"
         )
     return AdapterOrigin(

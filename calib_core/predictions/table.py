@@ -6,33 +6,23 @@ tools' tables may have `logprobs` or `probs` instead. What is missing is refused
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from calib_core.data.answers import MAX_OPTIONS, MIN_OPTIONS
-from calib_core.data.questions import Question
 from calib_core.data.rows import Problem, said_once
-from calib_core.errors import ConfigError, DataFormatError, short
+from calib_core.errors import ConfigError, DataFormatError
 from calib_core.predictions.clusters import CLUSTER_BY, cluster_index
-from calib_core.predictions.digests import DIGEST_KEY, check_digest, content_digest
+from calib_core.predictions.digests import content_digest
 from calib_core.predictions.reading import (
-    PROTOCOL_KEY,
     SUM_TOLERANCE,
     checked_scores,
-    read_rows,
     to_logits,
 )
-from calib_core.storage.files import whole_file
-from calib_core.storage.uris import fetch, published
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -329,108 +319,6 @@ class Predictions:
         return sorted(problems)
 
 
-def read_predictions(
-    uri: str | os.PathLike[str], *, questions: Mapping[str, Question] | None = None
-) -> Predictions:
-    """Read a predictions table: Parquet, JSON lines, a JSON list or CSV, told by its content and its name.
-
-    Columns: `id` string, `label` (the right option's number, from 0, or null), and exactly one of `logits`,
-    `logprobs` and `probs` (a list with one number per option); optional: `letter_mass` in [0, 1], `subject`
-    and `group`, strings or null. Other columns are ignored. `logprobs` (natural logs, at most 0) are
-    normalised by the softmax over the row's options; minus infinity counts as a probability of 0, and
-    -9999.0, a service's sign for an option that it doesn't know, is refused.
-    `probs` lie in [0, 1] and sum to 1 within 1e-3; they are normalised and their logs taken, a 0 counting as
-    the smallest normal float32 (1.2e-38), so that the answer's NLL is at most 87.3 nats. Logits are kept as
-    float32, so that probabilities come back to about 1e-7.
-
-    Sample files of lm-eval and output files of Vertex AI's batch prediction are read too, told by their
-    columns (`calib_core.predictions.foreign`).
-
-    Args:
-        uri: a path, or a `file://` or `gs://` URI.
-        questions: the questions by id, where the table leaves out their answers; each row must be one of
-            them.
-
-    Raises:
-        ConfigError: the URI can't be reached; see `calib_core.storage.uris.fetch`.
-        DataFormatError: the file can't be read, or rows are wrong (the first 20 are named, all counted; rows,
-            or lines, count from 1).
-
-    Example:
-        >>> import pathlib, tempfile
-        >>> row = '{"id": "a", "label": 1, "probs": [0.2, 0.8]}'
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = pathlib.Path(folder, "table.jsonl").write_text(row)
-        ...     read_predictions(f"{folder}/table.jsonl")
-        Predictions(n=1, options=2, labelled=1, model=None)
-    """
-    rows, kind, has_letter_mass, protocol = read_rows(uri, questions or {})
-    lists = [to_logits(row[kind], kind) for row in rows]
-    n_options = np.array([len(values) for values in lists], dtype=np.int64)
-    logits = np.full((len(rows), int(n_options.max())), -np.inf)
-    for target, values in zip(logits, lists, strict=True):
-        target[: len(values)] = values
-    labels = [-1 if row["label"] is None else row["label"] for row in rows]
-    try:
-        predictions = Predictions(
-            ids=tuple(row["id"] for row in rows),
-            labels=np.array(labels, dtype=np.int64),
-            logits=logits,
-            n_options=n_options,
-            letter_mass=np.array([row["letter_mass"] for row in rows], np.float32)
-            if has_letter_mass
-            else None,
-            subjects=tuple(row.get("subject") for row in rows),
-            groups=tuple(row.get("group") for row in rows) if any("group" in row for row in rows) else None,
-            protocol=protocol,
-        )
-    except DataFormatError as error:
-        raise DataFormatError(f"{os.fspath(uri)}: {error}") from None
-    if not questions:  # with them the table holds more than its file
-        path = fetch(os.fspath(uri))
-        if path.is_file():
-            check_digest(path, predictions.digest())
-    return predictions
-
-
-def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
-    """Write a predictions table as Parquet, whole or not at all, to a path or a `file://` or `gs://` URI.
-
-    Raises:
-        ConfigError: the URI can't be written to; see `calib_core.storage.uris.publish`.
-        DataFormatError: `uri` neither ends in `.parquet` nor has no ending (an artifact's).
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_predictions(Predictions.from_probs([[0.2, 0.8]], [1]), f"{folder}/table.parquet")
-        ...     read_predictions(f"{folder}/table.parquet")
-        Predictions(n=1, options=2, labelled=1, model=None)
-    """
-    if PurePath(uri).suffix not in (".parquet", ""):
-        raise DataFormatError(f"{uri}: predictions are written as Parquet; let the name end in .parquet")
-    own = np.arange(predictions.logits.shape[1]) < predictions.n_options[:, None]
-    offsets = np.concatenate([[0], np.cumsum(predictions.n_options)]).astype(np.int32)
-    columns: dict[str, pa.Array] = {
-        "id": pa.array(predictions.ids, pa.string()),
-        "label": pa.array(predictions.labels.astype(np.int32), mask=predictions.labels < 0),
-        "logits": pa.ListArray.from_arrays(
-            pa.array(offsets), pa.array(predictions.logits[own], pa.float32())
-        ),
-    }
-    if predictions.letter_mass is not None:
-        columns["letter_mass"] = pa.array(predictions.letter_mass, pa.float32())
-    columns["subject"] = pa.array(predictions.subjects, pa.string())
-    if predictions.groups is not None:
-        columns["group"] = pa.array(predictions.groups, pa.string())
-    metadata = {DIGEST_KEY: predictions.digest().encode()}
-    if predictions.protocol is not None:
-        metadata[PROTOCOL_KEY] = json.dumps(predictions.protocol, sort_keys=True, allow_nan=False).encode()
-    table = pa.table(columns).replace_schema_metadata(metadata)
-    with published(uri) as path, whole_file(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
 def concatenate(tables: Sequence[Predictions]) -> Predictions:
     """The rows of several tables, one after the other, with the first one's protocol.
 
@@ -458,52 +346,6 @@ def concatenate(tables: Sequence[Predictions]) -> Predictions:
         else None,
         protocol=tables[0].protocol,
     )
-
-
-def check_same_protocol(a: Predictions, b: Predictions) -> None:
-    """Refuse two tables that were made in different ways; only the adapter, and its temperature, may differ.
-
-    Two tables without a protocol (both from elsewhere) pass: there is nothing to compare.
-
-    Raises:
-        DataFormatError: the protocols differ (the fields are named), or one table has none.
-    """
-    if a.protocol is None and b.protocol is None:
-        return
-    if a.protocol is None or b.protocol is None:
-        which = "first" if a.protocol is None else "second"
-        raise DataFormatError(
-            f"the {which} predictions table has no protocol (file metadata 'calib.protocol') and the other "
-            "has one, so that they can't be compared; score both with the same version and settings"
-        )
-    may_differ = {"adapter", "temperature"}
-    if a.protocol.get("base_digest") and a.protocol.get("base_digest") == b.protocol.get("base_digest"):
-        may_differ |= {"model", "revision"}  # the same weights, wherever they lie
-    one, other = (_flat(table.protocol, may_differ) for table in (a, b))
-    different = [
-        f"{name}: {short(one.get(name))} and {short(other.get(name))}"
-        for name in sorted(one.keys() | other.keys())
-        if one.get(name) != other.get(name)
-    ]
-    if different:
-        raise DataFormatError(
-            "the two predictions tables were made in different ways and can't be compared ("
-            + "; ".join(different)
-            + "); score both with the same settings"
-        )
-
-
-def _flat(protocol: dict[str, Any] | None, left_out: set[str]) -> dict[str, Any]:
-    """A protocol's fields but some, those of its parts by names like `prompt.form`."""
-    flat: dict[str, Any] = {}
-    for name, value in (protocol or {}).items():
-        if name not in left_out:
-            flat |= (
-                {f"{name}.{key}": part for key, part in value.items()}
-                if isinstance(value, dict)
-                else {name: value}
-            )
-    return flat
 
 
 def _refuse(problems: Sequence[tuple[int, str, str]]) -> None:

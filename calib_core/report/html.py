@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from calib_core.champion.history import HEADLINE_FIGURES
 from calib_core.metrics.figures import per_subject, reliability_bins, risk_coverage
 from calib_core.metrics.interval import Interval
 from calib_core.predictions.table import Predictions
@@ -23,7 +24,6 @@ from calib_core.report.trend import trend_section
 from calib_core.runtime.secrets import shown
 from calib_core.storage.files import whole_file
 
-HEADLINE_FIGURES = ("accuracy", "mean_confidence", "conf_ece", "cw_ece")
 FEWEST_ANSWERED = 10
 """Answers at which a risk-coverage curve begins."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from calib_core.report.html import HEADLINE_FIGURES
+from calib_core.champion.history import HEADLINE_FIGURES
 from calib_core.report.wording import FIGURES
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,8 +11,9 @@ from numpy.typing import NDArray
 
 from calib_core.data.preferences import Preference
 from calib_core.errors import NAMED, DataFormatError, NotEnoughDataError
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, IntervalRecord
 from calib_core.metrics.means import wilson
+from calib_core.metrics.summary import WinRateRecord
 from calib_core.models.loading import LoadedModel
 from calib_core.predictions.preferences import PreferenceLogprobs
 from calib_core.runtime.progress import Progress
@@ -136,7 +136,7 @@ def encoded_logprobs(
     return sums.reshape(-1, 2)
 
 
-def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[str, Any]:
+def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> WinRateRecord:
     """Share of pairs whose chosen continuation is the more probable one, with Wilson score intervals.
 
     Args:
@@ -156,7 +156,7 @@ def win_rate(logprobs: PreferenceLogprobs, *, confidence: float = 0.95) -> dict[
     if n == 0:
         raise NotEnoughDataError("win rate: no preference pairs; give at least one held-out pair")
 
-    def share(wins: NDArray[np.float64]) -> dict[str, float]:
+    def share(wins: NDArray[np.float64]) -> IntervalRecord:
         value = float(wins.mean())
         return Interval(value, *wilson(value, n, confidence=confidence)).to_dict()
 

@@ -128,6 +128,21 @@ def parameters_of(config_class: type) -> tuple[Parameter, ...]:
     return tuple(found.values())
 
 
+def values_of(config: Any, group: type) -> dict[str, Any]:
+    """The values that a config has for the parameters of one of its groups, by name.
+
+    Args:
+        config: The config.
+        group: The group; a class that the config's class takes in.
+
+    Example:
+        >>> from calib_core.settings.groups import Bins, Measuring
+        >>> values_of(Measuring(n_bins=15), Bins)
+        {'n_bins': 15}
+    """
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(group)}
+
+
 def _kind(where: str, hint: Any) -> tuple[type, tuple[str, ...]]:
     """A field's simple type, and its choices where it is a `Literal`."""
     if isinstance(hint, types.UnionType):

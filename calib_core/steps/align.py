@@ -5,17 +5,18 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from calib_core.metrics.summary import measure
+from calib_core.models.records import FILE as RECORD
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
+from calib_core.steps.calibration_record import CalibrationRecord
 from calib_core.steps.folder import read_data, read_pairs, required_pairs
 from calib_core.storage.files import check_output_folder
 from calib_core.training.config import AlignConfig
 
 
-def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
+def align(config: AlignConfig, model: str, data: Path, out: Path) -> CalibrationRecord:
     """Align a model by DPO on the data folder's preference pairs.
 
     Args:
@@ -39,7 +40,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
 
     started_s = time.monotonic()
-    check_output_folder(out, "calibration.json", inputs=(model, data))
+    check_output_folder(out, RECORD, inputs=(model, data))
     pairs, held_out = required_pairs(data), read_pairs(data, "test")
     loaded = attach_lora(
         load_model(
@@ -59,9 +60,9 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> dict[str, A
     after = win_rate(sequence_logprobs(loaded, held_out))
     shares = (before["sum"]["value"], after["sum"]["value"])
     say(f"win rate on {after['n']} held-out pairs: {shares[0]:.3f} -> {shares[1]:.3f}")
-    record = {
+    record: CalibrationRecord = {
         "method": "dpo",
-        "data": prepared.record["preferences"],
+        "data": dict(prepared.record["preferences"]),
         "parameters": shown(asdict(config)),
         "training": figures,
         "unaligned": measure(unaligned).to_dict(),

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import ConfigType, config_from, parameter
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.promote import PromoteConfig, promote
+from calib_core.steps.summary_record import SummaryRecord
 from calib_core.steps.temperature import give_temperature
 from calib_core.storage.files import check_output_folder
 from calib_core.training.config import FinetuneConfig, check_processes
@@ -41,7 +42,7 @@ def calibrate(
     model_uri: str = "",
     adapter_uri: str = "",
     report: str = "report.html",
-) -> dict[str, Any]:
+) -> SummaryRecord:
     """Measure a model, repair it by the branch that this chooses, measure again and gate the result.
 
     Args:

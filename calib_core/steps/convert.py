@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from calib_core.data.questions import Question, read_questions
+from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.predictions.folders import result_files
-from calib_core.predictions.table import concatenate, read_predictions, write_predictions
+from calib_core.predictions.table import concatenate
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Preset

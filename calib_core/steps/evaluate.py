@@ -7,18 +7,25 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
+from calib_core.predictions.files import write_predictions
 from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
-from calib_core.predictions.table import Predictions, write_predictions
+from calib_core.predictions.table import Predictions
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
-from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
-from calib_core.settings.parameters import parameter
+from calib_core.settings.groups import Loading, Measuring, Prompt, RegimeTest, Scoring
+from calib_core.settings.parameters import parameter, values_of
+from calib_core.steps.evaluation_record import (
+    FILE,
+    FORMAT,
+    EvaluationRecord,
+    Measured,
+    write_evaluation_record,
+)
 from calib_core.steps.folder import check_sizes, read_data, read_pairs
-from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.files import check_output_folder, whole_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +41,7 @@ class EvaluateConfig(Prompt, Loading, Scoring, RegimeTest):
     )
 
 
-def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> EvaluationRecord:
     """Score all folds of a data folder with one model and decide its regime.
 
     Args:
@@ -61,7 +68,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
 
     started_s = time.monotonic()
-    check_output_folder(out, "evaluation.json", inputs=(model, data))
+    check_output_folder(out, FILE, inputs=(model, data))
     prepared = read_data(data, shots=config.shots)
     check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
     loaded = load_model(model, base_model=config.base_model, dtype=config.dtype)
@@ -81,10 +88,11 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
             predictions[name] = score(fold)
     pairs = read_pairs(data, "test")
     preferences = sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens) if pairs else None
-    record = {
+    record: EvaluationRecord = {
+        "format": FORMAT,
         **measured(config, predictions),
         "flip_rates": flip_rates or None,
-        "win_rate": preferences and win_rate(preferences),
+        "win_rate": win_rate(preferences) if preferences else None,
         "model": {**loaded.describe(), "adapter_files": loaded.adapter_files},
         "data": prepared.fingerprints(),
         "predictions": {name: table.digest() for name, table in predictions.items()},
@@ -96,13 +104,13 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
             write_predictions(table, folder / f"{name}.parquet")
         if preferences:
             write_preference_logprobs(preferences, folder / PREFERENCES_FILE)
-        write_json(folder / "evaluation.json", record)
+        write_evaluation_record(folder, record)
     regime = record["regime"]
     say(f"regime: {regime['regime']}; branch: {regime['branch']}. {' '.join(regime['reasons'])}")
     return record
 
 
-def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> dict[str, Any]:
+def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> Measured:
     """What an evaluation says of its tables: the regime, and the figures of every fold.
 
     Args:
@@ -112,25 +120,8 @@ def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> 
     Raises:
         CalibError: the tables can't support the decision.
     """
-    regime = regime_test(
-        predictions["fit"],
-        predictions["calibration"],
-        target_ece=config.target_ece,
-        tolerance=config.tolerance,
-        critical_accuracy=config.critical_accuracy,
-        repairs=config.repairs,
-        on_undecided=config.on_undecided,
-        n_bins=config.n_bins,
-        cluster_by=config.cluster_by,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    )
-    options: dict[str, Any] = {
-        "n_bins": config.n_bins,
-        "cluster_by": config.cluster_by,
-        "n_resamples": config.n_resamples,
-        "seed": config.seed,
-    }
+    regime = regime_test(predictions["fit"], predictions["calibration"], **values_of(config, RegimeTest))
+    options = values_of(config, Measuring)
     return {
         "regime": regime.to_dict(),
         "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},

@@ -18,20 +18,21 @@ from typing import Any
 from calib_core.data.folds import FOLDS
 from calib_core.errors import CalibError, EvidenceError
 from calib_core.models.adapters import (
-    adapter_record,
     copy_adapter,
     files_digest,
     is_tied_to_base,
     lineage,
 )
-from calib_core.predictions.table import Predictions, read_predictions
-from calib_core.storage.files import read_json, sha256_file
-from calib_core.storage.records import check_record
+from calib_core.models.records import FILE as CALIBRATION
+from calib_core.predictions.files import read_predictions
+from calib_core.predictions.table import Predictions
+from calib_core.steps.calibration_record import CalibrationRecord, read_calibration_record
+from calib_core.steps.evaluation_record import FILE as RECORD
+from calib_core.steps.evaluation_record import EvaluationRecord, read_evaluation_record
+from calib_core.steps.summary_record import EvaluatedRecord, SummaryRecord
+from calib_core.storage.files import sha256_file
 from calib_core.storage.uris import fetch, is_remote
 
-RECORD = "evaluation.json"
-_SHAPE = {"regime": dict, "figures": dict, "model": dict, "data": {...: str}, "predictions": {...: str}}
-_FIELDS = tuple(_SHAPE)
 _MODEL = ("base_digest", "adapter")
 """What evaluation.json and each table's protocol must say alike."""
 
@@ -42,49 +43,45 @@ class Evaluation:
 
     Attributes:
         folder: What `evaluate` wrote.
-        facts: What `evaluation.json` says.
+        record: What `evaluation.json` says.
         tables: Predictions by fold.
     """
 
     folder: Path
-    facts: dict[str, Any]
+    record: EvaluationRecord
     tables: dict[str, Predictions]
 
-    def evidence(self) -> dict[str, Any]:
+    def evidence(self) -> EvaluatedRecord:
         """What a summary says of it: the record's SHA-256, and the model that it is about."""
-        return {"evaluation": sha256_file(self.folder / RECORD), "model": self.facts["model"]}
+        return {"evaluation": sha256_file(self.folder / RECORD), "model": self.record["model"]}
 
 
 def read_evaluation(folder: Path) -> Evaluation:
     """Read an evaluation folder, and hold its tables to its record.
 
     Raises:
-        EvidenceError: this is no evaluation, or a table isn't the one that the record was written with.
-        DataFormatError: a file can't be read.
+        EvidenceError: a table isn't the one that the record was written with.
+        DataFormatError: this is no evaluation, or a file can't be read.
     """
-    path = folder / RECORD
-    facts = read_json(path)
-    if missing := sorted(set(_FIELDS) - facts.keys()) if isinstance(facts, dict) else list(_FIELDS):
-        raise EvidenceError(f"{path}: {', '.join(missing)} missing; make the folder with `evaluate`")
-    check_record(facts, _SHAPE, str(path), advice="make the folder with `evaluate`")
-    if absent := sorted(set(FOLDS) - facts["predictions"].keys()):
+    record = read_evaluation_record(folder)
+    if absent := sorted(set(FOLDS) - record["predictions"].keys()):
         raise EvidenceError(
-            f"{path}: predictions of {', '.join(absent)} missing; make the folder with `evaluate`"
+            f"{folder / RECORD}: predictions of {', '.join(absent)} missing; make the folder with `evaluate`"
         )
-    tables = {name: read_predictions(folder / f"{name}.parquet") for name in facts["predictions"]}
+    tables = {name: read_predictions(folder / f"{name}.parquet") for name in record["predictions"]}
     for name, table in tables.items():
-        if table.digest() != facts["predictions"][name]:
+        if table.digest() != record["predictions"][name]:
             raise EvidenceError(
                 f"{folder / f'{name}.parquet'}: not the table that {RECORD} was written with (their digests "
                 "differ); evaluate the model again"
             )
         protocol = table.protocol or {}
-        if other := [key for key in _MODEL if protocol.get(key) != facts["model"].get(key)]:
+        if other := [key for key in _MODEL if protocol.get(key) != record["model"].get(key)]:
             raise EvidenceError(
                 f"{folder / f'{name}.parquet'}: made with another model than {RECORD} names "
                 f"({', '.join(other)} differ); evaluate the model again"
             )
-    return Evaluation(folder=folder, facts=facts, tables=tables)
+    return Evaluation(folder=folder, record=record, tables=tables)
 
 
 def check_same_data(before: Evaluation, after: Evaluation) -> None:
@@ -93,7 +90,7 @@ def check_same_data(before: Evaluation, after: Evaluation) -> None:
     Raises:
         EvidenceError: they were made on different ones; the folds are named.
     """
-    one, other = before.facts["data"], after.facts["data"]
+    one, other = before.record["data"], after.record["data"]
     if different := sorted(name for name in one.keys() | other.keys() if one.get(name) != other.get(name)):
         raise EvidenceError(
             f"{before.folder} and {after.folder}: made on different questions ({', '.join(different)} "
@@ -115,7 +112,7 @@ def check_model(evaluation: Evaluation, name: str, place: str | Path) -> Path:
     Raises:
         EvidenceError: it can't be read, or is another one than was evaluated.
     """
-    measured = evaluation.facts["model"].get("adapter_files")
+    measured = evaluation.record["model"].get("adapter_files")
     if not measured:
         raise EvidenceError(
             f"{evaluation.folder / RECORD}: was made with a model that is no adapter, and {name} is to be "
@@ -147,7 +144,7 @@ def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
     Raises:
         EvidenceError: another model than this one was evaluated.
     """
-    measured = evaluation.facts["model"]
+    measured = evaluation.record["model"]
     if is_remote(place) and not measured.get("adapter_files"):
         return
     try:
@@ -173,7 +170,7 @@ def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
         )
 
 
-def check_training(before: Evaluation, after: Evaluation, name: str, folder: Path) -> dict[str, Any]:
+def check_training(before: Evaluation, after: Evaluation, name: str, folder: Path) -> CalibrationRecord:
     """Hold an adapter's training to the questions that judge it: made from the same folds, test kept out.
 
     Args:
@@ -188,8 +185,8 @@ def check_training(before: Evaluation, after: Evaluation, name: str, folder: Pat
     Raises:
         EvidenceError: it doesn't say what the adapter was trained on, or that was something else.
     """
-    record, judged = adapter_record(folder), after.facts["data"]
-    trained = record.get("data") or {}
+    record, judged = read_calibration_record(folder / CALIBRATION), after.record["data"]
+    trained = record.get("data", {})
     if missing := [fold for fold in FOLDS if fold not in trained]:
         raise EvidenceError(
             f"{name}: its calibration.json names no fingerprint of {', '.join(missing)} in field 'data', so "
@@ -202,14 +199,14 @@ def check_training(before: Evaluation, after: Evaluation, name: str, folder: Pat
             f"({', '.join(different)} differ in calibration.json and evaluation.json), so that its test "
             "questions may have been trained on; train and evaluate on one data folder"
         )
-    base = before.facts["model"]["base_digest"]
+    base = before.record["model"]["base_digest"]
     if record.get("base_digest", base) != base:
         raise EvidenceError(
             f"{name}: trained on another base model than {before.folder} was made with; compare it with "
             "that one"
         )
     for earlier in lineage(record)[:-1]:
-        seen = {fold: (earlier.get("data") or {}).get(fold) for fold in ("fit", "calibration")}
+        seen = {fold: earlier.get("data", {}).get(fold) for fold in ("fit", "calibration")}
         if leaked := [fold for fold, mark in seen.items() if mark and mark == judged["test"]]:
             raise EvidenceError(
                 f"{name}: an earlier training of it ({earlier.get('method')}) had the questions that now "
@@ -218,7 +215,7 @@ def check_training(before: Evaluation, after: Evaluation, name: str, folder: Pat
     return record
 
 
-def check_summary(summary: Mapping[str, Any], where: Path, *, data: Mapping[str, Any], report: Path) -> None:
+def check_summary(summary: SummaryRecord, where: Path, *, data: Mapping[str, Any], report: Path) -> None:
     """Hold a summary to its report, and to the questions that its run had read.
 
     Args:
@@ -230,9 +227,7 @@ def check_summary(summary: Mapping[str, Any], where: Path, *, data: Mapping[str,
     Raises:
         EvidenceError: something is missing, or isn't what the summary was made with.
     """
-    evidence = summary.get("evidence")
-    if not isinstance(evidence, dict) or not {"data", "before", "report"} <= evidence.keys():
-        raise EvidenceError(f"{where}: field evidence is missing; make the folder with `promote`")
+    evidence = summary["evidence"]
     if evidence["data"] != dict(data):
         raise EvidenceError(
             f"{where}: judged by other questions than this run's snapshot was split into; give `publish` the "
@@ -242,11 +237,11 @@ def check_summary(summary: Mapping[str, Any], where: Path, *, data: Mapping[str,
         raise EvidenceError(
             f"{report}: not the report that {where.name} was written with; run `promote` again"
         )
-    if summary["promoted"] and not (summary.get("gate") or {}).get("promoted"):
+    if summary["promoted"] and not (summary["gate"] and summary["gate"]["promoted"]):
         raise EvidenceError(f"{where}: field promoted is true and the gate's is not; run `promote` again")
 
 
-def copy_promoted(summary: Mapping[str, Any], where: Path, name: str | Path, target: Path) -> str:
+def copy_promoted(summary: SummaryRecord, where: Path, name: str | Path, target: Path) -> str:
     """Copy the files of a model that are loaded, and hold the copy to the summary that promotes it.
 
     Args:
@@ -261,7 +256,8 @@ def copy_promoted(summary: Mapping[str, Any], where: Path, name: str | Path, tar
     Raises:
         EvidenceError: the model can't be read, or is another one than the summary is about.
     """
-    measured = summary["evidence"].get("after", {}).get("model", {}).get("adapter_files")
+    judged = summary["evidence"].get("after")
+    measured = judged and judged["model"].get("adapter_files")
     try:
         copy_adapter(_folder(name), target)
         found = files_digest(target)

@@ -8,16 +8,19 @@ import re
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from calib_core.errors import CalibError, ConfigError
+from calib_core.models.records import FILE as RECORD
+from calib_core.models.records import read_adapter_record
 from calib_core.runtime import processes
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
 from calib_core.settings.flags import flags_of
+from calib_core.steps.calibration_record import CalibrationRecord, HistoryRecord
 from calib_core.steps.folder import PreparedData, check_sizes, read_data
 from calib_core.storage.disks import cache_dir
-from calib_core.storage.files import check_output_folder, read_json, sha256_json
+from calib_core.storage.files import check_output_folder, sha256_json
 from calib_core.storage.uris import as_uri, exists, is_remote, join
 from calib_core.training.config import (
     CHECKPOINTS_VARIABLE,
@@ -41,7 +44,7 @@ RUN_WHERE = ("processes",)
 """Parameters that say where a run takes place, and nothing of what it computes."""
 
 
-def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
+def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> CalibrationRecord:
     """Fine-tune on the answers alone, `L_SFT1` (Xiao et al. 2025, section 4).
 
     With `aim` `accuracy` the run goes on with RCFT's loss from the epoch at which the bound says that the
@@ -66,7 +69,7 @@ def cft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, 
     return _finetune(config, model, data, out, "cft")
 
 
-def rcft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str, Any]:
+def rcft(config: FinetuneConfig, model: str, data: Path, out: Path) -> CalibrationRecord:
     """Fine-tune on questions and answers towards EM targets, `L_SFT2 + lambda * L_ECE`.
 
     Source: Xiao et al. 2025, section 5.
@@ -78,7 +81,7 @@ def rcft(config: FinetuneConfig, model: str, data: Path, out: Path) -> dict[str,
 
 def _finetune(
     config: FinetuneConfig, model: str, data: Path, out: Path, method: Literal["cft", "rcft"]
-) -> dict[str, Any]:
+) -> CalibrationRecord:
     if not processes.launched():
         check_processes(config, config.processes)
         if config.processes > 1:
@@ -89,7 +92,7 @@ def _finetune(
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
 
     started_s = time.monotonic()
-    check_output_folder(out, "calibration.json", inputs=(model, data))
+    check_output_folder(out, RECORD, inputs=(model, data))
     processes.join()
     prepared = read_data(data, shots=config.shots)
     if config.aim == "accuracy" and method == "cft":  # the regime test decides when CFT is left
@@ -109,14 +112,14 @@ def _finetune(
     content = [__version__, CHECKPOINT_FORMAT, method, training, origin, prepared.fingerprints()]
     work = processes.from_first(lambda: _place_of_checkpoints(sha256_json(content)[:32], out))
     result = _train(config, loaded, prepared, encoder, method, work)
-    record = {
+    record: CalibrationRecord = {
         "method": method,
         "input_adapter": origin["adapter"],
         "data": prepared.fingerprints(),
         "parameters": shown(asdict(config)),
         "prompt": encoder.describe(),
         "history": [
-            {**asdict(evaluation), "chosen": index == result.chosen}
+            cast(HistoryRecord, {**asdict(evaluation), "chosen": index == result.chosen})
             for index, evaluation in enumerate(result.history)
         ],
         "temperature": result.temperature,
@@ -195,7 +198,7 @@ def _place_of_checkpoints(key: str, out: Path) -> str:
 
 def _launched(
     config: FinetuneConfig, model: str, data: Path, out: Path, method: Literal["cft", "rcft"]
-) -> dict[str, Any]:
+) -> CalibrationRecord:
     """The same in several processes of this machine."""
     from calib_core.steps.launch import launch  # noqa: PLC0415
 
@@ -204,4 +207,4 @@ def _launched(
         config.processes,
         [method, f"--model={model}", f"--data={data}", f"--out={out}", *flags_of(config)],
     )
-    return dict(read_json(out / "calibration.json"))
+    return cast(CalibrationRecord, read_adapter_record(out))

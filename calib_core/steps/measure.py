@@ -8,10 +8,11 @@ from typing import Any
 
 from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
-from calib_core.predictions.table import read_predictions
+from calib_core.predictions.files import read_predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
-from calib_core.settings.groups import RegimeTest
+from calib_core.settings.groups import Measuring, RegimeTest
+from calib_core.settings.parameters import values_of
 from calib_core.version import versions
 
 
@@ -41,13 +42,7 @@ def measure_table(
         NotEnoughDataError: the tables are too small for the regime test.
     """
     table = read_predictions(predictions)
-    figures = measure(
-        table,
-        n_bins=config.n_bins,
-        cluster_by=config.cluster_by,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    ).to_dict()
+    figures = measure(table, **values_of(config, Measuring)).to_dict()
     regime = None
     if fit is not None:
         regime = regime_test(read_predictions(fit), table, **asdict(config)).to_dict()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,15 +15,19 @@ from calib_core.champion.history import figures_row, read_figures
 from calib_core.champion.state import now, read_champion
 from calib_core.decisions.budget import History
 from calib_core.decisions.gate import decide
+from calib_core.decisions.result import RegimeRecord
 from calib_core.decisions.temperature import apply_temperature, fit_temperature
 from calib_core.errors import CalibError, ConfigError, DataFormatError
-from calib_core.metrics.summary import measure
+from calib_core.metrics.summary import FiguresRecord, measure
+from calib_core.models.records import FILE as CALIBRATION
 from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
 from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Measuring
-from calib_core.settings.parameters import parameter
+from calib_core.settings.parameters import parameter, values_of
+from calib_core.steps.calibration_record import CalibrationRecord, read_calibration_record
+from calib_core.steps.evaluation_record import EvaluationRecord
 from calib_core.steps.evidence import (
     Evaluation,
     check_input,
@@ -32,13 +36,23 @@ from calib_core.steps.evidence import (
     check_training,
     read_evaluation,
 )
-from calib_core.storage.files import read_json, sha256_file, write_json
+from calib_core.steps.summary_record import (
+    FORMAT,
+    BaselineRecord,
+    DecisionRecord,
+    EvidenceRecord,
+    SummaryRecord,
+    write_summary,
+)
+from calib_core.storage.files import sha256_file
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
 BRANCHES = ("none", "temperature", "cft", "rcft")
 
 DAYS_OF_A_YEAR = 365
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +96,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     report: str = "report.html",
     champion: str = "",
     places: Mapping[str, str | Path] | None = None,
-) -> dict[str, Any]:
+) -> SummaryRecord:
     """Decide on the test fold which model to use, and write `summary.json` and `report.html`.
 
     The output model is promoted where all criteria of `decisions.gate` hold. Temperature scaling, fitted on
@@ -114,23 +128,24 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     if branch not in BRANCHES:
         raise ConfigError(f"branch must be one of {', '.join(BRANCHES)}; received {branch!r}")
     sides, trained = _evaluations(before, after, model_before, model_after, branch, places or {})
-    facts = {side: evaluation.facts for side, evaluation in sides.items()}
+    records = {side: evaluation.record for side, evaluation in sides.items()}
     test = {side: evaluation.tables["test"] for side, evaluation in sides.items()}
-    regime = facts["before"]["regime"]
+    regime = records["before"]["regime"]
     temperature = fit_temperature(sides["before"].tables["calibration"])
     gate = None
     if branch != "none":
         gate = decide(
             test["before"],
             test["after"],
-            wins=_wins(before, after, facts),
+            wins=_wins(before, after, records),
             temperature=temperature,
             history=_history(champion),
             **asdict(config),
         )
     promoted = gate is not None and gate.promoted
     figures = {side: _figures(config, predictions) for side, predictions in test.items()}
-    summary = {
+    decided: DecisionRecord = {
+        "format": FORMAT,
         "regime": regime["regime"],
         "branch": branch,
         "before": figures["before"],
@@ -140,43 +155,62 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         "reasons": [*regime["reasons"], *(gate.reasons if gate else [_why_nothing(regime)])],
         "report": report,
         "model": model_after if promoted else model_before,
-        "gate": gate and gate.to_dict(),
+        "gate": gate.to_dict() if gate else None,
         "bounds": regime,
-        "out_of_domain": _each_side(facts, lambda side: side["figures"].get("out_of_domain")),
-        "win_rate": _each_side(facts, lambda side: side.get("win_rate")),
-        "timing": _timing(facts, trained["after"]),
+        "out_of_domain": _each_side(records, lambda side: side["figures"].get("out_of_domain")),
+        "win_rate": _each_side(records, lambda side: side.get("win_rate")),
+        "timing": _timing(records, trained["after"]),
     }
+    write_page(_shown(config, decided, sides, trained["after"], champion), out / "report.html")
+    summary: SummaryRecord = {**decided, "evidence": _evidence(sides, out / "report.html")}
+    write_summary(out, summary)  # last: where it is, the report is there too
+    return summary
+
+
+def _evidence(sides: Mapping[str, Evaluation], report: Path) -> EvidenceRecord:
+    """What the decision rests on."""
+    evidence: EvidenceRecord = {
+        "data": sides["before"].record["data"],
+        "before": sides["before"].evidence(),
+        "report": sha256_file(report),
+    }
+    if "after" in sides:
+        evidence["after"] = sides["after"].evidence()
+    return evidence
+
+
+def _shown(
+    config: PromoteConfig,
+    decided: DecisionRecord,
+    sides: Mapping[str, Evaluation],
+    training: CalibrationRecord,
+    champion: str,
+) -> ReportData:
+    """What the report shows of a run."""
+    record, after = sides["before"].record, sides.get("after")
     trend = []
     if champion:
-        trend = [*read_figures(champion), figures_row(summary, at=now(), run="", snapshot="")]
-    data = ReportData(
-        title=Path(facts["before"]["model"]["base"]).name,
-        summary=summary if branch != "none" else {**summary, "after": None},
-        before=test["before"],
-        after=test.get("after"),
-        regime=regime,
-        history=trained["after"].get("history"),
+        trend = [*read_figures(champion), figures_row(decided, at=now(), run="", snapshot="")]
+    return ReportData(
+        title=Path(record["model"]["base"]).name,
+        summary=decided if after else {**decided, "after": None},
+        before=sides["before"].tables["test"],
+        after=after.tables["test"] if after else None,
+        regime=record["regime"],
+        history=training.get("history"),
         trend=trend,
-        parameters={**facts["before"].get("parameters", {}), **asdict(config), "branch": branch},
+        parameters={**record.get("parameters", {}), **asdict(config), "branch": decided["branch"]},
         versions=versions(),
         fingerprints={
-            "data": facts["before"]["data"],
-            "models": _each_side(facts, lambda side: side["model"]),
+            "data": record["data"],
+            "models": {side: evaluation.record["model"] for side, evaluation in sides.items()},
         },
     )
-    write_page(data, out / "report.html")
-    summary["evidence"] = {
-        "data": facts["before"]["data"],
-        **{side: evaluation.evidence() for side, evaluation in sides.items()},
-        "report": sha256_file(out / "report.html"),
-    }
-    write_json(out / "summary.json", summary)  # last: where it is, the report is there too
-    return summary
 
 
 def _evaluations(
     before: Path, after: Path, model_before: str, model_after: str, branch: str, places: Mapping[str, Any]
-) -> tuple[dict[str, Evaluation], dict[str, dict[str, Any]]]:
+) -> tuple[dict[str, Evaluation], dict[str, CalibrationRecord]]:
     """Evaluations by side, and what training wrote beside each model; all checked to belong together."""
     sides = {"before": read_evaluation(before)}
     place = {name: places.get(name, name) for name in (model_before, model_after)}
@@ -191,31 +225,25 @@ def _evaluations(
     return sides, trained
 
 
-def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:
-    return measure(
-        predictions,
-        n_bins=config.n_bins,
-        cluster_by=config.cluster_by,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    ).to_dict()
+def _figures(config: PromoteConfig, predictions: Predictions) -> FiguresRecord:
+    return measure(predictions, **values_of(config, Measuring)).to_dict()
 
 
-def _why_nothing(regime: Mapping[str, Any]) -> str:
+def _why_nothing(regime: RegimeRecord) -> str:
     if regime["regime"] == "calibrated":
         return "The input model is calibrated, so nothing was fine-tuned and it is kept."
     return "No repair that is allowed can help, so nothing was done and the input model is kept."
 
 
 def _wins(
-    before: Path, after: Path, facts: Mapping[str, Any]
+    before: Path, after: Path, records: Mapping[str, EvaluationRecord]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Which held-out preference pairs each model gets right; None where there are none.
 
     Raises:
         DataFormatError: a model was measured on pairs and the other wasn't, or on other ones.
     """
-    if not any(side.get("win_rate") for side in facts.values()):
+    if not any(side.get("win_rate") for side in records.values()):
         return None
     one, other = (read_preference_logprobs(folder / PREFERENCES_FILE) for folder in (before, after))
     if one.ids != other.ids:
@@ -237,36 +265,39 @@ def _history(champion: str) -> History:
 
 
 def _baselines(
-    config: PromoteConfig, test: Predictions, temperature: float, training: Mapping[str, Any]
-) -> dict[str, Any]:
+    config: PromoteConfig, test: Predictions, temperature: float, training: CalibrationRecord
+) -> dict[str, BaselineRecord]:
     """What the output model is seen against, beside the input model: all on the test fold.
 
     The temperature is the input model's, fitted on other questions than the test fold's.
     """
-    scaled = {"temperature": temperature, **_figures(config, apply_temperature(test, temperature))}
-    unaligned = training.get("unaligned")
-    baselines = {"temperature_scaling": scaled}
-    return {"unaligned": unaligned, **baselines} if unaligned else baselines
+    figures = _figures(config, apply_temperature(test, temperature))
+    baselines: dict[str, BaselineRecord] = {"temperature_scaling": {"temperature": temperature, **figures}}
+    if unaligned := training.get("unaligned"):
+        return {"unaligned": cast(BaselineRecord, unaligned), **baselines}
+    return baselines
 
 
-def _each_side(facts: Mapping[str, Any], pick: Callable[[Any], Any]) -> dict[str, Any]:
+def _each_side(
+    records: Mapping[str, EvaluationRecord], pick: Callable[[EvaluationRecord], Found | None]
+) -> dict[str, Found]:
     """`before` and `after` -> what `pick` finds there; sides without it are left out."""
-    return {side: value for side, found in facts.items() if (value := pick(found)) is not None}
+    return {side: value for side, found in records.items() if (value := pick(found)) is not None}
 
 
-def _training(model: str, place: str | Path) -> dict[str, Any]:
+def _training(model: str, place: str | Path) -> CalibrationRecord:
     """What training wrote beside the input model's adapter, where that can be read from here."""
     try:
-        record = join(place, "calibration.json")
-        return read_json(fetch(record)) if exists(record) else {}
+        record = join(place, CALIBRATION)
+        return read_calibration_record(fetch(record)) if exists(record) else {}
     except CalibError as error:  # the decision doesn't hang on it
         say(f"the report will not show how {model} was trained: {error}")
         return {}
 
 
-def _timing(facts: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float]:
+def _timing(records: Mapping[str, EvaluationRecord], training: CalibrationRecord) -> dict[str, float]:
     """Seconds of every step that said how long it took."""
-    seconds = {f"evaluate_{side}": found.get("seconds") for side, found in facts.items()}
-    if "after" in facts:
+    seconds = {f"evaluate_{side}": found.get("seconds") for side, found in records.items()}
+    if "after" in records:
         seconds["finetune"] = training.get("seconds")
     return {name: value for name, value in seconds.items() if value is not None}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from calib_core.champion.history import append_figures, figures_row, read_figures
+from calib_core.champion.history import HEADLINE_FIGURES, append_figures, figures_row, read_figures
 from calib_core.champion.runs import (
     append_figures_owed,
     folder_of,
@@ -19,12 +20,13 @@ from calib_core.champion.runs import (
 from calib_core.champion.state import Champion, now, read_champion, write_champion
 from calib_core.data.stream import Snapshot
 from calib_core.errors import CalibError, DataFormatError, EvidenceError, StaleVersionError
-from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import Config
 from calib_core.settings.parameters import parameter
 from calib_core.steps.evidence import check_summary, copy_promoted
 from calib_core.steps.fresh import STATE_FILE
+from calib_core.steps.summary_record import FILE as SUMMARY
+from calib_core.steps.summary_record import SummaryRecord, read_summary
 from calib_core.storage.files import read_json, sha256_file
 from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.records import check_record
@@ -56,7 +58,7 @@ class _Run:
     expected: str | None
     snapshot: str
     before: Champion
-    result: dict[str, Any]
+    result: SummaryRecord
     figures: dict[str, Any]
     row: dict[str, Any]
 
@@ -99,7 +101,7 @@ def publish_champion(
     return {
         "model": after.model,
         "number": after.number,
-        "promoted": bool(run.result["promoted"]),
+        "promoted": run.result["promoted"],
         "run": run.key,
     }
 
@@ -111,8 +113,8 @@ def _read_run(snapshot: Path, summary: Path) -> _Run:
         DataFormatError: one isn't what it should be.
         EvidenceError: they are of two runs.
     """
-    where = summary / "summary.json"
-    state, result = read_json(snapshot / STATE_FILE), read_json(where)
+    where = summary / SUMMARY
+    state, result = read_json(snapshot / STATE_FILE), read_summary(summary)
     shape = {"expected": (str, None), "champion": dict, "snapshot": str, "data": {...: str}}
     check_record(state, shape, str(snapshot / STATE_FILE), advice="make the folder with `fresh`")
     before = Champion.from_dict(state["champion"], str(snapshot / STATE_FILE))
@@ -122,15 +124,12 @@ def _read_run(snapshot: Path, summary: Path) -> _Run:
             f"{snapshot}: {STATE_FILE} is of another snapshot; make the folder again with `fresh`"
         )
     key = run_key(state["expected"], state["snapshot"], sha256_file(where))
-    try:
-        check_summary(result, where, data=state["data"], report=summary / "report.html")
-        row = figures_row(result, at=now(), run=key, snapshot=state["snapshot"])
-        figures = {name: result["after"][name] for name in HEADLINE_FIGURES}
-        figures["accuracy_since_first"] = (result.get("gate") or {}).get("accuracy_since_first", 0.0)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataFormatError(
-            f"{where}: not a run's summary ({type(error).__name__}: {error}); make the folder with `promote`"
-        ) from None
+    check_summary(result, where, data=state["data"], report=summary / "report.html")
+    row = figures_row(result, at=now(), run=key, snapshot=state["snapshot"])
+    after: Mapping[str, Any] = result["after"]
+    figures = {name: after[name] for name in HEADLINE_FIGURES}
+    gate = result["gate"]
+    figures["accuracy_since_first"] = gate.get("accuracy_since_first", 0.0) if gate else 0.0
     known = before.history[-1].digest
     judged = result["evidence"]["before"]["model"].get("adapter_files")
     if known and judged != known:
@@ -168,7 +167,7 @@ def _publish_run(
     with scratch_folder() as scratch:
         folder = scratch / "run"
         shutil.copytree(snapshot, folder / "snapshot")
-        for name in ("summary.json", "report.html"):
+        for name in (SUMMARY, "report.html"):
             shutil.copyfile(summary / name, folder / name)
         if run.result["promoted"]:
             after = after.changed(
@@ -176,7 +175,7 @@ def _publish_run(
                 join(folder_of(champion, run.key), "model"),
                 run=config.run_name or run.key,
                 figures=run.figures,
-                digest=copy_promoted(run.result, summary / "summary.json", model, folder / "model"),
+                digest=copy_promoted(run.result, summary / SUMMARY, model, folder / "model"),
             )
         write_figures_owed(folder, {**run.row, "champion": after.model})
         if found:

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 
 from calib_core.data.questions import Question, fingerprint, read_questions, write_questions
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
-from calib_core.predictions.table import Predictions, concatenate, read_predictions, write_predictions
+from calib_core.predictions.files import read_predictions, write_predictions
+from calib_core.predictions.table import Predictions, concatenate
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
 from calib_core.settings.checks import ConfigCheck

@@ -151,6 +151,7 @@ def schema_of(kind: Any) -> dict[str, Any]:  # noqa: PLR0911 - one for each kind
     if is_typeddict(kind):
         fields = get_type_hints(kind, include_extras=True)
         return {
+            "title": kind.__name__,
             "type": "object",
             "description": inspect.getdoc(kind) or "",
             "properties": {name: schema_of(field) for name, field in fields.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -14,11 +14,12 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from calib_core.errors import CalibError, ConfigError
-from calib_core.models.adapters import RECORD, file_hashes
+from calib_core.models.adapters import file_hashes
 from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import whole_tensors
+from calib_core.models.records import AdapterRecord, write_adapter_record
 from calib_core.runtime import processes
-from calib_core.storage.files import share, whole_folder, write_json
+from calib_core.storage.files import share, whole_folder
 from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import __version__
 
@@ -82,7 +83,7 @@ def trainable_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
-def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> None:
+def save_adapter(loaded: LoadedModel, folder: Path, record: AdapterRecord) -> None:
     """Write the adapter in PEFT's own format with `calibration.json` beside it, atomically.
 
     Of several processes the first one writes, and the others wait.
@@ -114,7 +115,8 @@ def save_adapter(loaded: LoadedModel, folder: Path, record: dict[str, Any]) -> N
             for path in temporary.iterdir():
                 share(path, 0o666)  # safetensors writes 0600
             about = {**description, "lineage": list(loaded.lineage), "files": file_hashes(temporary)}
-            write_json(temporary / RECORD, {**about, **record, "library_version": __version__})
+            written = {**about, **record, "library_version": __version__}
+            write_adapter_record(temporary, cast(AdapterRecord, written))
 
     processes.from_first(write)
 

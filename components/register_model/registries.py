@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from calib_core.champion.history import HEADLINE_FIGURES
 from calib_core.errors import CalibError, ConfigError
-from calib_core.report.html import HEADLINE_FIGURES
 from calib_core.runtime.progress import say
 from calib_core.settings.checks import Config, ConfigCheck
 from calib_core.settings.parameters import config_from, parameter
-from calib_core.storage.files import read_json
+from calib_core.steps.summary_record import SummaryRecord, read_summary
 from calib_core.version import __version__
 
 KUBEFLOW = re.compile(r"https?://[^/]+/?")
@@ -66,7 +66,7 @@ def register(config: RegisterConfig, *, summary: Path, model: str, number: int) 
         ConfigError: a client library is missing, the registry can't be reached or refuses, or holds another
             model under this number.
     """
-    figures = _figures(read_json(summary / "summary.json"))
+    figures = _figures(read_summary(summary))
     enter = _enter_vertex if VERTEX.fullmatch(config.model_registry) else _enter_kubeflow
     entry = enter(config, model, str(number), figures)
     say(f"registered {model} as {entry}")
@@ -92,17 +92,18 @@ def register_promoted(parameters: Mapping[str, Any], *, summary: Path, model: st
         say("no model registry is named, so no model is entered")
         return ""
     config = config_from(RegisterConfig, parameters)
-    if not read_json(summary / "summary.json")["promoted"]:
+    if not read_summary(summary)["promoted"]:
         say("the run promoted no model, so none is entered")
         return ""
     return register(config, summary=summary, model=model, number=number)
 
 
-def _figures(summary: Mapping[str, Any]) -> dict[str, float | str]:
+def _figures(summary: SummaryRecord) -> dict[str, float | str]:
     """Headline figures of the promoted model with the limits of their intervals, regime and branch."""
     found: dict[str, float | str] = {"regime_before": summary["regime"], "branch": summary["branch"]}
+    after: Mapping[str, Any] = summary["after"]
     for name in HEADLINE_FIGURES:
-        interval = summary["after"][name]
+        interval = after[name]
         found |= {name: interval["value"], f"{name}_low": interval["low"], f"{name}_high": interval["high"]}
     return found
 

@@ -17,7 +17,9 @@ from calib_core.errors import CalibError
 from calib_core.runtime.progress import say
 from calib_core.steps.finetune import cft
 from calib_core.steps.prepare import PrepareConfig, prepare
-from calib_core.storage.files import read_json, whole_folder
+from calib_core.steps.summary_record import FILE as SUMMARY
+from calib_core.steps.summary_record import SummaryRecord, read_summary
+from calib_core.storage.files import whole_folder
 from calib_core.storage.uris import require_local
 from calib_core.training.config import FinetuneConfig
 from calib_pipelines.run.local import run_local
@@ -62,7 +64,7 @@ MEMORISED: dict[str, Any] = {
 }
 
 
-def run_demo(scenario: str, out: Path) -> dict[str, Any]:
+def run_demo(scenario: str, out: Path) -> SummaryRecord:
     """Run one scenario of the demonstration.
 
     Args:
@@ -100,7 +102,7 @@ def run_demo(scenario: str, out: Path) -> dict[str, Any]:
 
 
 def _embedded_model() -> Path:
-    from calib_core.models.loading import embedded_model  # noqa: PLC0415 (torch)
+    from calib_core.models.embedded import embedded_model  # noqa: PLC0415 (torch)
 
     return embedded_model()
 
@@ -124,7 +126,7 @@ def _memoriser(questions: Path, inputs: Path) -> Path:
 def _calibrated_model(out: Path, inputs: Path) -> Path:
     """What the scenario `fresh` promoted: the run beside `out`, or one that is made for it."""
     for run in (out.absolute().parent / "fresh", inputs / "fresh"):
-        if (run / "summary.json").is_file() and read_json(run / "summary.json")["promoted"]:
+        if (run / SUMMARY).is_file() and read_summary(run)["promoted"]:
             say(f"calibrated: the model that {run} promoted goes in")
             return run / "model"
     say("calibrated: the scenario fresh runs first, for the model that it gives")

@@ -22,8 +22,10 @@ import calib_pipelines
 from calib_core.errors import CalibError, ConfigError
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import without_secrets
+from calib_core.steps.summary_record import FILE as SUMMARY
+from calib_core.steps.summary_record import SummaryRecord, read_summary, write_summary
 from calib_core.steps.task import ERROR_FILE_VARIABLE
-from calib_core.storage.files import check_output_folder, read_json, whole_folder, write_json
+from calib_core.storage.files import check_output_folder, read_json, whole_folder
 from calib_core.storage.leftovers import scratch_folder
 from calib_core.storage.uris import is_remote, join, published
 from calib_pipelines.packages.reading import check_steps
@@ -50,7 +52,7 @@ def run_local(
     *,
     pipeline: str = "restore-calibration",
     runner: local.DockerRunner | None = None,
-) -> dict[str, Any]:
+) -> SummaryRecord:
     """Run a compiled pipeline here, and gather its results in one folder.
 
     Args:
@@ -75,16 +77,15 @@ def run_local(
     if is_remote(out):
         with published(out) as folder:
             summary = run_local(parameters, folder, pipeline=pipeline, runner=runner)
-            for name in ("report", "model"):
-                if Path(summary[name]).is_relative_to(folder):
-                    summary[name] = join(out, str(Path(summary[name]).relative_to(folder)))
-            write_json(folder / "summary.json", summary)
+            summary["report"] = _moved(summary["report"], folder, out)
+            summary["model"] = _moved(summary["model"], folder, out)
+            write_summary(folder, summary)
         return summary
     out = Path(out)
     check_output_folder(out / "model", "calibration.json", inputs=[str(parameters.get("model", ""))])
     out = out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    for name in ("summary.json", "report.html"):  # an earlier run's must not be taken for this one's
+    for name in (SUMMARY, "report.html"):  # an earlier run's must not be taken for this one's
         (out / name).unlink(missing_ok=True)
     started_s = time.monotonic()
     results = _run_package(package, parameters, out, runner)
@@ -138,9 +139,14 @@ def _check(pipeline: str, inputs: Mapping[str, Any], parameters: Mapping[str, An
     check_steps(pipeline, parameters)
 
 
-def _gather(results: Path, out: Path, *, seconds: float) -> dict[str, Any]:
+def _moved(place: str, folder: Path, out: str | Path) -> str:
+    """A path below a folder as it is called below the place that gets it; other places stay."""
+    return join(out, str(Path(place).relative_to(folder))) if Path(place).is_relative_to(folder) else place
+
+
+def _gather(results: Path, out: Path, *, seconds: float) -> SummaryRecord:
     """Put a finished run's results where a user looks for them, the summary last."""
-    summary: dict[str, Any] = read_json(results / "summary.json")
+    summary = read_summary(results)
     shutil.rmtree(out / "model", ignore_errors=True)
     if summary["promoted"]:
         with whole_folder(out / "model") as folder:
@@ -149,7 +155,7 @@ def _gather(results: Path, out: Path, *, seconds: float) -> dict[str, Any]:
     shutil.copyfile(results / "report.html", out / "report.html")
     summary["report"] = str(out / "report.html")
     summary["timing"]["total"] = round(seconds, 1)
-    write_json(out / "summary.json", summary)
+    write_summary(out, summary)
     return summary
 
 
