@@ -3,8 +3,8 @@
     python benchmarks/remainders.py
 
 prints one JSON object. In worlds where the true distribution over the options is known, targets are made from
-a model's probabilities: the top option gets its true accuracy at that confidence, and the others the remainder
-by each map of `calib_core.decisions.target`. Figures are a target's NLL against the truth (its floor is the
+prints one JSON object. In worlds where the true distribution over the options is known, targets are made of a
+model's probabilities: the top option gets its true accuracy at that confidence, and the others the remainder
 truth's entropy), its entropy, and the total variation between both. A minute on one core.
 """
 
