@@ -198,7 +198,7 @@ def test_comparisons_within_a_year_share_one_budget() -> None:
     assert sum(History(comparisons=k).level for k in range(500)) < 0.05
     used_up = decide(before, make(), history=History(comparisons=90))
     assert not used_up.promoted
-    assert "have used up what they may be wrong together" in used_up.reasons[-2]
+    assert "have used up their shared error budget" in used_up.reasons[-2]
     assert decide(before, make()).promoted
 
 
