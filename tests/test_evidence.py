@@ -131,7 +131,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "evaluation of a base": (
         lambda run: shutil.copytree(run / "before", run / "after", dirs_exist_ok=True),
-        "made with a model that is no adapter",
+        "evaluates a model without an adapter",
     ),
 }
 

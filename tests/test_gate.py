@@ -61,11 +61,11 @@ def test_no_fall_of_the_ece_keeps_the_input_model() -> None:
     before = make()
     same = decide(before, replace(before, protocol={"model": "m", "adapter": "other"}))
     assert not same.promoted
-    assert "a fall isn't shown" in same.reasons[0]
+    assert "a fall is not shown" in same.reasons[0]
     assert "input model is kept" in same.reasons[-1]
     worse = decide(before, make(sharpness=4))
     assert not worse.promoted
-    assert "above zero, it rose" in worse.reasons[0]
+    assert "above zero: it rose" in worse.reasons[0]
 
 
 def test_a_fall_that_few_questions_cannot_show_is_not_enough() -> None:

@@ -104,7 +104,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             moved.
         batch_tokens: Padded tokens in one forward pass.
         repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
-        on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
+        on_undecided: What to do if the interval straddles the target: `branch` (continue, as not shown to be
             calibrated) or `stop`.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
@@ -123,13 +123,13 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         seed: Seed of everything that is drawn at random.
 
     Returns:
-        adapter: Adapter folder in PEFT's format; left out where nothing was trained.
+        adapter: Adapter folder in PEFT's format; left out if nothing was trained.
         summary: Folder with summary.json and report.html.
         report: The report, one self-contained page.
         metrics: Figures of the test fold, before and after.
         regime: Regime of the input model: `calibrated`, `calibratable` or `non_calibratable`.
         promoted: Whether the output model passed the gate.
-        winner: URI of the model to use: the output model where it was promoted, else the input model.
+        winner: URI of the model to use: the output model if it was promoted, else the input model.
     """
     arguments = locals()
     from pathlib import Path
