@@ -2,7 +2,7 @@
 
     python benchmarks/gate_rates.py [--worlds 1000] [--resamples 400]
 
-prints one JSON object. In each world questions, labels and two models are drawn anew. The input model is too
+prints one JSON object. In each world questions, labels and two models are drawn again. The input model is too
 sure; the other models are made from it so that their true accuracy, calibration and discrimination are known:
 
 * `margin`: exactly at a margin of the gate, all else repaired. At most 2.5 % may pass; 1 % is what the gate
@@ -245,7 +245,7 @@ def passes(  # noqa: PLR0913
     win_rates: tuple[int, float, float] | None = None,
     history: History | None = None,
 ) -> bool:
-    """Whether the gate promotes a model in one world drawn anew."""
+    """Whether the gate promotes a model in one newly drawn world."""
     world = World.drawn(rng, n)
     before, after = world.table(sharpness * world.logits()), world.table(model(world, rng))
     level = (history or History()).level

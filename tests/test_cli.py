@@ -131,7 +131,7 @@ def test_regime_is_named_with_reasons(tables, capsys, fit, heldout, regime):
     assert lines == [f"regime: {regime}", *(f"- {reason}" for reason in result["reasons"])]
 
 
-def test_regime_heeds_the_tolerance(tables, capsys):
+def test_regime_honours_the_tolerance(tables, capsys):
     names = (f"--fit={tables / 'by_heart.parquet'}", f"--heldout={tables / 'sure_elsewhere.parquet'}")
     assert cli.main(["regime", *names, "--tolerance=0.9", "--n-resamples=50", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["regime"] == "calibratable"  # and not with 0.05, see above
@@ -212,7 +212,7 @@ def test_a_full_disk_ends_with_1_and_no_traceback(tables, tmp_path, monkeypatch,
     monkeypatch.setattr("calib_core.commands.library.write_report", full)
     assert cli.main(["report", str(tables / "sure.parquet"), "--out", str(tmp_path / "r.html")]) == 1
     told = capsys.readouterr().err
-    assert told == "error: report.html: No space left on device; mend this, and run the command again\n"
+    assert told == "error: report.html: No space left on device; fix this, and run the command again\n"
 
 
 @pytest.mark.parametrize("step", ["prepare", "evaluate", "align", "cft", "rcft", "calibrate", "run"])

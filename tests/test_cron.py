@@ -38,7 +38,7 @@ def test_sunday_as_seven_becomes_zero(weekdays, numbers):
 def test_time_zones_are_for_vertex_only(prefix):
     cron = parse_cron(f"{prefix}Europe/Berlin 0 6 * * *")
     assert cron.for_vertex == "TZ=Europe/Berlin 0 6 * * *"
-    with pytest.raises(ConfigError, match="one time zone, UTC"):
+    with pytest.raises(ConfigError, match="one time zone for all schedules, UTC"):
         _ = cron.for_kubeflow
 
 
@@ -68,8 +68,8 @@ def test_time_zones_are_for_vertex_only(prefix):
         ("0 0 L * *", "day of month: 'L'"),
         ("mon 0 * * *", "minute: 'mon'"),
         ("٣ 0 * * *", "minute"),
-        ("0 0 30 2 *", "never comes"),
-        ("0 0 31 4,6,9,11 *", "never comes"),
+        ("0 0 30 2 *", "never occurs"),
+        ("0 0 31 4,6,9,11 *", "never occurs"),
         ("TZ=Europe/Atlantis 0 0 * * *", "time zone 'Europe/Atlantis' is unknown"),
         ("TZ= 0 0 * * *", "time zone '' is unknown"),
         ("TZ=../etc/passwd 0 0 * * *", "is unknown"),

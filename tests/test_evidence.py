@@ -123,15 +123,15 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no weights": (
         lambda run: (run / "adapter/adapter_model.safetensors").unlink(),
-        "adapter: can't be held to its evaluation: .*no adapter_model.safetensors",
+        "adapter: cannot be checked against its evaluation: .*no adapter_model.safetensors",
     ),
     "no adapter at all": (
         lambda run: shutil.rmtree(run / "adapter"),
-        "adapter: can't be held to its evaluation: .*no such folder",
+        "adapter: cannot be checked against its evaluation: .*no such folder",
     ),
     "evaluation of a base": (
         lambda run: shutil.copytree(run / "before", run / "after", dirs_exist_ok=True),
-        "made with a model that is no adapter",
+        "evaluates a model without an adapter",
     ),
 }
 

@@ -61,11 +61,11 @@ def test_no_fall_of_the_ece_keeps_the_input_model() -> None:
     before = make()
     same = decide(before, replace(before, protocol={"model": "m", "adapter": "other"}))
     assert not same.promoted
-    assert "a fall isn't shown" in same.reasons[0]
+    assert "a fall is not shown" in same.reasons[0]
     assert "input model is kept" in same.reasons[-1]
     worse = decide(before, make(sharpness=4))
     assert not worse.promoted
-    assert "above zero, it rose" in worse.reasons[0]
+    assert "above zero: it rose" in worse.reasons[0]
 
 
 def test_a_fall_that_few_questions_cannot_show_is_not_enough() -> None:
@@ -198,7 +198,7 @@ def test_comparisons_within_a_year_share_one_budget() -> None:
     assert sum(History(comparisons=k).level for k in range(500)) < 0.05
     used_up = decide(before, make(), history=History(comparisons=90))
     assert not used_up.promoted
-    assert "have used up what they may be wrong together" in used_up.reasons[-2]
+    assert "have used up their shared error budget" in used_up.reasons[-2]
     assert decide(before, make()).promoted
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: noted, heeded between two parts of the work; training goes on as if nothing came."""
+"""SIGTERM and Ctrl-C: noted, honoured between two parts of the work; training goes on as if nothing came."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from calib_core.steps.task import error_with, reported_errors
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_is_heeded_at_the_next_check(number) -> None:
+def test_signal_is_honoured_at_the_next_check(number) -> None:
     before = [signal.getsignal(each) for each in interrupts.SIGNALS]
     done = []
 

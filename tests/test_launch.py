@@ -194,10 +194,10 @@ def test_command_that_is_told_to_end_keeps_what_it_has_done(model, data, tmp_pat
         for line in running.stderr:
             if "epoch" in line:
                 break
-            if line.startswith("going on from step"):
+            if line.startswith("resuming from step"):
                 found = line
         running.terminate()
-    assert found == f"going on from step {after['steps']} of an earlier attempt\n"
+    assert found == f"resuming from step {after['steps']} of an earlier attempt\n"
 
 
 @pytest.mark.skipif(

@@ -147,7 +147,7 @@ def test_a_job_that_was_made_although_no_answer_came_is_watched(cluster, capsys)
 
     cluster._create = silent
     train()
-    assert "there already; watching it" in capsys.readouterr().err
+    assert "already exists; watching it" in capsys.readouterr().err
     assert len(cluster.created) == 1
     assert cluster.jobs == {}
 

@@ -129,7 +129,7 @@ def test_a_failed_run_leaves_an_earlier_folder_alone(tmp_path):
 
 
 def test_an_empty_fold_is_named(tmp_path):
-    with pytest.raises(NotEnoughDataError, match=r"no questions for .*bring more questions, or give"):
+    with pytest.raises(NotEnoughDataError, match=r"no questions for .*provide more questions, or give"):
         prepare(PrepareConfig(questions=saved(tmp_path, "q", many(1))), tmp_path / "data")
     same = saved(tmp_path, "same", many(5))
     with pytest.raises(
@@ -196,6 +196,6 @@ def test_it_says_what_so_many_questions_can_decide_and_which_shares_would_do(tmp
 def test_no_shares_are_named_where_none_would_do(tmp_path, capsys):
     record = prepare(PrepareConfig(questions=saved(tmp_path, "q", many(300))), tmp_path / "data")
     assert record["regime_test"]["fractions"] is None
-    assert "bring more questions" in capsys.readouterr().err
+    assert "provide more questions" in capsys.readouterr().err
     few = {"fit": 2, "calibration": 2, "test": 2}
-    assert "these are enough for no target; bring more" in decidable_text(few, decidable(few, None))
+    assert "these are enough for no target; provide more" in decidable_text(few, decidable(few, None))

@@ -265,7 +265,7 @@ def test_an_empty_option_in_the_middle_is_no_shorter_list(tmp_path):
 
 def test_unknown_columns_are_shown_beside_what_is_expected(tmp_path):
     message = refusal(write(tmp_path / "q.jsonl", {"prompt": "?", "options": ["a"], "label": 0}))
-    assert "the columns (prompt, options, label) are of no known layout" in message
+    assert "the columns (prompt, options, label) match no known layout" in message
     for layout in LAYOUTS:
         assert (f"  {layout.name}: {layout.expects}" in message) == bool(layout.presets), layout.name
 
@@ -274,7 +274,7 @@ def test_a_wrong_preset_shows_what_it_expects(tmp_path):
     message = refusal(
         write(tmp_path / "q.jsonl", MELTS | {"choices": LABELLED, "answerKey": "A"}), preset="mmlu"
     )
-    assert "the columns (id, question, choices, answerKey) are of no known layout" in message
+    assert "the columns (id, question, choices, answerKey) match no known layout" in message
     assert "  lettered:" in message
     assert "medmcqa" not in message
 
@@ -283,7 +283,7 @@ def test_ambiguous_columns_are_refused_until_a_layout_is_named(tmp_path):
     row = {"question": "Why?", "A": "x", "B": "y", "choices": ["y", "x"], "answer": 0}
     path = write(tmp_path / "q.jsonl", row)
     message = refusal(path)
-    assert "could be of several layouts; name one as preset" in message
+    assert "match several layouts; choose one with `preset`" in message
     assert "  native:" in message
     assert "  lettered:" in message
     assert read_questions(path, preset="native")[0][0].choices == ("y", "x")

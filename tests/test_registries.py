@@ -80,7 +80,7 @@ def test_kubeflows_registry_that_refuses_is_named(kubeflow, summary, status, cap
     assert cli.main([*given, "--model-registry", address]) == 2
     shown = capsys.readouterr().err
     assert f"{address}: the registry did not take calibrated" in shown
-    assert "The model is champion all the same" in shown
+    assert "The model is champion nevertheless" in shown
 
 
 class VertexRegistry:

@@ -53,7 +53,7 @@ def create(server, capsys, cron=MONDAYS, *arguments, model="m", name="weekly"):
 
 
 def schedules(server):
-    """Cron and status of all recurring runs of the name."""
+    """Cron and status of all recurring runs named."""
     return sorted(
         (one["trigger"]["cron_schedule"]["cron"], one["status"])
         for one in server.named("recurringruns", "weekly")

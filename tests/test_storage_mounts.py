@@ -89,7 +89,7 @@ def test_folder_that_can_not_be_filled_leaves_the_old_one(
         rename(source, target, **options)
 
     monkeypatch.setattr(os, "replace", replace)
-    with pytest.raises(CalibError, match="no room left"), whole_folder(tmp_path / "model") as folder:
+    with pytest.raises(CalibError, match="no space left"), whole_folder(tmp_path / "model") as folder:
         write(folder, NEW)
     assert tree(tmp_path) == {f"model/{name}": text for name, text in old.items()}
 

@@ -34,8 +34,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def heeded(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The services heed the condition of a delete; the emulator and moto don't."""
+def honoured(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The services honour the condition of a delete; the emulator and moto don't."""
     if bucket.startswith("gs:"):
         from google.cloud.storage import Blob
 
@@ -76,7 +76,7 @@ def test_who_was_overtaken_writes_over_nothing_that_the_other_left_as_it_was(
     bucket: str, size: int, there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if bucket.startswith("gs:") and size == LARGE:
-        pytest.skip("the emulator heeds no condition when it puts slices together")
+        pytest.skip("the emulator honours no condition when it puts slices together")
     uri, sides = f"{bucket}/model", {side: {"a": side[0] * size, "b": side} for side in ("one", "two")}
     if there:
         storage.publish(make(tmp_path / "there", sides[there]), uri)
@@ -90,7 +90,7 @@ def test_who_was_overtaken_writes_over_nothing_that_the_other_left_as_it_was(
 
 
 def test_who_was_overtaken_removes_nothing_that_the_other_has_brought(
-    bucket: str, heeded: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bucket: str, honoured: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uri, files = f"{bucket}/model", {"a": "a", "b": "b"}
     whole, other = make(tmp_path / "whole", files), make(tmp_path / "other", {"c": "c"})

@@ -296,8 +296,8 @@ class TestBeforeTheWork:
 
     def test_below_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
-        self.check(tmp_path / "file/out", "can't be made, for .*/file is a file")
-        self.check(tmp_path / "file/more/out", "can't be made, for .*/file is a file")
+        self.check(tmp_path / "file/out", "cannot be created, because .*/file is a file")
+        self.check(tmp_path / "file/more/out", "cannot be created, because .*/file is a file")
 
     def test_too_long(self, tmp_path: Path) -> None:
         self.check(tmp_path / ("x" * 256), "a name in it is longer than 255 bytes")
@@ -314,14 +314,14 @@ class TestBeforeTheWork:
     @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
     def test_full(self, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: fail(code, dir))
-        self.check(tmp_path / "out", r"no room left \(\d+ of \d+ MB are free there\)")
+        self.check(tmp_path / "out", r"no space left \(\d+ of \d+ MB are free there\)")
 
     def test_almost_full_and_what_to_free(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CALIB_CACHE", str(tmp_path / "cache"))
         usage = type(disks.shutil.disk_usage(tmp_path))
         monkeypatch.setattr(disks.shutil, "disk_usage", lambda path: usage(10**9, 10**9 - 10**6, 10**6))
         self.check(
-            tmp_path / "out", r"no room left \(1 of 1000 MB .*free some, or give a path on another disk"
+            tmp_path / "out", r"no space left \(1 of 1000 MB .*free some space, or give a path on another"
         )
         write(tmp_path / "cache/gcs", {"model": "x" * 3_000_000})
         self.check(tmp_path / "out", r"the cache .*/cache holds 3 MB and can be emptied while nothing runs")
@@ -349,9 +349,9 @@ def test_a_disk_that_fills_up_is_told_and_leaves_the_old(
     write(tmp_path / "model", OLD_FILES)
     (tmp_path / "a.txt").write_text("old")
     monkeypatch.setattr(os, "fsync", lambda handle: fail(errno.ENOSPC, tmp_path / "model"))
-    with pytest.raises(CalibError, match=r"model: no room left .* MB are free"):
+    with pytest.raises(CalibError, match=r"model: no space left .* MB are free"):
         replace(tmp_path / "model")
-    with pytest.raises(CalibError, match="no room left"), whole_file(tmp_path / "a.txt") as file:
+    with pytest.raises(CalibError, match="no space left"), whole_file(tmp_path / "a.txt") as file:
         file.write_text("new")
     assert tree(tmp_path) == {"a.txt": "old", **{f"model/{name}": text for name, text in OLD_FILES.items()}}
 

@@ -59,7 +59,7 @@ def test_both_schemes_name_the_same_objects(s3: str, scheme: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("expected", [None, "read"])
-def test_a_server_that_heeds_no_conditions_keeps_no_champion(
+def test_a_server_that_honours_no_conditions_keeps_no_champion(
     proxy: FaultProxy, s3: str, expected: str | None
 ) -> None:
     if expected:
@@ -70,7 +70,7 @@ def test_a_server_that_heeds_no_conditions_keeps_no_champion(
         storage.write_versioned(f"{s3}/champion.json", b"[]", expected=expected)
 
 
-def test_a_server_is_asked_once_whether_it_heeds_conditions(proxy: FaultProxy, s3: str) -> None:
+def test_a_server_is_asked_once_whether_it_honours_conditions(proxy: FaultProxy, s3: str) -> None:
     first = storage.write_versioned(f"{s3}/a", b"1", expected=None)
     proxy.requests.clear()
     storage.write_versioned(f"{s3}/a", b"2", expected=first)

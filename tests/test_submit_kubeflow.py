@@ -138,7 +138,7 @@ def test_wait_says_each_change_and_ends_with_the_run(server, capsys):
 @pytest.mark.parametrize(
     ("last", "state", "error"),
     [
-        ("FAILED", "failed", "failed: evaluate, promote; KFP says no more, see the logs there"),
+        ("FAILED", "failed", "failed: evaluate, promote; KFP gives no further details; see the logs there"),
         ("CANCELED", "cancelled", ""),
         ("SKIPPED", "skipped", ""),
     ],

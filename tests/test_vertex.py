@@ -369,7 +369,7 @@ def test_delete_and_list(server, capsys):
     code, result, _ = call(capsys, "schedule", "list", *PLACE)
     assert [one["name"] for one in result["schedules"]] == ["one", "three"]
     code, _, told = act(capsys, "delete", "two")
-    assert (code, "no schedule of the name 'two'" in told) == (2, True)
+    assert (code, "no schedule named 'two'" in told) == (2, True)
 
 
 def test_several_of_one_name_are_not_guessed_between(server, capsys):

@@ -111,7 +111,7 @@ def _rows(data: bytes, folder: str | Path) -> list[dict[str, Any]]:
         table = as_declared(pq.ParquetFile(pa.BufferReader(data)).read(), SCHEMA)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataFormatError(
-            f"{join(folder, FILE)}: not a table of figures ({error}); move it away, a new one is begun"
+            f"{join(folder, FILE)}: not a table of figures ({error}); move it away, and a new one is started"
         ) from None
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows

@@ -101,7 +101,7 @@ def sweep_runs(champion: str, state: Champion, version: str) -> None:
         for key in list_folders(join(champion, "runs")):
             if _KEY.fullmatch(key) and key not in named and not key.startswith(_began_from(version)):
                 delete(folder_of(champion, key))
-                say(f"removed {folder_of(champion, key)}: its run was overtaken, nothing of it is in force")
+                say(f"removed {folder_of(champion, key)}: its run was overtaken and never took effect")
         if not is_remote(champion):  # no one else uploads now, so what is there in part has no owner
             for left in Path(champion, "runs").glob(".*"):
                 if left.suffix in (".part", ".old"):

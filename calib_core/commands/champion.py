@@ -59,7 +59,7 @@ def _add_fresh(commands: Subparsers) -> None:
 
 
 def _add_publish(commands: Subparsers) -> None:
-    parser = command(commands, "publish", "make what a run decided the state of the champion's folder")
+    parser = command(commands, "publish", "publish what a run decided in the champion's folder")
     parser.add_argument("--champion", required=True, help=FOLDER)
     parser.add_argument("--snapshot", required=True, help="snapshot folder that `fresh` wrote")
     parser.add_argument("--summary", required=True, help="folder that `promote` wrote")

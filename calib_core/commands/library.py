@@ -110,7 +110,7 @@ def _run(given: argparse.Namespace) -> int:
     except OSError as error:  # the disk is full, say, or a path leads where nothing can be written
         wrong_path = isinstance(error, WRONG_PATH)
         place = error.filename2 or error.filename or "file system"
-        advice = "give another path" if wrong_path else "mend this, and run the command again"
+        advice = "give another path" if wrong_path else "fix this, and run the command again"
         sys.stderr.write(f"error: {shown_message(f'{place}: {error.strerror or error}; {advice}')}\n")
         return ConfigError.exit_code if wrong_path else CalibError.exit_code
     except Stopped as stop:
@@ -259,7 +259,7 @@ def _add_metrics(commands: Subparsers) -> None:
 
 
 def _add_regime(commands: Subparsers) -> None:
-    parser = command(commands, "regime", "name the regime that two predictions tables of one model show")
+    parser = command(commands, "regime", "find a model's regime from two of its predictions tables")
     parser.add_argument("--fit", required=True, help="table for the questions that it is fine-tuned on")
     parser.add_argument("--heldout", required=True, help="table for questions that it never saw")
     flags = parameters_of(RegimeTest)

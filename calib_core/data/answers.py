@@ -92,7 +92,7 @@ def _form(given: Sequence[Answered], usual: Form, column: str, unit: str, choose
         for other in best:
             if other in found and chosen in found and found[other] != found[chosen]:
                 raise DataFormatError(
-                    f"{column}: it can't be told whether its values are the {chosen}s of the right "
+                    f"{column}: it is ambiguous whether its values are the {chosen}s of the right "
                     f"options or their {other}s, as {short(answered.value)} in {unit} {answered.row}, "
                     f"and they mean different ones{choose}"
                 )

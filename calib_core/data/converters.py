@@ -195,7 +195,7 @@ def _cop_base(rows: Rows) -> int:
             else f"is 0 in {rows.unit} {zero} and 4 in {rows.unit} {four}"
         )
         raise DataFormatError(
-            f"{rows.source}: column cop {found}, so it can't be told whether it counts from 0 "
+            f"{rows.source}: column cop {found}, so it is ambiguous whether it counts from 0 "
             "(the hub's copy) or from 1 (the original files); choose the preset medmcqa-0 or medmcqa-1"
         )
     return 0 if four is None else 1

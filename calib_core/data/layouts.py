@@ -72,7 +72,7 @@ def choose_layout(rows: Rows, preset: str = "auto") -> tuple[Layout, Rows]:
     seen = listed([name[:80] for name in rows.columns], 40)
     if len(found) != 1:
         expected = "\n".join(f"  {layout.name}: {layout.expects}" for layout in found or candidates)
-        trouble = "could be of several layouts; name one as preset" if found else "are of no known layout"
+        trouble = "match several layouts; choose one with `preset`" if found else "match no known layout"
         raise DataFormatError(
             f"{rows.source}: the columns ({seen}) {trouble}.\nLayouts:\n{expected}\n"
             + ("" if found else "Rename the columns to question, choices, answer, or choose another preset.")

@@ -101,7 +101,7 @@ def read_questions(
 
     Raises:
         NoRowsError: the source holds no rows.
-        DataFormatError: the source can't be read, its columns are of no known layout, it can't be told what
+        DataFormatError: the source can't be read, its columns match no known layout, it can't be told what
             its answers mean, or rows are bad (all of them are counted together).
         ConfigError: `preset` or `on_bad_row` is unknown, or the bucket of a `gs://` URI can't be read.
     """

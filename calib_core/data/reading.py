@@ -51,5 +51,5 @@ def read_rows(
     except MemoryError:
         raise DataFormatError(
             f"{name}: needs more memory than this machine has; split the file, or lower "
-            f"{FILE_BYTES.variable} to be told earlier"
+            f"{FILE_BYTES.variable} to have such files refused earlier"
         ) from None

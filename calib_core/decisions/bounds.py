@@ -6,11 +6,12 @@ p_yhat|:
 (U) ECE(p) <= TCE(p) <= E TV(q, p) <= E sqrt(KL(q || p) / 2) <= sqrt((CE(p) - H(q)) / 2)
 (L) ECE_S(p) + TCE(p) >= ACC_S - E q_yhat >= ACC_S - ACC*, with ACC* = E max_k q_k, for any labelled set S
 
-(U) is why fine-tuning on answers restores calibration: its loss is CE. Nobody has q, and its entropy can't be
-estimated from labels alone, so (U) is computed for known q only, and no figure of a run rests on it. (L) says
-of a model that is right on a set S more often than the target would be that its calibration error on S and
-its distance from the target add up to the excess at least: it may be calibrated on S, but then not against
-the target. It doesn't say that the model is miscalibrated on fresh questions; those are asked first.
+(U) is why fine-tuning on answers restores calibration: its loss is CE. q is not known, and its entropy
+can't be estimated from labels alone, so (U) is computed for known q only, and no figure of a run rests on
+it. (L) says of a model that is right on a set S more often than the target would be that its calibration
+error on S and its distance from the target add up to the excess at least: it may be calibrated on S, but
+then not against the target. It doesn't say that the model is miscalibrated on fresh questions; those are
+asked first.
 
 The regime test is this project's, after Xiao et al. 2025. Theirs compares a model's accuracy with the
 critical accuracy of a target model, and chooses between two ways of fine-tuning. This one estimates that
@@ -22,6 +23,7 @@ among its answers (`decisions.repair`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -113,25 +115,26 @@ def regime_test(  # noqa: PLR0913
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> RegimeResult:
-    """Decide from two sets of predictions of one model whether it needs mending, and by which branch.
+    """Decide from two sets of predictions of one model whether it needs repair, and by which branch.
 
     In this order: `calibrated` if the upper limit of the debiased held-out ECE is at or below `target_ece`
     and so is the ECE over many bins of equal mass, in which errors that cancel inside a bin show (memorising
     is reported all the same); else `non_calibratable` if the lower limit of `lower_bound` is above
     `tolerance`, and accuracy on `fit` is above that of held-out questions of the same confidence too (where
-    it isn't, the questions of `fit` may just be easier); else `calibratable`. Which branch follows is said by
-    `decisions.repair`.
+    it isn't, the questions of `fit` may just be easier); else `calibratable`. `decisions.repair` decides
+    which branch follows.
 
-    ACC*, the critical accuracy, is the expected accuracy of the target model q. Nobody has q. What stands for
-    it is the model itself, recalibrated on questions that it was not trained on: for each level of confidence
-    the accuracy that it has there, and a plain guess (1 / K) where even that would be better. Its expected
-    accuracy is the mean over `heldout` of: right or wrong where the accuracy at this confidence, estimated on
-    the other folds of `heldout`, is at least 1 / K; and 1 / K elsewhere. Cross-fitting keeps a question's own
-    label out of the choice that is made for it, so that the mean is unbiased for a target that is truly
-    reachable, and never above the expected accuracy of the best one. It is about the held-out accuracy. It is
-    not taken at the confidences of `fit`: training has pulled those towards the labels, which is the very
-    thing to be found. Where labels come from a known q, a model that ranks options as q does gets E max_k
-    q_k; one that ranks worse gets E q_yhat, with which (L) holds just as well.
+    ACC*, the critical accuracy, is the expected accuracy of the target model q, which is not known. What
+    stands in for it is the model itself, recalibrated on questions that it was not trained on: for each
+    level of confidence the accuracy that it has there, and a plain guess (1 / K) where even that would be
+    better. Its expected accuracy is the mean over `heldout` of: right or wrong where the accuracy at this
+    confidence, estimated on the other folds of `heldout`, is at least 1 / K; and 1 / K elsewhere.
+    Cross-fitting keeps a question's own label out of the choice that is made for it, so that the mean is
+    unbiased for a target that is truly reachable, and never above the expected accuracy of the best one. It
+    is about the held-out accuracy. It is not taken at the confidences of `fit`: training has pulled those
+    towards the labels, which is the very thing to be found. Where labels come from a known q, a model that
+    ranks options as q does gets E max_k q_k; one that ranks worse gets E q_yhat, with which (L) holds just
+    as well.
 
     How often it is right, in 200 worlds each (`python benchmarks/regime_rates.py --trials 200`), 1,000
     questions in both sets: q itself is found calibrated in 99.5 %, q sharpened by a temperature of 0.5
@@ -267,6 +270,25 @@ def required_examples(target_ece: float, *, n_bins: int = 10, confidence: float 
     return math.ceil(max(upper**2, z**2 / 2) / target_ece**2)
 
 
+def check_enough(sizes: Mapping[str, int], n_required: int, target_ece: float) -> None:
+    """Refuse sets that are too small for the regime test.
+
+    Args:
+        sizes: questions of each set, by name.
+        n_required: what `required_examples` says.
+        target_ece: the target that it was asked about.
+
+    Raises:
+        NotEnoughDataError: a set has fewer.
+    """
+    if few := [f"{name} has {n}" for name, n in sizes.items() if n < n_required]:
+        raise NotEnoughDataError(
+            f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
+            f"{n_required} in each of {' and '.join(sizes)}: with fewer, chance would decide; provide more, "
+            "or raise target_ece"
+        )
+
+
 def _accuracies(
     fit: Predictions,
     heldout: Predictions,
@@ -360,10 +382,4 @@ def _check_sets(fit: Predictions, heldout: Predictions, n_required: int, target_
             f"fit and heldout share {len(shared)} question ids (first: {shared[0]!r}): a question that is "
             "trained on isn't held out; leave these out of one table, or give each question an id of its own"
         )
-    if few := [
-        f"{name} has {len(predictions)}" for name, predictions in sets if len(predictions) < n_required
-    ]:
-        raise NotEnoughDataError(
-            f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
-            f"{n_required} in each set: with fewer, chance would decide; bring more, or raise target_ece"
-        )
+    check_enough({name: len(predictions) for name, predictions in sets}, n_required, target_ece)

@@ -4,8 +4,8 @@ Every criterion is decided by a limit of an interval, never by a figure as measu
 
 * the conf-ECE fell (paired interval below zero);
 * accuracy held: it did not fall by more than a margin, in this comparison and since the first champion;
-* the confidence tells as much as the input model's does after one temperature: the Brier score did not rise
-  above that by more than a margin, and where the input model's confidence ranks right answers above wrong
+* the confidence is as informative as the input model's after one temperature: the Brier score did not rise
+  above that by more than a margin, and if the input model's confidence ranks right answers above wrong
   ones, the output model's does too;
 * where preference pairs were given, the win rate did not fall by more than a margin.
 

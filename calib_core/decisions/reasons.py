@@ -43,8 +43,8 @@ def undecided_message(ece: Interval, target_ece: float, n: int) -> str:
     )
     return (
         f"heldout: {n} questions leave open whether the calibration error, {ece}, is above "
-        f"target_ece {target_ece:g}; {more}: bring more questions, choose another target_ece, or go on with "
-        "on_undecided 'branch'"
+        f"target_ece {target_ece:g}; {more}: provide more questions, choose another target_ece, or continue "
+        "with on_undecided 'branch'"
     )
 
 
@@ -94,9 +94,7 @@ def _about_resolution(result: RegimeResult) -> tuple[str, ...]:
 
 
 def _what_it_does(temperature: float) -> str:
-    return (
-        "makes all options about equally likely" if temperature >= 10 else "can't give it what it hasn't got"
-    )
+    return "makes all options about equally likely" if temperature >= 10 else "cannot add what is missing"
 
 
 def _what_follows(result: RegimeResult) -> str:

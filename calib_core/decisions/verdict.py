@@ -138,11 +138,11 @@ def findings(result: GateResult, margins: Margins, *, changed: float, n_pairs: i
 def _ece(result: GateResult) -> Finding:
     change = result.ece_change
     figures = f"{_signed(change.value)} on {result.n:,} test questions ({_limits(change, result)})"
-    ending = "the interval reaches zero, a fall isn't shown"
+    ending = "the interval includes zero, so a fall is not shown"
     if change.high < 0:
-        ending = "the whole interval lies below zero, it fell"
+        ending = "the whole interval lies below zero: it fell"
     elif change.low > 0:
-        ending = "the whole interval lies above zero, it rose"
+        ending = "the whole interval lies above zero: it rose"
     return Finding(
         name="ece_fell",
         holds=change.high < 0,
@@ -189,11 +189,11 @@ def _total_accuracy(result: GateResult, margin: float) -> Finding | None:
 def _brier(result: GateResult, margin: float) -> Finding:
     brier, nll = result.brier_change, result.nll_change
     if brier.high <= margin:
-        ending = f"the confidence tells as much, within the accepted {margin:.4g}"
+        ending = f"the confidence is as informative, within the accepted {margin:.4g}"
     elif brier.low > margin:
-        ending = f"the confidence tells less, by more than the accepted {margin:.4g}"
+        ending = f"the confidence is less informative, by more than the accepted {margin:.4g}"
     else:
-        ending = f"it is not shown that the confidence tells as much, within the accepted {margin:.4g}"
+        ending = f"it is not shown that the confidence is as informative, within the accepted {margin:.4g}"
     return Finding(
         name="brier_held",
         holds=brier.high <= margin,
@@ -243,8 +243,8 @@ def _budget(result: GateResult) -> Finding | None:
         f"This is comparison {result.comparison} within a year, so a model at a margin passes in at most "
         f"{100 * result.level:.2g} % of cases."
         if result.level
-        else f"{result.comparison - 1} comparisons within a year have used up what they may be wrong "
-        "together: nothing is promoted until the oldest is more than a year ago."
+        else f"{result.comparison - 1} comparisons within a year have used up their shared error "
+        "budget: nothing is promoted until the oldest is more than a year ago."
     )
     return Finding(name="comparisons_left", holds=result.level > 0, sentence=sentence)
 

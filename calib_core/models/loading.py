@@ -228,7 +228,7 @@ def _load_weights(
     except Exception as error:  # each quantizer and each architecture raises what it likes
         if checkpoint.quantization:
             raise ConfigError(
-                f"{folder}: is quantized ({checkpoint.quantization}), and can't be loaded so here "
+                f"{folder}: is quantized ({checkpoint.quantization}), and cannot be loaded here "
                 f"({_told(error)}); install what that names, or give the checkpoint that is not quantized"
             ) from error
         if isinstance(error, ImportError):

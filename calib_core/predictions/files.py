@@ -85,7 +85,7 @@ def read_predictions(
 
 
 def write_predictions(predictions: Predictions, uri: str | os.PathLike[str]) -> None:
-    """Write a predictions table as Parquet, whole or not at all, to a path or a `file://` or `gs://` URI.
+    """Write a predictions table as Parquet, atomically, to a path or a `file://` or `gs://` URI.
 
     Raises:
         ConfigError: the URI can't be written to; see `calib_core.storage.uris.publish`.

@@ -47,7 +47,7 @@ class PreferenceLogprobs:
 
 
 def write_preference_logprobs(logprobs: PreferenceLogprobs, path: Path) -> None:
-    """Write the table as Parquet, whole or not at all."""
+    """Write the table as Parquet, atomically."""
     table = pa.table(
         {
             "id": pa.array(logprobs.ids, pa.string()),

@@ -80,7 +80,7 @@ def _protocol(rows: Rows) -> dict[str, Any] | None:
         protocol = None
     if not isinstance(protocol, dict):
         raise DataFormatError(
-            f"{rows.source}: file metadata 'calib.protocol' isn't a JSON object; write the file anew"
+            f"{rows.source}: file metadata 'calib.protocol' isn't a JSON object; write the file again"
         )
     return protocol
 
@@ -230,7 +230,7 @@ def _score(value: Any) -> float | None:
 
 def _logits_fault(values: list[float]) -> str:
     finite = all(abs(value) <= LARGEST_LOGIT for value in values)
-    return "" if finite else f"{short(values)} holds NaN, an infinity, or what float32 has no word for"
+    return "" if finite else f"{short(values)} holds NaN, an infinity, or what float32 cannot represent"
 
 
 def _logprobs_fault(values: list[float]) -> str:

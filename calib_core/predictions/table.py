@@ -358,7 +358,7 @@ def _refuse(problems: Sequence[tuple[int, str, str]]) -> None:
     if more:
         shown.append(f"  ... and {more} more")
     raise DataFormatError(
-        f"predictions: {len(problems)} problems; mend or leave out these rows:\n" + "\n".join(shown)
+        f"predictions: {len(problems)} problems; correct or leave out these rows:\n" + "\n".join(shown)
     )
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C while work is done that should be left in good order: noted, and heeded where it can be.
+"""SIGTERM and Ctrl-C during work that must end in good order: noted, and acted on where that is safe.
 
 A signal may come in the middle of an optimiser step. Within `deferred` it is only noted; the work calls
 `check` between its parts, which raises `Stopped`, in all processes of a run where one was told to end.

@@ -16,7 +16,7 @@ REPAIRS = ("temperature", "cft", "rcft")
 class Seed(Config):
     """What makes a run repeatable."""
 
-    GROUP = "chance"
+    GROUP = "randomness"
 
     seed: int = parameter(0, "Seed of everything that is drawn at random.", at_least=0)
 
@@ -122,8 +122,8 @@ class RegimeTest(Regime, Measuring):
     )
     on_undecided: Literal["branch", "stop"] = parameter(
         "branch",
-        "What to do if the interval straddles the target: `branch` (go on as not shown to be calibrated) or "
-        "`stop`.",
+        "What to do if the interval straddles the target: `branch` (continue, as not shown to be "
+        "calibrated) or `stop`.",
     )
 
     def rules(self, check: ConfigCheck) -> None:

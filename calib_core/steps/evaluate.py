@@ -48,7 +48,7 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> Evalu
         config: parameters of the evaluation.
         model: model folder, adapter folder or hub id.
         data: data folder of `prepare`.
-        out: evaluation folder to write, whole or not at all: `<fold>.parquet` (predictions) for `fit`,
+        out: evaluation folder to write, atomically: `<fold>.parquet` (predictions) for `fit`,
             `calibration`, `test` and, where there is one, `out_of_domain`; `preferences.parquet` where there
             are held-out pairs; and `evaluation.json`.
 

@@ -115,14 +115,14 @@ def check_model(evaluation: Evaluation, name: str, place: str | Path) -> Path:
     measured = evaluation.record["model"].get("adapter_files")
     if not measured:
         raise EvidenceError(
-            f"{evaluation.folder / RECORD}: was made with a model that is no adapter, and {name} is to be "
+            f"{evaluation.folder / RECORD}: evaluates a model without an adapter, so {name} can't be "
             "promoted by it; evaluate the adapter"
         )
     try:
         folder = _folder(place)
         found = files_digest(folder)
     except CalibError as error:
-        raise EvidenceError(f"{name}: can't be held to its evaluation: {error}") from None
+        raise EvidenceError(f"{name}: cannot be checked against its evaluation: {error}") from None
     if found != measured:
         raise EvidenceError(
             f"{name}: not the model that {evaluation.folder} was made with (SHA-256 over its files: "
@@ -162,7 +162,7 @@ def check_input(evaluation: Evaluation, name: str, place: str | Path) -> None:
             digest = read_checkpoint(folder).digest()
             same = not measured["adapter"] and digest == measured["base_digest"]
     except CalibError as error:
-        raise EvidenceError(f"{name}: can't be held to its evaluation: {error}") from None
+        raise EvidenceError(f"{name}: cannot be checked against its evaluation: {error}") from None
     if not same:
         raise EvidenceError(
             f"{name}: not the model that {evaluation.folder} was made with (the digests of their files "

@@ -9,7 +9,7 @@ from calib_core.data.folds import FOLDS
 from calib_core.data.preferences import Preference, read_preferences
 from calib_core.data.questions import Question, fingerprint, read_questions
 from calib_core.data.record import DataRecord, read_data_record
-from calib_core.decisions.bounds import required_examples
+from calib_core.decisions.bounds import check_enough, required_examples
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 
 OPTIONAL_FOLD = "out_of_domain"
@@ -74,14 +74,8 @@ def check_sizes(prepared: PreparedData, *, target_ece: float, n_bins: int) -> No
     Raises:
         NotEnoughDataError: fit or calibration has fewer questions than the regime test needs.
     """
-    needed = required_examples(target_ece, n_bins=n_bins)
     sizes = {name: len(prepared.folds[name]) for name in ("fit", "calibration")}
-    if few := [f"{name} has {n}" for name, n in sizes.items() if n < needed]:
-        raise NotEnoughDataError(
-            f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
-            f"{needed} in each of fit and calibration: with fewer, chance would "
-            "decide; bring more, or raise target_ece"
-        )
+    check_enough(sizes, required_examples(target_ece, n_bins=n_bins), target_ece)
 
 
 def read_pairs(folder: Path, part: str) -> list[Preference]:

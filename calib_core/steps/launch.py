@@ -58,9 +58,9 @@ def launch(processes: int, arguments: Sequence[str]) -> None:
         raise Stopped(code - 128)
     sys.stderr.writelines(map(without_secrets, withheld))
     raise CalibError(
-        f"one of {processes} training processes ended without a word, or with what stands above (the "
-        f"launcher's exit code is {code}); one that is killed for want of memory leaves none: give more "
-        "memory, or use fewer processes"
+        f"one of {processes} training processes ended without an error message, or with the one above "
+        f"(the launcher's exit code is {code}); one that is killed for lack of memory leaves none: give "
+        "more memory, or use fewer processes"
     )
 
 

@@ -66,8 +66,8 @@ class PrepareConfig(Splitting, Reading):
     preferences: str = parameter("", "File, bucket URI or hub id of preference pairs.")
     data_snapshot: str = parameter(
         "",
-        "Name of the state that the files are in, such as a date or a version; under another name KFP reads "
-        "them again instead of taking an earlier result from its cache.",
+        "Label for the state of the files, such as a date or a version; with a new one KFP reads them again "
+        "instead of reusing a cached result.",
     )
     preference_test_fraction: float = parameter(
         0.2, "Share of the preference prompts that is held out for the win rate.", above=0, below=1
@@ -206,7 +206,7 @@ def _read_pairs(
     if not fit or not test:
         raise NotEnoughDataError(
             f"{config.preferences}: {len(pairs)} pairs give {len(fit)} to train on and {len(test)} to "
-            f"test on (preference_test_fraction {config.preference_test_fraction}); bring more prompts"
+            f"test on (preference_test_fraction {config.preference_test_fraction}); provide more prompts"
         )
     held_out = [question.question for question in (*folds.calibration, *folds.test)]
     return {"preferences_fit": fit, "preferences_test": test}, pairs_showing(fit, held_out)
@@ -216,9 +216,9 @@ def _check_filled(config: PrepareConfig, parts: dict[str, Sequence[Question]]) -
     if empty := [name for name, part in parts.items() if not part]:
         sizes = ", ".join(f"{name} {len(part)}" for name, part in parts.items())
         advice = (
-            "bring more questions, or give these folds a larger share"
+            "provide more questions, or give these folds a larger share"
             if config.questions
-            else "bring questions for them that the other folds don't hold"
+            else "provide questions for them that the other folds don't hold"
         )
         raise NotEnoughDataError(f"no questions for {', '.join(empty)} (questions: {sizes}); {advice}")
 

@@ -200,5 +200,5 @@ def _sweep(champion: str) -> None:
 def _too_late(champion: str) -> NoReturn:
     raise StaleVersionError(
         f"{champion}: the champion has changed since this run began, so another run or a rollback came "
-        "first; nothing of this run is in force. Run again: it begins from the champion of now"
+        "first; nothing of this run was published. Run it again, from the champion as it is now"
     )

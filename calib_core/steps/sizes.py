@@ -87,4 +87,4 @@ def decidable_text(sizes: Sizes, found: DecidableRecord) -> str:
             f"{text}; fit_fraction {better['fit_fraction']:g} and calibration_fraction "
             f"{better['calibration_fraction']:g} would do ({given})"
         )
-    return f"{text}; bring more questions, or raise limits on the folds"
+    return f"{text}; provide more questions, or raise the limits on the folds"

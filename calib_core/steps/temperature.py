@@ -38,10 +38,10 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> Ca
     Args:
         model: the model that was evaluated: model folder, adapter folder or hub id.
         evaluation: its evaluation folder.
-        out: model folder to write, whole or not at all: the adapter with its new temperature; of a model
+        out: model folder to write, atomically: the adapter with its new temperature; of a model
             without an adapter a folder that holds `calibration.json` alone, which names the base and is
             loaded like an adapter.
-        after: evaluation folder to write, whole or not at all: that of the model with its temperature.
+        after: evaluation folder to write, atomically: that of the model with its temperature.
 
     Returns:
         What `calibration.json` says: the method, the base, the temperature, what it does to the calibration

@@ -82,7 +82,7 @@ class Bucket(Protocol):
         """
 
     def swap(self, name: str, data: bytes, *, expected: str) -> StoredObject:
-        """Like `put`, for those who race: refuses a server that doesn't heed the condition.
+        """Like `put`, for those who race: refuses a server that doesn't honour the condition.
 
         Raises:
             StaleVersionError: the object has another version.

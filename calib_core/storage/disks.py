@@ -80,7 +80,7 @@ def check_writable(target: Path) -> None:
     there = next(path for path in (target, *target.parents) if os.access(path, os.F_OK))
     folder = there if there.is_dir() and (there != target or is_closed(there)) else there.parent
     if there != target and not there.is_dir():
-        raise ConfigError(f"{target}: can't be made, for {there} is a file; give another path")
+        raise ConfigError(f"{target}: cannot be created, because {there} is a file; give another path")
     longest = os.pathconf(folder, "PC_NAME_MAX")
     if any(len(os.fsencode(part)) > longest for part in target.parts):
         raise ConfigError(f"{target}: a name in it is longer than {longest} bytes; give a shorter path")
@@ -122,13 +122,13 @@ def full_disk_told(target: Path) -> Iterator[None]:
 def _full(target: Path) -> CalibError:
     there = next(path for path in (target, *target.parents) if path.is_dir())
     room, cache = shutil.disk_usage(there), cache_dir()
-    message = f"{target}: no room left ({room.free / 1e6:.0f} of {room.total / 1e6:.0f} MB are free there)"
+    message = f"{target}: no space left ({room.free / 1e6:.0f} of {room.total / 1e6:.0f} MB are free there)"
     if cache.is_dir() and cache.stat().st_dev == there.stat().st_dev and (used := _bytes_in(cache)):
         return CalibError(
             f"{message}; the cache {cache} holds {used / 1e6:.0f} MB and can be emptied while nothing runs: "
-            "free that or something else, and run this again"
+            "free space there or elsewhere, and run this again"
         )
-    return CalibError(f"{message}; free some, or give a path on another disk, and run this again")
+    return CalibError(f"{message}; free some space, or give a path on another disk, and run this again")
 
 
 def _bytes_in(folder: Path) -> int:

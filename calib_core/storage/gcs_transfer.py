@@ -50,7 +50,7 @@ def retrying(*, moving: bool = False) -> dict[str, Any]:
 def download(bucket: Bucket, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
     """Download objects into files; those that are there already and whole are left as they are.
 
-    A slice whose connection breaks goes on where it stopped. What lies on the disk at the end has been held
+    A slice whose connection breaks resumes where it stopped. What lies on the disk at the end has been held
     to the service's checksum.
 
     Raises:
@@ -135,7 +135,7 @@ def upload(bucket: Bucket, name: str, path: Path, *, expected: str) -> StoredObj
 
 
 def _in_slices(bucket: Bucket, name: str, path: Path, *, checksum: str, expected: str) -> StoredObject:
-    """Write a large file; anew where another who sends the same one has removed the slices of both."""
+    """Write a large file; start again if another sender of the same one has removed the slices of both."""
     for _ in range(ATTEMPTS):
         try:
             return _upload_slices(bucket, name, path, checksum=checksum, expected=expected)

@@ -63,7 +63,7 @@ class Limit:
     def exceeded(self) -> str:
         """What a message says of something beyond the limit."""
         return (
-            f"more than {self.value():,} {self.counts} (limit {self.name}); where that is meant, raise the "
+            f"more than {self.value():,} {self.counts} (limit {self.name}); if that is intended, raise the "
             f"limit with the environment variable {self.variable}"
         )
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 CONNECT_S, READ_S = 10.0, 60.0
 _IDENTITY = ("AWS_PROFILE", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_ROLE_ARN")
 _REFUSED = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_heeding: set[str] = set()
+_honouring: set[str] = set()
 """Buckets whose server was seen to refuse a write whose condition isn't met."""
 
 
@@ -73,16 +73,16 @@ class S3Bucket:
         return s3_upload.put(self._requests, name, data, expected=expected)
 
     def swap(self, name: str, data: bytes, *, expected: str) -> StoredObject:
-        """Like `put`, for those who race: refuses a server that doesn't heed the condition."""
+        """Like `put`, for those who race: refuses a server that doesn't honour the condition."""
         stored = self.put(name, data, expected=expected)
-        if self.identity not in _heeding and stored.version != expected:
-            if not s3_upload.heeds(self._requests, name, data, expected=expected):
+        if self.identity not in _honouring and stored.version != expected:
+            if not s3_upload.honours(self._requests, name, data, expected=expected):
                 raise ConfigError(
                     f"{self.root}/{name}: this S3 server writes even if a condition (If-Match, "
-                    "If-None-Match) isn't met, so that of two who write at once both believe to have won; "
-                    "keep this file on a server that heeds conditions (S3, MinIO, Ceph, current SeaweedFS)"
+                    "If-None-Match) isn't met, so two writers at the same time would both succeed; keep this "
+                    "file on a server that honours conditions (S3, MinIO, Ceph, current SeaweedFS)"
                 )
-            _heeding.add(self.identity)
+            _honouring.add(self.identity)
         return stored
 
     def upload(self, name: str, path: Path, *, expected: str) -> StoredObject:

@@ -75,7 +75,7 @@ def read(requests: Requests, name: str) -> tuple[bytes, StoredObject] | None:
 def download(requests: Requests, wanted: Sequence[tuple[StoredObject, Path]]) -> None:
     """Bring objects into files; those that are there already and whole are left as they are.
 
-    A slice whose connection breaks goes on where it stopped.
+    A slice whose connection breaks resumes where it stopped.
 
     Raises:
         GoneError: an object has another ETag now, or is gone.

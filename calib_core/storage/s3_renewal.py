@@ -71,7 +71,7 @@ def renew(requests: Requests, obj: StoredObject, path: Path) -> StoredObject:
 def discard(requests: Requests, obj: StoredObject) -> None:
     """Delete an object if it still has the ETag that it had.
 
-    Not all servers heed the condition, so the object is looked at just before.
+    Not all servers honour the condition, so the object is looked at just before.
     """
     found = requests.stat(obj.name)
     if found is not None and found.version == obj.version:
@@ -100,7 +100,7 @@ def _put_together(
     try:
         etags = in_parallel(lambda number: bring(upload, number), range(1, n_parts + 1))
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(etags, start=1)]
-        before = requests.stat(obj.name)  # not all servers heed conditions at the end
+        before = requests.stat(obj.name)  # not all servers honour conditions at the end
         if before is not None and before.version == obj.version:
             requests.send(
                 "complete_multipart_upload",

@@ -65,7 +65,7 @@ def put(requests: Requests, name: str, data: bytes, *, expected: str) -> StoredO
     return described(name, {**answer, "ContentLength": len(data), "Metadata": metadata})
 
 
-def heeds(requests: Requests, name: str, data: bytes, *, expected: str) -> bool:
+def honours(requests: Requests, name: str, data: bytes, *, expected: str) -> bool:
     """Whether the server refuses a condition that isn't met: that of a write that has just succeeded."""
     try:
         requests.send("put_object", Key=name, Body=data, **condition(expected))
@@ -97,7 +97,7 @@ def upload(requests: Requests, name: str, path: Path, *, expected: str) -> Store
 
 
 def _in_parts(requests: Requests, name: str, path: Path, expected: str) -> StoredObject:
-    """Write a large file; anew where another who sends the same one has ended or given up their upload."""
+    """Write a large file; start again if another sender of the same one has ended or abandoned its upload."""
     for _ in range(ATTEMPTS):
         try:
             return _Parts(requests, name, path).send(expected)
@@ -185,7 +185,7 @@ class _Parts:
 
     def _end(self, upload: str, parts: list[dict[str, Any]], expected: str) -> StoredObject:
         """Put the parts together; the object must be as expected before, and ours after."""
-        found = self._requests.stat(self._name)  # not all servers heed conditions here
+        found = self._requests.stat(self._name)  # not all servers honour conditions here
         if not self._is_ours(found) and (found.version if found else "") != expected:
             raise self._given_up(upload)
         try:

@@ -149,7 +149,7 @@ def published(uri: str | os.PathLike[str]) -> Iterator[Path]:
             kept = Path(tempfile.mkdtemp(prefix="calib-kept-")) / path.name
             path.replace(kept)
             raise type(error)(
-                f"{error}; what was made is kept at {kept}, to be copied there once that is mended"
+                f"{error}; what was made is kept at {kept}, copy it there once the problem is fixed"
             ) from error
 
 
@@ -253,7 +253,7 @@ def write_versioned(uri: str | os.PathLike[str], data: bytes, *, expected: str |
 
     Raises:
         StaleVersionError: the file has changed meanwhile; read it again and decide again.
-        ConfigError: as in `fetch`, the path is on a mounted bucket, or the server heeds no conditions.
+        ConfigError: as in `fetch`, the path is on a mounted bucket, or the server honours no conditions.
     """
     if location := locate(uri):
         return objects.write_versioned(_open(location), location, data, expected)

@@ -21,12 +21,12 @@ class FinetuneConfig(Optimizer, Lora, Prompt, Loading, Scoring, Regime, Bins, Se
 
     aim: Literal["calibration", "accuracy"] = parameter(
         "calibration",
-        "`calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out "
-        "accuracy rises).",
+        "`calibration` (stop when the calibration fold no longer improves) or `accuracy` (train as long as "
+        "held-out accuracy rises).",
     )
     epochs: int = parameter(
         5,
-        "Maximum number of epochs; training stops earlier if the calibration fold says so.",
+        "Maximum number of epochs; training stops earlier if the calibration fold no longer improves.",
         at_least=1,
     )
     batch_size: int = parameter(
@@ -47,7 +47,7 @@ class FinetuneConfig(Optimizer, Lora, Prompt, Loading, Scoring, Regime, Bins, Se
     patience: int = parameter(2, "Evaluations without improvement after which training stops.", at_least=1)
     option_orders: Literal["cyclic", "given"] = parameter(
         "cyclic",
-        "Order of a question's options while training: `cyclic` (moved on by one place every epoch, so that "
+        "Order of a question's options while training: `cyclic` (shifted by one place every epoch, so that "
         "the answer comes under every letter) or `given`.",
     )
     lambda_ece: float = parameter(

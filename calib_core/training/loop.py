@@ -110,9 +110,9 @@ class Finetuning:
             except Stopped as stop:
                 self._return_to_rest()
                 problem = self._save()
-                kept = "its checkpoint is kept, and the same run goes on from it"
+                kept = "its checkpoint is kept, and the same run resumes from it"
                 if problem:
-                    kept = f"the same run goes on from the checkpoint before, for this one failed: {problem}"
+                    kept = f"the same run resumes from the one before, since this one failed: {problem}"
                 raise Stopped(
                     stop.number, f"{stop} at step {self._state.steps} of training; {kept}"
                 ) from None
@@ -307,7 +307,7 @@ class Finetuning:
         )
         if result.regime == "non_calibratable":
             self._state.objective = "rcft"
-            say(f"going on with RCFT: {' '.join(result.reasons)}")
+            say(f"continuing with RCFT: {' '.join(result.reasons)}")
 
     def _save(self) -> str:
         """Write a checkpoint, and tell why it could not be written, or ""; the run goes on all the same."""
@@ -334,4 +334,4 @@ class Finetuning:
         self._best = checkpoint.best_adapter
         self._stepper.restore(checkpoint.adapter, checkpoint.optimizer, checkpoint.state["schedule"])
         restore_random_states(checkpoint.random_states)
-        say(f"going on from step {self._state.steps} of an earlier attempt")
+        say(f"resuming from step {self._state.steps} of an earlier attempt")

@@ -68,16 +68,16 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             volume.
         data: Data folder of `data_prep`.
         mode: `auto` (what was measured chooses the branch), `temperature`, `cft` or `rcft`.
-        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
-            accuracy rises).
-        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
+        aim: `calibration` (stop when the calibration fold no longer improves) or `accuracy` (train as long as
+            held-out accuracy rises).
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold no longer improves.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         gradient_accumulation: Batches whose gradients are added up into one optimiser step.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         patience: Evaluations without improvement after which training stops.
-        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+        option_orders: Order of a question's options while training: `cyclic` (shifted by one place every
             epoch, so that the answer comes under every letter) or `given`.
         lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
         label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one
@@ -107,7 +107,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
             moved.
         batch_tokens: Padded tokens in one forward pass.
         repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
-        on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
+        on_undecided: What to do if the interval straddles the target: `branch` (continue, as not shown to be
             calibrated) or `stop`.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
@@ -126,13 +126,13 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         seed: Seed of everything that is drawn at random.
 
     Returns:
-        adapter: Adapter folder in PEFT's format; left out where nothing was trained.
+        adapter: Adapter folder in PEFT's format; left out if nothing was trained.
         summary: Folder with summary.json and report.html.
         report: The report, one self-contained page.
         metrics: Figures of the test fold, before and after.
         regime: Regime of the input model: `calibrated`, `calibratable` or `non_calibratable`.
         promoted: Whether the output model passed the gate.
-        winner: URI of the model to use: the output model where it was promoted, else the input model.
+        winner: URI of the model to use: the output model if it was promoted, else the input model.
     """
     arguments = locals()
     from pathlib import Path

@@ -58,16 +58,16 @@ def cft_finetune(  # noqa: D417 - outputs stand under Returns
         data: Data folder of `data_prep`.
         nodes: Number of machines; several are started as a job on the cluster that `cluster` describes.
         cluster: JSON object that describes the job on several machines; see docs/distributed.md.
-        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
-            accuracy rises).
-        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
+        aim: `calibration` (stop when the calibration fold no longer improves) or `accuracy` (train as long as
+            held-out accuracy rises).
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold no longer improves.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         gradient_accumulation: Batches whose gradients are added up into one optimiser step.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
         patience: Evaluations without improvement after which training stops.
-        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+        option_orders: Order of a question's options while training: `cyclic` (shifted by one place every
             epoch, so that the answer comes under every letter) or `given`.
         lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
         label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one

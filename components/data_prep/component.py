@@ -35,8 +35,8 @@ def data_prep(  # noqa: D417 - outputs stand under Returns
         test: File, bucket URI or hub id of questions for the gate and the report.
         out_of_domain: File, bucket URI or hub id of questions from another field, for the report only.
         preferences: File, bucket URI or hub id of preference pairs.
-        data_snapshot: Name of the state that the files are in, such as a date or a version; under another
-            name KFP reads them again instead of taking an earlier result from its cache.
+        data_snapshot: Label for the state of the files, such as a date or a version; with a new one KFP reads
+            them again instead of reusing a cached result.
         preference_test_fraction: Share of the preference prompts that is held out for the win rate.
         fit_fraction: Share of the questions for the fit fold, which is trained on.
         calibration_fraction: Share of the questions for the calibration fold; the rest is for test.

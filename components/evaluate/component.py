@@ -45,7 +45,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
             moved.
         batch_tokens: Padded tokens in one forward pass.
         repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
-        on_undecided: What to do if the interval straddles the target: `branch` (go on as not shown to be
+        on_undecided: What to do if the interval straddles the target: `branch` (continue, as not shown to be
             calibrated) or `stop`.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.

@@ -134,9 +134,9 @@ def _make(cluster: TrainJobApi, body: Mapping[str, Any]) -> None:
         job = cluster.get(name)
         if not _ended(job).get("Failed") and "deletionTimestamp" not in job["metadata"]:
             cluster.adopt(name)
-            say(f"job {name}: there already; watching it")
+            say(f"job {name}: already exists; watching it")
             return
-        say(f"job {name}: failed in a try before, or is being removed; making it again")
+        say(f"job {name}: failed in an earlier attempt, or is being removed; creating it again")
         cluster.delete(name)
         _wait_until_gone(cluster, name)
     _make(cluster, body)

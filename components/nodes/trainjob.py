@@ -187,6 +187,6 @@ def _trained_by(runtime: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
                 if container["name"] == NODE:
                     return job["name"], container
     raise ConfigError(
-        f"the training runtime {name} has no container {NODE!r} in a job labelled {ANCESTOR}: trainer; mend "
+        f"the training runtime {name} has no container {NODE!r} in a job labelled {ANCESTOR}: trainer; fix "
         "it, or name another runtime in cluster"
     )

@@ -31,8 +31,8 @@ PLATFORMS = re.compile(r"KFP_|ARGO_|KUBERNETES_|PET_|AWS_(ROLE_ARN|WEB_IDENTITY|
 
 ROLE = "deploy/kubernetes/calib-train.yaml has the role"
 OLD_TRAINER = (
-    "this cluster's Kubeflow Trainer is older than 2.2, which is needed here: it leaves {dropped} out of a "
-    "job without a word; have Kubeflow Trainer upgraded to 2.2 or newer, or train on one machine (nodes 1, "
+    "this cluster's Kubeflow Trainer is older than 2.2, which is needed here: it silently leaves {dropped} "
+    "out of a job; have Kubeflow Trainer upgraded to 2.2 or newer, or train on one machine (nodes 1, "
     "with several processes)"
 )
 
@@ -117,7 +117,7 @@ class TrainJobApi:
             GoneError: it is not there.
             CalibError: the cluster refuses (`ConfigError`) or does not answer.
         """
-        with _explained(f"a look at the job {name}"):
+        with _explained(f"reading the job {name}"):
             return self._asked("get_namespaced", *self._jobs, name)
 
     def adopt(self, name: str) -> None:
@@ -128,7 +128,7 @@ class TrainJobApi:
         """
         if self.owner:
             patch = {"metadata": {"ownerReferences": [owner(self.owner)]}}
-            with _explained(f"a new owner of the job {name}"):
+            with _explained(f"changing the owner of the job {name}"):
                 self._asked("patch_namespaced", *self._jobs, name, patch)
 
     def delete(self, name: str) -> None:
@@ -137,7 +137,7 @@ class TrainJobApi:
         Raises:
             CalibError: as in `get`.
         """
-        with _explained(f"the removal of the job {name}"):
+        with _explained(f"removing the job {name}"):
             self._asked("delete_namespaced", *self._jobs, name)
 
     def first_pod(self, name: str) -> dict[str, str]:
@@ -218,7 +218,7 @@ def connect(namespace: str = "") -> TrainJobApi:
             "network, and run this again: no job was made"
         ) from error
     except kubernetes.ApiException as error:
-        raise ConfigError(_refused("a look at this pod" if inside else "its version", error)) from error
+        raise ConfigError(_refused("reading this pod" if inside else "its version", error)) from error
     return TrainJobApi(api, namespace or own, pod)
 
 

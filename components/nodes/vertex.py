@@ -99,7 +99,7 @@ def run_job(job: Job, settings: CustomJobSettings, *, poll_s: float = POLL_S) ->
         running = aiplatform.CustomJob.list(filter=_going(job.name), **where)
         if running:
             made = running[0]
-            say(f"job {job.name}: there already, made by a try before; watching it")
+            say(f"job {job.name}: already exists from an earlier attempt; watching it")
         else:
             made = aiplatform.CustomJob(
                 display_name=job.name,
@@ -191,8 +191,8 @@ def _explained(what: str) -> Any:
         raise ConfigError(f"Vertex refuses {what} ({error.message}); correct cluster") from error
     except (exceptions.GoogleAPICallError, exceptions.RetryError, OSError, TransportError) as error:
         raise CalibError(
-            f"Vertex did not answer for {what} ({error}); run this again: a job that was made all the same "
-            "is found"
+            f"Vertex did not answer for {what} ({error}); run this again: a job that was created "
+            "after all is found"
         ) from error
 
 

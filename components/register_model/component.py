@@ -27,7 +27,7 @@ def register_model(
         number: Number of the model's version.
         model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`.
         model_name: Name of the model in the registry.
-        serving_image: Image that serves the model; Vertex AI's registry asks for one.
+        serving_image: Image that serves the model; Vertex AI's registry requires one.
 
     Returns:
         entry: Name of the entry in the registry; empty if there is none.

@@ -34,7 +34,7 @@ class RegisterConfig(Config):
         description="`https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`.",
     )
     model_name: str = parameter("calibrated", "Name of the model in the registry.")
-    serving_image: str = parameter("", "Image that serves the model; Vertex AI's registry asks for one.")
+    serving_image: str = parameter("", "Image that serves the model; Vertex AI's registry requires one.")
 
     def rules(self, check: ConfigCheck) -> None:
         """What the registries take."""
@@ -89,11 +89,11 @@ def register_promoted(parameters: Mapping[str, Any], *, summary: Path, model: st
         ConfigError: as `register` says.
     """
     if not parameters["model_registry"]:
-        say("no model registry is named, so no model is entered")
+        say("no model registry is configured, so no model is registered")
         return ""
     config = config_from(RegisterConfig, parameters)
     if not read_summary(summary)["promoted"]:
-        say("the run promoted no model, so none is entered")
+        say("the run promoted no model, so none is registered")
         return ""
     return register(config, summary=summary, model=model, number=number)
 
@@ -208,5 +208,5 @@ def _refused(config: RegisterConfig, error: Exception) -> CalibError:
     reason = str(error).strip().partition("\n")[0] or type(error).__name__
     return ConfigError(
         f"{config.model_registry}: the registry did not take {config.model_name} ({reason}); check address, "
-        "name and permissions. The model is champion all the same; enter it later with `calib register`"
+        "name and permissions. The model is champion nevertheless; register it later with `calib register`"
     )

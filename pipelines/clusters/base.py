@@ -184,7 +184,7 @@ def same_run(run: Run, submission: Submission) -> Run:
     """
     if run.fingerprint != submission.fingerprint():
         raise ConfigError(
-            f"a run of the name {run.name!r} is there already, from another package or with other parameters "
+            f"a run named {run.name!r} already exists, from another package or with other parameters "
             f"({run.link}); choose another --name"
         )
     return run

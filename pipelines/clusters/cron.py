@@ -52,7 +52,7 @@ class Cron:
         """
         if self.timezone:
             raise ConfigError(
-                f"TZ={self.timezone}: Kubeflow reckons all schedules in one time zone, UTC unless its "
+                f"TZ={self.timezone}: Kubeflow uses one time zone for all schedules, UTC unless its "
                 "administrator set CRON_SCHEDULE_TIMEZONE; leave TZ= out and give the hours in that zone"
             )
         return " ".join(("0", *self.fields))
@@ -87,7 +87,7 @@ def parse_cron(text: str) -> Cron:
         meant.append(values)
     _, _, days, months, weekdays = meant
     if words[4] == "*" and not any(min(days) <= LONGEST_MONTHS[month - 1] for month in months):
-        raise _invalid(text, f"never comes: no chosen month has a day {min(days)}")
+        raise _invalid(text, f"never occurs: no chosen month has a day {min(days)}")
     if 7 in weekdays:  # both platforms' parsers know Sunday as 0 only
         written[4] = ",".join(str(day) for day in sorted({day % 7 for day in weekdays}))
     return Cron((written[0], written[1], written[2], written[3], written[4]), timezone)

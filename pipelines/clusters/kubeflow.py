@@ -125,7 +125,7 @@ class KubeflowCluster:
 
     def _find_run(self, name: str) -> Run | None:
         found = self._api.list(self._client.runs.run_service_list_runs, "runs", name, **self._scope)
-        return only([self._run(one) for one in found], what=f"runs of the name {name!r}")
+        return only([self._run(one) for one in found], what=f"runs named {name!r}")
 
     def _create_schedule(
         self, submission: Submission, cron: Cron, fingerprint: str, in_place_of: str
@@ -281,7 +281,11 @@ def _is_added(node: Any) -> bool:
 def _why(state: str, tasks: Mapping[str, str]) -> str:
     """What is known of why a run failed: KFP itself gives no reason."""
     failed = ", ".join(name for name, of_task in tasks.items() if of_task == "failed")
-    return f"failed: {failed}; KFP says no more, see the logs there" if failed and state == "failed" else ""
+    return (
+        f"failed: {failed}; KFP gives no further details; see the logs there"
+        if failed and state == "failed"
+        else ""
+    )
 
 
 def _state(state: str | None) -> str:

@@ -168,7 +168,7 @@ class VertexCluster:
         fingerprint = submission.fingerprint(cron.for_vertex)
         found = self.find_schedules(submission.name)
         refuse_foreign(found)
-        current = only(found, what=f"schedules of the name {submission.name!r}")
+        current = only(found, what=f"schedules named {submission.name!r}")
         if current is not None and current.fingerprint == fingerprint:
             return current, "unchanged"
         self._check_bucket(submission.pipeline_root)
@@ -186,7 +186,7 @@ class VertexCluster:
                     self._call(self._schedules.create_schedule, parent=self._parent, schedule=wanted)
                 ),
                 lambda: only(
-                    self.find_schedules(submission.name), what=f"schedules of the name {submission.name!r}"
+                    self.find_schedules(submission.name), what=f"schedules named {submission.name!r}"
                 ),
                 what=f"schedule {submission.name!r}",
             )

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _add_register(commands: Subparsers, given: Sequence[str]) -> None:
     """Add `calib register`; its flags, which import KFP, only if it is asked for."""
-    text = "enter a promoted model in Kubeflow's or Vertex AI's Model Registry"
+    text = "register a promoted model in Kubeflow's or Vertex AI's Model Registry"
     parser = command(commands, "register", text)
     if given[:1] != ["register"]:
         return

@@ -22,10 +22,10 @@ from calib_pipelines.commands.flags import (
 
 def add_schedule(commands: Subparsers, arguments: Sequence[str]) -> None:
     """Add `schedule` and its own subcommands, given the arguments after `calib pipeline`."""
-    text = "make, list, pause, resume and delete schedules of pipelines"
+    text = "create, list, pause, resume and delete schedules of pipelines"
     parser = commands.add_parser("schedule", help=text, description=text[0].upper() + text[1:] + ".")
     actions = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    create = command(actions, "create", "make a schedule, or change the one of that name")
+    create = command(actions, "create", "create a schedule, or change the one with that name")
     add_cluster(create)
     create.add_argument("--name", required=True, type=checked_name, help="name of the schedule")
     create.add_argument(
@@ -37,9 +37,9 @@ def add_schedule(commands: Subparsers, arguments: Sequence[str]) -> None:
     add_package(create, arguments, commands=("schedule", "create"))
     create.set_defaults(run=_create, text=_line)
     for name, text, run in (
-        ("pause", "let a schedule start no more runs until it is resumed", _pause),
-        ("resume", "let a schedule start runs again", _resume),
-        ("delete", "delete a schedule; its runs stay", _delete),
+        ("pause", "stop a schedule from starting runs until it is resumed", _pause),
+        ("resume", "let a paused schedule start runs again", _resume),
+        ("delete", "delete a schedule; its runs remain", _delete),
     ):
         action = command(actions, name, text)
         add_cluster(action)
@@ -100,11 +100,11 @@ def _list(given: argparse.Namespace) -> Mapping[str, Any]:
 def _named(cluster: Cluster, name: str) -> Schedule:
     found = only(
         cluster.find_schedules(name),
-        what=f"schedules of the name {name!r} (where a change was cut short, the same `schedule create` "
+        what=f"schedules named {name!r} (where a change was cut short, the same `schedule create` "
         "finishes it)",
     )
     if found is None:
-        raise ConfigError(f"no schedule of the name {name!r}; see them with: calib pipeline schedule list")
+        raise ConfigError(f"no schedule named {name!r}; see them with: calib pipeline schedule list")
     return found
 
 

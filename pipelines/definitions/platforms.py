@@ -114,8 +114,8 @@ class Settings(Config):
 
     model_parameters: str = parameter(
         "",
-        "Size of the model, such as 135M or 8B: memory is asked for by it, and hardware that is too "
-        "small for it is refused.",
+        "Size of the model, such as 135M or 8B: memory is requested accordingly, and hardware that is too "
+        "small is refused.",
     )
     accelerator: str = parameter(
         "",
@@ -125,7 +125,7 @@ class Settings(Config):
     count: int = parameter(1, "GPUs for each of these tasks.", at_least=1)
     retries: int = parameter(
         2,
-        "How often a failed task is tried again, after one minute, then two, then four.",
+        "How often a failed task is retried, after one minute, then two, then four.",
         at_least=0,
         at_most=10,
     )

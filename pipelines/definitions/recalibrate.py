@@ -88,18 +88,18 @@ def define(  # noqa: D417 - outsiders don't see `place`
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
-        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
-            accuracy rises).
+        aim: `calibration` (stop when the calibration fold no longer improves) or `accuracy` (train as long as
+            held-out accuracy rises).
         repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold no longer improves.
         learning_rate: Peak learning rate of AdamW.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
-        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+        option_orders: Order of a question's options while training: `cyclic` (shifted by one place every
             epoch, so that the answer comes under every letter) or `given`.
         lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
         label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one
@@ -127,7 +127,7 @@ def define(  # noqa: D417 - outsiders don't see `place`
         model_registry: `https://HOST[:PORT]` of Kubeflow's Model Registry, or `vertex://PROJECT/REGION`, for
             an entry of every promoted model; none if left out.
         model_name: Name of the model in the registry.
-        serving_image: Image that serves the model; Vertex AI's registry asks for one.
+        serving_image: Image that serves the model; Vertex AI's registry requires one.
 
     Returns:
         summary: Folder with summary.json and report.html.

@@ -81,8 +81,8 @@ def define(  # noqa: D417 - outsiders don't see `place`
         test: File, bucket URI or hub id of questions for the gate and the report.
         out_of_domain: File, bucket URI or hub id of questions from another field, for the report only.
         preferences: File, bucket URI or hub id of preference pairs.
-        data_snapshot: Name of the state that the files are in, such as a date or a version; under another
-            name KFP reads them again instead of taking an earlier result from its cache.
+        data_snapshot: Label for the state of the files, such as a date or a version; with a new one KFP reads
+            them again instead of reusing a cached result.
         preset: Column layout of the question files: `auto`, or a published set such as `mmlu` or `medmcqa`.
         on_bad_row: `refuse` a file with bad rows, or `drop` and count them.
         max_fit: Maximum number of questions in the fit fold; 0 for no limit.
@@ -98,18 +98,18 @@ def define(  # noqa: D417 - outsiders don't see `place`
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
-        aim: `calibration` (stop when the calibration fold says so) or `accuracy` (train as far as held-out
-            accuracy rises).
+        aim: `calibration` (stop when the calibration fold no longer improves) or `accuracy` (train as long as
+            held-out accuracy rises).
         repairs: Repairs that are allowed: some of `temperature`, `cft` and `rcft`, separated by commas.
         target_ece: Expected calibration error at or below which a model counts as calibrated.
         tolerance: Lower bound on the ECE above which a model counts as non-calibratable.
-        epochs: Maximum number of epochs; training stops earlier if the calibration fold says so.
+        epochs: Maximum number of epochs; training stops earlier if the calibration fold no longer improves.
         learning_rate: Peak learning rate of AdamW.
         batch_size: Questions whose mean loss gives one gradient, over all processes.
         pass_tokens: Padded tokens in one forward and backward pass of a process; a longer batch is computed
             in several, which changes its memory and not its gradient.
         evaluations_per_epoch: How often the calibration fold is scored to choose where to stop.
-        option_orders: Order of a question's options while training: `cyclic` (moved on by one place every
+        option_orders: Order of a question's options while training: `cyclic` (shifted by one place every
             epoch, so that the answer comes under every letter) or `given`.
         lambda_ece: Weight of the EM-ECE loss in RCFT; the initial one if `adapt_weights` is on.
         label_smoothing: Share of the answer's probability that CFT spreads over the options; the initial one

@@ -172,7 +172,7 @@ RULES = (
     Rule(
         id="loop-name",
         text="a loop is stored under its display name and looked for under its key",
-        remedy="leave name off dsl.ParallelFor where its outputs are gathered, or run on KFP 2.16",
+        remedy="leave name off dsl.ParallelFor if its outputs are gathered, or run on KFP 2.16",
         source=lines(f"{_DAG}:411-419", "v2/driver/dag.go:95-103", at=KFP_OLDER),
         find=_loop_names,
         versions=before("2.16"),

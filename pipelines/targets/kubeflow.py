@@ -93,9 +93,9 @@ class KubeflowSettings(Settings):
     pvc: str = parameter("", "Volume claims to mount in every task, as claim:/path,claim:/path.")
     cache: str = parameter(
         "",
-        "Folder on a mounted claim where tasks with a model keep what they download, and the "
-        "checkpoints that training goes on from when it is tried again; in the pod, and lost with it, "
-        "if left out (with spot, checkpoints go to the bucket of the outputs instead).",
+        "Folder on a mounted claim where tasks with a model keep downloads and checkpoints, so that a "
+        "retry resumes training; if it is left out, both are lost with the pod (with spot, checkpoints "
+        "go to the bucket of the outputs instead).",
     )
 
     def rules(self, check: ConfigCheck) -> None:

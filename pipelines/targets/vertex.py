@@ -113,8 +113,8 @@ class VertexSettings(Settings):
     )
     strategy: str = parameter(
         "STANDARD",
-        "How their machines are found: STANDARD, SPOT (cheaper, can be taken away) or FLEX_START (waits "
-        "in a queue for GPUs).",
+        "How their machines are provisioned: STANDARD, SPOT (cheaper, can be taken away) or FLEX_START "
+        "(waits in a queue for GPUs).",
         choices=STRATEGIES,
     )
     max_wait_hours: float = parameter(
