@@ -81,7 +81,7 @@ def test_every_run_is_made_once_and_read_in_every_way(study, settings, monkeypat
         "memorised, RCFT": study.methods.Method(step="rcft", start="memorised", orders=("given",)),
     }
     monkeypatch.setattr(study.run, "METHODS", methods)
-    study.run.run_all(settings, ["untouched", "CFT", "memorised, RCFT"], [0])
+    study.run.run_all(settings, ["untouched", "CFT", "memorised, RCFT"], ["cyclic", "given"], [0])
     made = sorted(settings.out.glob("*.json"))
     assert [path.stem for path in made] == [
         "tiny--world--CFT--cyclic--0",
@@ -91,7 +91,7 @@ def test_every_run_is_made_once_and_read_in_every_way(study, settings, monkeypat
         "tiny--world--untouched--given--0",
     ]
     times = [path.stat().st_mtime_ns for path in made]
-    study.run.run_all(settings, ["untouched", "CFT"], [0])
+    study.run.run_all(settings, ["untouched", "CFT"], ["cyclic"], [0])
     assert [path.stat().st_mtime_ns for path in made] == times
 
     result = json.loads(made[2].read_text())

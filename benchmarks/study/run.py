@@ -95,15 +95,16 @@ class Study:
         return self.out / f"{spec.key}.json"
 
 
-def specs(study: Study, methods: list[str], seeds: list[int]) -> Iterator[Spec]:
-    """Every run, those that others start from before these."""
+def specs(study: Study, methods: list[str], orders: list[Orders], seeds: list[int]) -> Iterator[Spec]:
+    """Every run, those that others start from before these; a method with one order of options has it."""
     for seed in seeds:
         for data in study.data:
             for model in study.models:
                 for name, method in METHODS.items():
                     wanted = name in methods or any(METHODS[other].start == name for other in methods)
-                    for orders in method.orders if wanted else ():
-                        yield Spec(model=model, data=data, method=name, orders=orders, seed=seed)
+                    for order in method.orders if wanted else ():
+                        if order in orders or len(method.orders) == 1:
+                            yield Spec(model=model, data=data, method=name, orders=order, seed=seed)
 
 
 def train(study: Study, spec: Spec) -> tuple[str, list[dict[str, Any]]]:
@@ -174,10 +175,10 @@ def perplexity(pairs: Path) -> float:
     return float(np.exp(-table.chosen_nats.sum() / table.chosen_tokens.sum()))
 
 
-def run_all(study: Study, methods: list[str], seeds: list[int]) -> None:
+def run_all(study: Study, methods: list[str], orders: list[Orders], seeds: list[int]) -> None:
     """Every run that has no file yet and that no other process has taken."""
     study.out.mkdir(parents=True, exist_ok=True)
-    for spec in specs(study, methods, seeds):
+    for spec in specs(study, methods, orders, seeds):
         if study.result(spec).is_file():
             continue
         lock = filelock.FileLock(study.out / f"{spec.key}.lock", blocking=bool(_starts_others(spec)))
@@ -221,6 +222,7 @@ def main() -> None:
     parser.add_argument("--data", type=_named, action="append", required=True, metavar="NAME=FOLDER")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--orders", nargs="+", default=["cyclic", "given"], choices=["cyclic", "given"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE", help="for all runs"
@@ -230,7 +232,7 @@ def main() -> None:
     if unknown := dict(given.set).keys() - known:
         parser.error(f"--set: no parameter {', '.join(sorted(unknown))}")
     study = Study(models=dict(given.model), data=dict(given.data), out=given.out, settings=dict(given.set))
-    run_all(study, given.methods, given.seeds)
+    run_all(study, given.methods, given.orders, given.seeds)
 
 
 if __name__ == "__main__":
