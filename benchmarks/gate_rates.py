@@ -51,7 +51,7 @@ MARGIN, TOTAL_MARGIN = 0.03, 0.05
 BRIER_MARGIN = 0.02
 WIN_RATE_MARGIN = 0.05
 WEEKS = 52
-NAMED = required_questions(MARGIN)  # what the docs name: 1,116 where one answer in ten changes
+NAMED = required_questions(MARGIN)  # what the docs name: 1,447 where one answer in ten changes
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,8 @@ def years(given: argparse.Namespace, n: int) -> dict[str, Any]:
     seen = 0
     for _ in range(given.worlds):
         seen += any(
-            passes(model, rng, n, given.resamples, history=History(comparisons=week)) for week in range(WEEKS)
+            passes(model, rng, n, given.resamples, brier_margin=2.0, history=History(comparisons=week))
+            for week in range(WEEKS)
         )
     figures = {"n": n, "weeks": WEEKS, "with_a_promotion": seen / given.worlds}
     print(figures, file=sys.stderr, flush=True)
@@ -325,10 +326,7 @@ def main() -> None:
     parser.add_argument("--resamples", type=int, default=400)
     given = parser.parse_args()
     honest = other_model(changed=0.0)
-    at_margin = {
-        "accuracy at the margin": other_model(changed=CHANGED, gain=-MARGIN),
-        "Brier score at the margin": at_the_brier_margin(),
-    }
+    at_accuracy, at_brier = other_model(changed=CHANGED, gain=-MARGIN), at_the_brier_margin()
     attacks = {
         "constant confidence": constant,
         "random confidences": random_confidence,
@@ -363,7 +361,12 @@ def main() -> None:
                 )
                 for n in (NAMED, 2000)
             ),
-            *(rate(name, model, n, given) for name, model in at_margin.items() for n in (400, NAMED, 2000)),
+            # A model that much worse has a Brier score beyond its margin too: made to hold here.
+            *(
+                rate("accuracy at the margin", at_accuracy, n, given, brier_margin=2.0)
+                for n in (400, NAMED, 2000)
+            ),
+            *(rate("Brier score at the margin", at_brier, n, given) for n in (400, NAMED, 2000)),
             rate("win rate at the margin", honest, NAMED, given, win_rates=pair_margin),
         ],
         "attack": [
@@ -374,13 +377,12 @@ def main() -> None:
         "power": [
             *(rate("temperature", honest, n, given) for n in (355, 800, NAMED)),
             *(
-                rate(
-                    f"{share:.0%} of the answers changed",
-                    other_model(changed=share),
-                    required_questions(MARGIN, changed=share),
-                    given,
+                rate(f"{share:.0%} of the answers changed", other_model(changed=share), n, given)
+                for share, n in (
+                    *((share, required_questions(MARGIN, changed=share)) for share in (0.05, 0.1, 0.2)),
+                    (0.1, 1000),
+                    (0.2, 2 * required_questions(MARGIN, changed=0.2)),
                 )
-                for share in (0.05, 0.1, 0.2)
             ),
             *(
                 rate(
