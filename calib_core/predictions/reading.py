@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,8 @@ IMPOSSIBLE = -1e30
 # unaffected.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 LARGEST_LOGIT = float(np.finfo(np.float32).max)
+_INFINITY = re.compile(r"-inf(?!\w)")
+"""Minus infinity as Python prints it in a list."""
 
 
 def read_rows(
@@ -116,12 +119,10 @@ def _checked(rows: Rows, kind: str, has_letter_mass: bool) -> tuple[list[dict[st
                 ("id", f"{short(name)} is also the id of {rows.unit} {first[name]}; ids must be unique")
             )
         faults += [(name, fault) for name in found for fault in _name_faults(row.get(name))]
-        values, fault = checked_scores(
-            _from_cell(row.get(kind)) if rows.first_record else row.get(kind), kind
-        )
+        values, fault = checked_scores(_from_text(row.get(kind)), kind)
         if fault:
             faults.append((kind, fault))
-        mass = number(row.get("letter_mass")) if has_letter_mass else None
+        mass = number(_from_text(row.get("letter_mass"))) if has_letter_mass else None
         if has_letter_mass and (mass is None or not 0 <= mass <= 1):
             faults.append(
                 ("letter_mass", f"{short(row.get('letter_mass'))} where a share is expected, 0 to 1")
@@ -202,10 +203,10 @@ def _name_faults(value: Any) -> list[str]:
     return text_faults(value) or id_faults(value)
 
 
-def _from_cell(value: Any) -> Any:
-    """The list that a CSV's cell holds as JSON; a cell that holds none is left as it is."""
+def _from_text(value: Any) -> Any:
+    """The number or list that a CSV's cell, or what was made of one, holds as JSON; else the value itself."""
     try:
-        return parse_json(value) if isinstance(value, str) else value
+        return parse_json(_INFINITY.sub("-Infinity", value)) if isinstance(value, str) else value
     except JsonError:
         return value
 
