@@ -92,12 +92,12 @@ def read_json_rows(source: Source, fields: Collection[str] | None) -> Rows:
             try:
                 found.add(number, parse_json(text))
             except JsonError as error:
+                problem = str(error)
                 if text.strip() == "{":
-                    raise DataFormatError(
-                        f"{source.name}: line {number}: begins an object that goes on in the next line; "
-                        "write each row as a line of its own, or all of them as a list"
-                    ) from None
-                found.add_problem(number, f"not JSON: {error}")
+                    problem = (
+                        "the object goes on in the next line; write each row as one line, or all as a list"
+                    )
+                found.add_problem(number, f"not JSON: {problem}")
     return found.finish()
 
 
