@@ -84,10 +84,10 @@ def read_json_rows(source: Source, fields: Collection[str] | None) -> Rows:
     if _is_list(source):
         return _read_list(source, fields)
     found = RowsOfObjects(source.name, "line", fields)
-    for number, line, problem in source.lines():
+    for number, line, fault in source.lines():
         text = line.lstrip("\ufeff")  # files put together keep the mark of each
-        if problem:
-            found.add_problem(number, problem.message)
+        if fault:
+            found.add_problem(number, fault.message)
         elif text.strip():
             try:
                 found.add(number, parse_json(text))
