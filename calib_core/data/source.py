@@ -174,7 +174,7 @@ def _kind(name: str, head: bytes) -> str:
         raise DataFormatError(
             f"{name}: not a readable Parquet file (it doesn't begin with PAR1); write it again"
         )
-    if not text and len(head) < _HEAD_BYTES and (ending in FILE_TYPES or not head):
+    if not text and len(head) < _HEAD_BYTES:
         raise NoRowsError(f"{name}: the file is empty; give a file with rows")
     if ending in FILE_TYPES:
         return {".jsonl": "json"}.get(ending, ending[1:])

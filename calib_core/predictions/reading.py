@@ -17,17 +17,24 @@ from calib_core.data.questions import Question
 from calib_core.data.rows import NoRowsError, Problem, Rows, refuse
 from calib_core.data.values import id_faults, id_text, is_missing, number, text_faults
 from calib_core.errors import DataFormatError, listed, short
-from calib_core.predictions.foreign import FOREIGN_FIELDS, SCORE_FIELDS, convert_rows, converter_for
+from calib_core.predictions.foreign import (
+    FOREIGN_FIELDS,
+    NOT_AMONG_TOP,
+    SCORE_FIELDS,
+    convert_rows,
+    converter_for,
+)
 from calib_core.storage.json_text import JsonError, parse_json
 
 PROTOCOL_KEY = b"calib.protocol"
 NAME_FIELDS = ("subject", "group")
 KNOWN_FIELDS = frozenset(("id", "label", "letter_mass", *NAME_FIELDS, *SCORE_FIELDS, *FOREIGN_FIELDS))
 SUM_TOLERANCE = 1e-3
-NOT_AMONG_TOP = -9999.0
-"""What some services give as the log-probability of a token that isn't among the most probable ones."""
-IMPOSSIBLE = -1e30
-"""Log-probabilities below it stand for minus infinity: what masks are made of, as the least float32."""
+IMPOSSIBLE = -1e6
+"""Log-probabilities below it stand for minus infinity: what masks are made of, as -1e9 or the least float32.
+
+That of the longest option under the worst of models is above it.
+"""
 # A probability of exactly 0 has no finite logit. It stands for "below what float32 tells from 0", so it
 # becomes the smallest normal float32, whose log is -87.3: every metric but the NLL of such a row is
 # unaffected.
