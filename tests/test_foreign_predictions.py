@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 from pathlib import Path
@@ -231,6 +232,7 @@ def test_gemini_output_is_read_with_its_questions(tmp_path, questions):
     [
         ({"key": "other", "prediction": {"logprobs": [-1.0, -2.0]}}, "'other' is not among the questions"),
         ({"key": "q0", "prediction": {"logprobs": [-1.0, -2.0]}}, "2 values for 3 options"),
+        (gemini_row([("A", -0.1), ("B", -3.0)], key="other"), "'other' is not among the questions"),
         (vertex_row("q1"), "2, but the question's answer is 1"),
     ],
 )
@@ -303,6 +305,57 @@ def test_letters_with_and_without_a_space_are_one_answer():
     np.testing.assert_allclose(table.probs()[0], masses / masses.sum(), rtol=1e-6)
     with_probs = read_predictions(DATA / "vertex-key-field.jsonl")
     np.testing.assert_allclose(with_probs.probs()[0], [0.3, 0.7], rtol=1e-6)
+
+
+@pytest.mark.parametrize("unknown", [-9999.0, -9999])
+def test_a_letter_of_which_no_token_is_known_is_unknown(tmp_path, unknown):
+    known = [("A", -0.2), ("B", -2.0), (" B", unknown), ("C", unknown)]
+    facts = {"choices": ["x", "y", "z"], "label": 0}
+    source = write(tmp_path / "p.jsonl", [gemini_row([*known, (" C", unknown)], **facts)])
+    with pytest.raises(DataFormatError, match=r"-9999\.0 stands for an option that is not among"):
+        read_predictions(source)
+    table = read_predictions(write(source, [gemini_row([*known, (" C", -4.0)], **facts)]))
+    expected = np.exp([-0.2, -2.0, -4.0])
+    np.testing.assert_allclose(table.probs()[0], expected / expected.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("masked", [-1e9, -3.4028235e38, "-inf"])
+def test_what_masks_are_made_of_counts_as_a_probability_of_zero(tmp_path, masked):
+    row = {"id": "a", "label": 1, "logprobs": [-0.1, masked]}
+    table = read_predictions(write(tmp_path / "p.jsonl", [row]))
+    assert table.log_probs()[0, 1] == pytest.approx(-87.34, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("response", "message"),
+    [
+        ({"promptFeedback": {"blockReason": "SAFETY"}}, "blockReason: 'SAFETY'; leave the row out"),
+        ({"candidates": [{"finishReason": "RECITATION"}]}, "finishReason: 'RECITATION'; predict it again"),
+        ('{"candidates": [{"finish_reason": "SAFETY"}]}', "finishReason: 'SAFETY'"),
+        ({"candidates": [{"finishReason": "STOP"}]}, "no log-probabilities; ask for them"),
+    ],
+)
+def test_an_answer_that_the_service_keeps_back_is_no_missing_setting(tmp_path, response, message):
+    source = write(tmp_path / "p.jsonl", [{"key": "q0", "response": response}])
+    with pytest.raises(DataFormatError, match=message):
+        read_predictions(source)
+
+
+def test_parts_without_rows_are_no_fault_however_they_are_empty(tmp_path, questions, capsys):
+    folder = tmp_path / "job"
+    folder.mkdir()
+    write(
+        folder / "prediction.results-00000-of-00003",
+        [vertex_row("q0", {"logprobs": [-1.0, -2.0, -0.7]}, answer=0)],
+    )
+    (folder / "prediction.results-00001-of-00003").write_bytes(gzip.compress(b""))
+    (folder / "prediction.results-00002-of-00003").write_text("\n\n")
+    convert_predictions(ConvertConfig(questions=questions), folder, tmp_path / "t.parquet")
+    assert read_predictions(tmp_path / "t.parquet").ids == ("q0",)
+    assert "2 of 3 questions have no prediction" in capsys.readouterr().err
+    (folder / "prediction.results-00000-of-00003").write_text("")
+    with pytest.raises(DataFormatError, match="all files of results are empty"):
+        convert_predictions(ConvertConfig(), folder, tmp_path / "t.parquet")
 
 
 def test_impossible_options_count_as_a_probability_of_zero():

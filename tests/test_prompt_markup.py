@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import random
+import re
 
 import pytest
 import transformers.utils.chat_template_utils as templates
@@ -12,7 +14,7 @@ from tiny import CHATML, byte_tokenizer, word_tokenizer
 from tokenizers import AddedToken
 
 from calib_core.data.questions import Question
-from calib_core.errors import TokenizationError
+from calib_core.errors import ConfigError, TokenizationError
 from calib_core.scoring.prompts import PromptEncoder, PromptForm, text_ids
 
 # What published tokenizers of these families add, as markup in prompts.
@@ -125,10 +127,24 @@ def test_runs_of_spaces_that_a_tokenizer_adds_stay_its_own() -> None:
 
 
 ADDED, PLAIN = adding(["<think>"]), byte_tokenizer()
-DATED = "<|im_start|>system\nToday: {{ strftime_now('%d %B %Y') }}.<|im_end|>\n" + CHATML
 
 
-def test_a_template_that_prints_the_date_gives_the_same_prompt_tomorrow(monkeypatch) -> None:
+ASKED = {
+    "{{ strftime_now('%d %B %Y') }}": "26 July 2024",
+    "{{ strftime_now ( '%d' )|upper }}": "26",
+    "{{ strftime_now('%d' ~ ' %b') }}": "26 Jul",
+    "{{ strftime_now('it\\'s %-d/%-m, %%d') }}": "it's 26/7, %d",
+    "{{ strftime_now(format='%Y-%m-%d') }}": "2024-07-26",
+    "{% set form = '%A' %}{{ strftime_now(form) }}": "Friday",
+    "{% set now = strftime_now %}{{ now('%H:%M') }}": "00:00",
+    "{% set day = strftime_now('%d')|int - 1 %}{{ day }}": "25",
+    "{% macro date() %}{{ strftime_now('%y') }}{% endmacro %}{{ date() }}": "24",
+    "{% if strftime_now is defined %}{{ strftime_now('%j') }}{% else %}no clock{% endif %}": "208",
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_a_template_that_prints_the_date_gives_the_same_prompt_tomorrow(monkeypatch, asked) -> None:
     prompts = set()
     question = Question(id="q", question="Which one?", choices=("a", "b"), answer=0)
     for day in (1, 2):
@@ -136,13 +152,49 @@ def test_a_template_that_prints_the_date_gives_the_same_prompt_tomorrow(monkeypa
         class Day(datetime.datetime):
             @classmethod
             def now(cls, tz=None, day=day):
-                return datetime.datetime(2026, 3, day, 12, tzinfo=tz)
+                return datetime.datetime(2026, 3, day, 12, 30, tzinfo=tz)
 
         monkeypatch.setattr(templates, "datetime", Day)
-        tokenizer = byte_tokenizer(chat_template=DATED)
+        tokenizer = byte_tokenizer(
+            chat_template=f"  \n<|im_start|>system\nToday: {asked}.<|im_end|>\n" + CHATML
+        )
         encoder = PromptEncoder(tokenizer, PromptForm(form="chat"))
         prompts.add((tuple(encoder.encode(question)), str(encoder.describe())))
-        assert "Today: 26 July 2024." in tokenizer.decode(encoder.encode(question))
+        text = tokenizer.decode(encoder.encode(question))
+        assert text.startswith(f"  \n<|im_start|>system\nToday: {ASKED[asked]}.<|im_end|>")
     assert len(prompts) == 1
     assert encoder.describe()["clock"] == "2024-07-26"
     assert "clock" not in PromptEncoder(tokenizer, PromptForm()).describe()
+
+
+def test_a_template_that_throws_dice_throws_the_same_each_time_and_leaves_others_theirs() -> None:
+    question = Question(id="q", question="Which one?", choices=("a", "b"), answer=0)
+    drawing = "{{ range(100000)|random }} {{ lipsum(1) }}" + CHATML
+    random.seed(5)
+    drawn = [random.random() for _ in range(2)]  # noqa: S311
+    random.seed(5)
+    prompts = []
+    for expected in drawn:
+        prompts.append(
+            PromptEncoder(byte_tokenizer(chat_template=drawing), PromptForm(form="chat")).encode(question)
+        )
+        assert random.random() == expected  # noqa: S311
+    assert prompts[0] == prompts[1]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ 1/0 }}", "division by zero"),
+        ("{{ 'a' + 1 }}", "can only concatenate"),
+        ("{% for i in range(10**9) %}{% endfor %}", "Range too big"),
+        ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "maximum recursion depth"),
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{{ datetime.now() }}", "'datetime' is undefined"),
+    ],
+)
+def test_whatever_a_template_raises_it_is_refused_with_its_message(template, message) -> None:
+    with pytest.raises(
+        ConfigError, match=f"prompt form: the chat template .*{re.escape(message)}.*plain form"
+    ):
+        PromptEncoder(byte_tokenizer(chat_template=template + CHATML), PromptForm(form="chat"))

@@ -183,6 +183,52 @@ def test_numbers_as_ids_of_any_size(tmp_path: Path) -> None:
 
 
 @readers
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_every_reader_takes_texts_written_as_differences(tmp_path: Path, kind: str, encoding: str) -> None:
+    rows, read = READERS[kind]
+    texts = {name: encoding for name, value in rows[0].items() if isinstance(value, str)}
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "t.parquet", use_dictionary=False, column_encoding=texts)
+    (tmp_path / "plain.jsonl").write_bytes(lines(rows))
+    assert read(tmp_path / "t.parquet") == read(tmp_path / "plain.jsonl")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_lists_and_numbers_may_be_texts_as_in_csv(tmp_path: Path, ending: str) -> None:
+    made_of_csv = {"csv": delimited, "jsonl": lines, "parquet": parquet}[ending]
+    questions = [row | {"choices": json.dumps(row["choices"])} for row in QUESTIONS]
+    (tmp_path / f"q.{ending}").write_bytes(made_of_csv(questions))
+    (tmp_path / "plain.jsonl").write_bytes(lines(QUESTIONS))
+    assert read_questions(tmp_path / f"q.{ending}")[0] == read_questions(tmp_path / "plain.jsonl")[0]
+    predictions = [
+        {"id": "a", "label": "0", "logprobs": "[-0.1, -inf]", "letter_mass": "0.5"},
+        {"id": "b", "label": "1", "logprobs": "[-Infinity, -0.2]", "letter_mass": "1"},
+    ]
+    (tmp_path / f"p.{ending}").write_bytes(made_of_csv(predictions))
+    table = read_predictions(tmp_path / f"p.{ending}")
+    assert table.letter_mass is not None
+    assert (table.labels.tolist(), table.letter_mass.tolist()) == ([0, 1], [0.5, 1.0])
+    assert table.top().tolist() == [0, 1]
+
+
+def test_numbers_are_subjects_in_every_reader(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").write_bytes(lines([row | {"subject": 7} for row in QUESTIONS]))
+    (tmp_path / "p.jsonl").write_bytes(lines([row | {"subject": 7} for row in PREDICTIONS]))
+    assert [question.subject for question in read_questions(tmp_path / "q.jsonl")[0]] == ["7", "7"]
+    assert read_predictions(tmp_path / "p.jsonl").subjects == ("7", "7")
+
+
+@readers
+def test_where_no_row_can_be_read_the_rows_are_blamed_and_not_the_columns(tmp_path: Path, kind: str) -> None:
+    rows, read = READERS[kind]
+    columns: dict[str, Any] = {name: [row[name] for row in rows] for name in rows[0]}
+    raw = pa.array([b"\xff" * 16] * 2, pa.binary(16))
+    pq.write_table(pa.table(columns | {"id": raw}), tmp_path / "t.parquet")
+    with pytest.raises(DataFormatError, match=r"2 of 2 rows are bad.*\n.*rows 1, 2: not UTF-8"):
+        read(tmp_path / "t.parquet")
+
+
+@readers
 def test_long_fields_are_read(tmp_path: Path, kind: str) -> None:
     rows, read = READERS[kind]
     text = (
@@ -209,6 +255,16 @@ def test_long_fields_are_read(tmp_path: Path, kind: str) -> None:
         ("t.jsonl.zst", b"\x28\xb5\x2f\xfd", "packed with zstd"),
         ("t.jsonl", b"BZh9", "packed with bzip2"),
         ("t.jsonl", "{}".encode("utf-16"), "this is UTF-16"),
+        ("t.jsonl", "{}".encode("utf-32"), "this is UTF-32"),
+        ("t.jsonl", lines(QUESTIONS).decode().encode("utf-16-le"), "full of zero bytes, as UTF-16"),
+        ("t.csv", lines(QUESTIONS).decode().encode("utf-16-be"), "full of zero bytes, as UTF-16"),
+        ("t.jsonl.gz", gzip.compress(gzip.compress(b"{}", mtime=0), mtime=0), "packed with gzip twice"),
+        (
+            "t.json",
+            json.dumps(QUESTIONS[0], indent=1).encode(),
+            "not JSON: the object goes on in the next line",
+        ),
+        ("t.json", json.dumps({"data": PAIRS}, indent=1).encode(), "write each row as one line"),
         ("t.jsonl", b"", "the file is empty"),
         ("t.jsonl", gzip.compress(b"", mtime=0), "the file is empty"),
         ("t.jsonl", b"\xef\xbb\xbf \n", "the file is empty"),
@@ -287,6 +343,30 @@ def test_options_that_stand_for_many_and_endless_lists_are_not_unfolded(
     endless = {"id": ["a"], "label": [0], "logits": pa.array([[None] * 5_000_000], pa.list_(pa.float32()))}
     pq.write_table(pa.table(endless), tmp_path / "p.parquet")
     refused(tmp_path / "p.parquet", "limit file_bytes", READERS["predictions"][1])
+
+
+def test_texts_of_a_fixed_size_and_texts_told_by_the_one_before_are_not_unfolded(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    n = 500
+    table = {"question": [f"q{i}" for i in range(n)], "choices": [["a", "b"]] * n, "answer": [0] * n}
+    fixed = table | {"id": pa.array([b"i" * 2**17] * n, pa.binary(2**17))}
+    pq.write_table(pa.table(fixed), tmp_path / "fixed.parquet", compression="zstd")
+    told = table | {"question": ["q" * 2**17] * n}
+    encoding = {"question": "DELTA_BYTE_ARRAY"}
+    pq.write_table(pa.table(told), tmp_path / "told.parquet", use_dictionary=False, column_encoding=encoding)
+    monkeypatch.setenv("CALIB_MAX_FILE_BYTES", str(2**24))
+    for name in ("fixed.parquet", "told.parquet"):
+        assert (tmp_path / name).stat().st_size < 300_000
+        refused(tmp_path / name, "limit file_bytes")
+
+
+def test_a_text_in_quotes_over_many_lines_is_held_to_the_limit_of_a_field(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    (tmp_path / "t.csv").write_text('question,A,B,answer\n"' + "line\n" * 1000 + '?",x,y,A\n')
+    monkeypatch.setenv("CALIB_MAX_LINE_BYTES", "2000")
+    refused(tmp_path / "t.csv", r"line 2: more than 2,000 bytes in one line or field \(limit line_bytes\)")
 
 
 def test_packed_files_are_unpacked_up_to_the_limit(tmp_path: Path, monkeypatch: Any) -> None:

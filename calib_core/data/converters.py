@@ -45,11 +45,11 @@ class RowError(Exception):
 
 
 def native(rows: Rows) -> Callable[[Row], Draft]:
-    """The package's own columns: question, choices as a list (in CSV a JSON one), the right one."""
+    """The package's own columns: question, choices as a list (or its JSON text, as in CSV), the right one."""
 
     def convert(row: Row) -> Draft:
         choices = row.get("choices")
-        if rows.first_record:  # CSV: all fields are texts
+        if isinstance(choices, str) or rows.first_record:  # CSV, and what was made of one
             try:
                 choices = parse_json(str(choices))
             except JsonError:

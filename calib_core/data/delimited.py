@@ -106,9 +106,10 @@ def _records(
                     ROWS.check(len(records), source.name)
             start = reader.line_num + 1
     except csv.Error as error:
-        raise _QuoteError(
-            f"{source.name}: line {start}: not valid CSV ({error}); a quote may be missing or too many there"
-        ) from None
+        wrong = "a quote may be missing or too many there"
+        if "field limit" in str(error):
+            raise _QuoteError(f"{source.name}: line {start}: {LINE_BYTES.exceeded()}; or {wrong}") from None
+        raise _QuoteError(f"{source.name}: line {start}: not valid CSV ({error}); {wrong}") from None
     return records
 
 

@@ -84,15 +84,20 @@ def read_json_rows(source: Source, fields: Collection[str] | None) -> Rows:
     if _is_list(source):
         return _read_list(source, fields)
     found = RowsOfObjects(source.name, "line", fields)
-    for number, line, problem in source.lines():
+    for number, line, fault in source.lines():
         text = line.lstrip("\ufeff")  # files put together keep the mark of each
-        if problem:
-            found.add_problem(number, problem.message)
+        if fault:
+            found.add_problem(number, fault.message)
         elif text.strip():
             try:
                 found.add(number, parse_json(text))
             except JsonError as error:
-                found.add_problem(number, f"not JSON: {error}")
+                problem = str(error)
+                if text.strip() == "{":
+                    problem = (
+                        "the object goes on in the next line; write each row as one line, or all as a list"
+                    )
+                found.add_problem(number, f"not JSON: {problem}")
     return found.finish()
 
 

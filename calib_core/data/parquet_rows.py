@@ -20,6 +20,8 @@ BATCH_ROWS = 8192
 BATCH_BYTES = 64 * 1024**2
 VALUE_BYTES = 64
 """About what a number takes as a Python object."""
+REPEATING = "DELTA_BYTE_ARRAY"
+"""The encoding in which a text may begin with all of the one before it."""
 
 UNREADABLE = (
     *(pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError),
@@ -42,7 +44,7 @@ def read_parquet_rows(source: Source, fields: Collection[str] | None) -> Rows:
         # Not read_table on the path: it would take folders named like "fold=1" for columns.
         with pq.ParquetFile(source.path) as file:
             return _read(source, file, fields)
-    except DataFormatError:
+    except (DataFormatError, MemoryError):
         raise
     except UNREADABLE as error:
         reason = str(error).partition("\n")[0][:200]
@@ -107,12 +109,18 @@ def _batches(source: Source, file: pq.ParquetFile, wanted: list[str]) -> Iterato
     groups = range(file.metadata.num_row_groups)
     folded = _folded(source, file, wanted)
     bounds = [_bound(file, group, wanted, _longest(source, folded, group, wanted)) for group in groups]
+    rows = [
+        max(1, min(BATCH_ROWS, file.metadata.row_group(group).num_rows * BATCH_BYTES // max(bound, 1)))
+        for group, bound in zip(groups, bounds, strict=True)
+    ]
     if sum(bounds) > FILE_BYTES.value():
-        FILE_BYTES.check(sum(_unfolded(folded, group, wanted) for group in groups), source.name)
-    for group, bound in zip(groups, bounds, strict=True):
-        n_rows = file.metadata.row_group(group).num_rows
-        batch_rows = max(1, min(BATCH_ROWS, n_rows * BATCH_BYTES // max(bound, 1)))
-        yield from file.iter_batches(batch_size=batch_rows, row_groups=[group], columns=wanted)
+        _check_unfolded(source, file, folded, wanted, rows)
+    size = 0
+    for group in groups:
+        for batch in file.iter_batches(batch_size=rows[group], row_groups=[group], columns=wanted):
+            size += batch.nbytes
+            FILE_BYTES.check(size, source.name)  # where the file's own figures are not true
+            yield batch
 
 
 def _leaves(file: pq.ParquetFile, wanted: list[str]) -> dict[int, str]:
@@ -124,9 +132,10 @@ def _leaves(file: pq.ParquetFile, wanted: list[str]) -> dict[int, str]:
 
 def _folded(source: Source, file: pq.ParquetFile, wanted: list[str]) -> pq.ParquetFile:
     """The same file, read so that a text that stands for a million rows is held once."""
-    schema = file.metadata.schema
     texts = [
-        path for i, path in _leaves(file, wanted).items() if schema.column(i).physical_type == "BYTE_ARRAY"
+        path
+        for leaf, path in _leaves(file, wanted).items()
+        if file.metadata.schema.column(leaf).physical_type == "BYTE_ARRAY" and not _is_delta(file, leaf)
     ]
     place = io.BytesIO(source.content()) if source.packed else source.path
     return pq.ParquetFile(place, read_dictionary=texts)
@@ -138,29 +147,71 @@ def _longest(source: Source, folded: pq.ParquetFile, group: int, wanted: list[st
     lengths = [pc.max(pc.binary_length(each.dictionary)).as_py() or 0 for each in _dictionaries(batch)]
     longest = max(lengths, default=0)
     LINE_BYTES.check(longest, f"{source.name}: row group {group + 1}")
-    return longest
+    columns = folded.metadata.row_group(group)
+    deltas = [leaf for leaf in _leaves(folded, wanted) if _is_delta(folded, leaf)]
+    return max([longest, *(columns.column(leaf).total_uncompressed_size for leaf in deltas)])
 
 
 def _bound(file: pq.ParquetFile, group: int, wanted: list[str], longest: int) -> int:
     """Bytes that a row group unfolds to at most."""
-    columns = [file.metadata.row_group(group).column(leaf) for leaf in _leaves(file, wanted)]
-    return sum(
-        column.total_uncompressed_size
-        + column.num_values * (VALUE_BYTES + (longest if column.has_dictionary_page else 0))
-        for column in columns
+    total = 0
+    for leaf in _leaves(file, wanted):
+        column = file.metadata.row_group(group).column(leaf)
+        repeats = column.has_dictionary_page or REPEATING in column.encodings
+        each = VALUE_BYTES + _fixed_bytes(file, leaf) + (longest if repeats else 0)
+        total += column.total_uncompressed_size + column.num_values * each
+    return total
+
+
+def _is_delta(file: pq.ParquetFile, leaf: int) -> bool:
+    """Whether a column's texts are written in a way that pyarrow can't fold."""
+    groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+    return any(
+        not {REPEATING, "DELTA_LENGTH_BYTE_ARRAY"}.isdisjoint(group.column(leaf).encodings)
+        for group in groups
     )
 
 
-def _unfolded(folded: pq.ParquetFile, group: int, wanted: list[str]) -> int:
-    """Bytes that a row group unfolds to, counted without unfolding it."""
-    columns = [folded.metadata.row_group(group).column(leaf) for leaf in _leaves(folded, wanted)]
-    total = sum(column.num_values * VALUE_BYTES for column in columns)
-    if total > FILE_BYTES.value():
-        return total
-    for batch in folded.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=wanted):
-        for each in _dictionaries(batch):
-            total += pc.sum(pc.binary_length(each.dictionary).take(each.indices)).as_py() or 0
-    return total
+def _fixed_bytes(file: pq.ParquetFile, leaf: int) -> int:
+    """Bytes of each value of a column whose values all have one size; 0 for other columns."""
+    column = file.metadata.schema.column(leaf)
+    return int(column.length) if column.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
+
+
+def _check_unfolded(
+    source: Source, file: pq.ParquetFile, folded: pq.ParquetFile, wanted: list[str], rows: list[int]
+) -> None:
+    """Refuse a file that unfolds to more than the limit, without holding what it unfolds to.
+
+    Args:
+        source: The file.
+        file: It, as it is read.
+        folded: It, with folded texts.
+        wanted: Names of the columns.
+        rows: How many rows of each row group may be unfolded at a time.
+    """
+    leaves = _leaves(file, wanted)
+    deltas = sorted(
+        {
+            path if path in wanted else path.partition(".")[0]
+            for leaf, path in leaves.items()
+            if _is_delta(file, leaf)
+        }
+    )
+    total = 0
+    for group in range(file.metadata.num_row_groups):
+        total += sum(
+            file.metadata.row_group(group).column(leaf).num_values * (VALUE_BYTES + _fixed_bytes(file, leaf))
+            for leaf in leaves
+        )
+        FILE_BYTES.check(total, source.name)
+        for batch in folded.iter_batches(
+            batch_size=rows[group] if deltas else BATCH_ROWS, row_groups=[group], columns=wanted
+        ):
+            for each in _dictionaries(batch):
+                total += pc.sum(pc.binary_length(each.dictionary).take(each.indices)).as_py() or 0
+            total += sum(batch[name].nbytes for name in deltas)
+            FILE_BYTES.check(total, source.name)
 
 
 def _dictionaries(batch: pa.RecordBatch | None) -> Iterator[pa.DictionaryArray]:

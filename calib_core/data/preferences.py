@@ -69,7 +69,7 @@ def read_preferences(
     """
     check_on_bad_row(on_bad_row)
     rows = read_rows(source, fields=_SCHEMA.names)
-    if not rows.columns:
+    if not rows.rows:
         refuse(rows, rows.problems)
     if missing := [name for name in _COLUMNS if name not in rows.columns]:
         seen = listed([name[:80] for name in rows.columns], 40)

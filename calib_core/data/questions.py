@@ -29,7 +29,7 @@ from calib_core.data.rows import (
     unique_ids,
 )
 from calib_core.data.texts import exact_text
-from calib_core.data.values import NOT_UNICODE, id_faults, id_text, is_missing, is_unicode, kind, text_faults
+from calib_core.data.values import id_faults, id_text, is_missing, kind, text_faults
 from calib_core.errors import DataFormatError, listed, short
 from calib_core.storage.files import whole_file
 
@@ -107,7 +107,7 @@ def read_questions(
     """
     check_on_bad_row(on_bad_row)
     rows = read_rows(source, fields=FIELDS, name=name)
-    if not rows.columns:  # nothing parsed: what is wrong with the rows says more than their missing columns
+    if not rows.rows:  # nothing parsed: what is wrong with the rows says more than their columns
         refuse(rows, rows.problems)
     layout, rows = choose_layout(rows, preset)
     problems = list(rows.problems)
@@ -252,8 +252,9 @@ def _question(draft: Draft, answer: int) -> Question:
     if not name:
         content = json.dumps([text, choices, answer], ensure_ascii=False)
         name = "q-" + hashlib.sha256(content.encode()).hexdigest()[:16]
-    subject = None if is_missing(draft.subject) else draft.subject.strip() or None
-    return Question(id=name, question=text, choices=choices, answer=answer, subject=subject)
+    return Question(
+        id=name, question=text, choices=choices, answer=answer, subject=id_text(draft.subject) or None
+    )
 
 
 def _faults(draft: Draft, layout: Layout) -> list[tuple[str, str]]:
@@ -263,12 +264,8 @@ def _faults(draft: Draft, layout: Layout) -> list[tuple[str, str]]:
         faults += [(layout.choices, fault) for fault in _choice_faults(draft.choices)]
     else:
         faults.append((layout.choices, f"{kind(draft.choices, 'a list')}; give a list of texts"))
-    if not is_missing(draft.subject):
-        if not isinstance(draft.subject, str):
-            faults.append(("subject", f"{kind(draft.subject)}; give a text or nothing"))
-        elif not is_unicode(draft.subject):
-            faults.append(("subject", NOT_UNICODE))
-    return faults + [("id", fault) for fault in id_faults(draft.id)]
+    named = (("subject", draft.subject), ("id", draft.id))
+    return faults + [(name, fault) for name, value in named for fault in id_faults(value)]
 
 
 def _choice_faults(choices: list[Any]) -> list[str]:

@@ -26,6 +26,9 @@ _FOREIGN = {
     b"\x28\xb5\x2f\xfd": "packed with zstd; unpack it, or pack it with gzip",
     b"BZh": "packed with bzip2; unpack it, or pack it with gzip",
     b"\xfd7zXZ": "packed with xz; unpack it, or pack it with gzip",
+    GZIP_MAGIC: "packed with gzip twice; unpack it once",
+    b"\xff\xfe\0\0": "byte 0: this is UTF-32; save the file as UTF-8",
+    b"\0\0\xfe\xff": "byte 0: this is UTF-32; save the file as UTF-8",
     b"\xff\xfe": "byte 0: this is UTF-16; save the file as UTF-8",
     b"\xfe\xff": "byte 0: this is UTF-16; save the file as UTF-8",
     b"ARROW1": "an Arrow file; save it as Parquet",
@@ -162,6 +165,8 @@ def _kind(name: str, head: bytes) -> str:
             raise DataFormatError(f"{name}: {what}")
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
+    if head.count(0) * 3 > len(head):  # of letters that take two bytes or four, all but one are mostly 0
+        raise DataFormatError(f"{name}: full of zero bytes, as UTF-16 has them; save the file as UTF-8")
     text = head.removeprefix(BOM).lstrip()
     path = PurePath(name)
     ending = (PurePath(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix).lower()
@@ -169,7 +174,7 @@ def _kind(name: str, head: bytes) -> str:
         raise DataFormatError(
             f"{name}: not a readable Parquet file (it doesn't begin with PAR1); write it again"
         )
-    if not text and len(head) < _HEAD_BYTES and (ending in FILE_TYPES or not head):
+    if not text and len(head) < _HEAD_BYTES:
         raise NoRowsError(f"{name}: the file is empty; give a file with rows")
     if ending in FILE_TYPES:
         return {".jsonl": "json"}.get(ending, ending[1:])

@@ -22,7 +22,6 @@ def result_files(folder: Path) -> dict[str, Path]:
     """The files of predictions in a folder that another program wrote.
 
     A folder that holds just one folder of results, as a job's output prefix does, stands for that one.
-    Parts without rows are left out.
 
     Args:
         folder: lm-eval's output folder, or that of a batch prediction of Vertex AI.
@@ -52,9 +51,8 @@ def result_files(folder: Path) -> dict[str, Path]:
                 f"{folder}: expected lm-eval's samples_*.jsonl, or Vertex's prediction.results-* or "
                 f"predictions.jsonl, found {listed(names, 6) or 'no files'}; give the folder that holds them"
             )
-        ((name, parts),) = runs.items()
-        folder = folder / name
-    return _with_rows(folder, parts)
+        (parts,) = runs.values()
+    return parts
 
 
 def _parts(folder: Path) -> dict[str, Path] | None:
@@ -96,11 +94,3 @@ def _check_complete(folder: Path, names: list[re.Match[str]]) -> None:
             f"{folder}: parts of {' and of '.join(map(str, sorted(counts)))}, of which "
             f"{listed(missing, 6) or 'none'} (from 0) are missing; give a folder with all parts of one job"
         )
-
-
-def _with_rows(folder: Path, parts: dict[str, Path]) -> dict[str, Path]:
-    """The parts that hold anything: a worker that got no instances leaves an empty file."""
-    filled = {name: path for name, path in parts.items() if path.stat().st_size}
-    if not filled:
-        raise DataFormatError(f"{folder}: all files of results are empty; was anything predicted?")
-    return filled

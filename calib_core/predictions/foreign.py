@@ -13,6 +13,7 @@ leaves out, save that it is less probable than they are.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,9 @@ FOREIGN_FIELDS = (
 
 UNFILTERED = "none"
 """The name of lm-eval's filter that changes nothing."""
+
+NOT_AMONG_TOP = -9999.0
+"""What some services give as the log-probability of a token that isn't among the most probable ones."""
 
 LEADING_SPACES = "\u2581\u0120"
 """What stands for a space at the beginning of a token: SentencePiece's sign, and byte-level BPE's."""
@@ -219,6 +223,7 @@ def _from_gemini(row: Row, questions: Questions) -> dict[str, Any]:
     for name in ("status", "error"):
         if row.get(name):
             raise RowError(name, f"{short(row[name])}; predict it again, or leave the row out")
+    _refuse_unanswered(row.get("response"))
     field = "response.candidates[0].logprobsResult.topCandidates[0].candidates"
     try:
         response = row["response"]
@@ -233,6 +238,25 @@ def _from_gemini(row: Row, questions: Questions) -> dict[str, Any]:
         ) from None
     facts = {**row, "id": row["key"]} if "key" in row else row
     return _with_scores(facts, questions, "logprobs", scores, field)
+
+
+def _refuse_unanswered(response: Any) -> None:
+    """Refuse a response in which the service says why it gives no answer: there is nothing to ask for again.
+
+    Raises:
+        RowError: it is one.
+    """
+    with contextlib.suppress(KeyError, IndexError, TypeError, JsonError):
+        response = parse_json(response) if isinstance(response, str) else response
+        if not response.get("candidates"):
+            reason = _field(_field(response, "promptFeedback"), "blockReason")
+            raise RowError("response.promptFeedback.blockReason", f"{short(reason)}; leave the row out")
+        reason = _field(response["candidates"][0], "finishReason")
+        if reason not in ("STOP", "MAX_TOKENS", 1, 2):
+            raise RowError(
+                "response.candidates[0].finishReason",
+                f"{short(reason)}; predict it again, or leave the row out",
+            )
 
 
 def _field(record: Any, name: str) -> Any:
@@ -251,6 +275,8 @@ def _with_scores(facts: Row, questions: Questions, kind: str, scores: Any, field
     """A native row from what is known of the question and the scores, as a list or by letter."""
     name = _named(facts.get("id"), "id", "a text or a number is expected; give each instance its id")
     question = questions.get(name)
+    if questions and question is None:
+        raise RowError("id", f"{short(name)} is not among the questions")
     choices = question.choices if question else facts.get("choices")
     if isinstance(scores, Mapping):
         scores = list(scores.items())
@@ -301,7 +327,9 @@ def _together(values: list[Any], kind: str, field: str) -> Any:
     numbers = [-math.inf if value in ("-Infinity", "-inf") else number(value) for value in values]
     if any(value is None or math.isnan(value) or value == math.inf for value in numbers):
         raise RowError(field, f"{short(values)} where numbers are expected")
-    known = [value for value in numbers if value is not None]
+    known = [value for value in numbers if value not in (None, NOT_AMONG_TOP)]
+    if not known:
+        return NOT_AMONG_TOP  # each of its tokens is unknown, and so is the answer
     if kind == "probs":
         return math.fsum(known)
     top = max(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,22 +17,31 @@ from calib_core.data.reading import read_rows
 from calib_core.data.rows import NoRowsError, Problem, Rows, refuse
 from calib_core.data.values import id_faults, id_text, is_missing, number, text_faults
 from calib_core.errors import DataFormatError, listed, short
-from calib_core.predictions.foreign import FOREIGN_FIELDS, SCORE_FIELDS, convert_rows, converter_for
+from calib_core.predictions.foreign import (
+    FOREIGN_FIELDS,
+    NOT_AMONG_TOP,
+    SCORE_FIELDS,
+    convert_rows,
+    converter_for,
+)
 from calib_core.storage.json_text import JsonError, parse_json
 
 PROTOCOL_KEY = b"calib.protocol"
 NAME_FIELDS = ("subject", "group")
 KNOWN_FIELDS = frozenset(("id", "label", "letter_mass", *NAME_FIELDS, *SCORE_FIELDS, *FOREIGN_FIELDS))
 SUM_TOLERANCE = 1e-3
-NOT_AMONG_TOP = -9999.0
-"""What some services give as the log-probability of a token that isn't among the most probable ones."""
-IMPOSSIBLE = -1e30
-"""Log-probabilities below it stand for minus infinity: what masks are made of, as the least float32."""
+IMPOSSIBLE = -1e6
+"""Log-probabilities below it stand for minus infinity: what masks are made of, as -1e9 or the least float32.
+
+That of the longest option under the worst of models is above it.
+"""
 # A probability of exactly 0 has no finite logit. It stands for "below what float32 tells from 0", so it
 # becomes the smallest normal float32, whose log is -87.3: every metric but the NLL of such a row is
 # unaffected.
 SMALLEST_PROBABILITY = float(np.finfo(np.float32).tiny)
 LARGEST_LOGIT = float(np.finfo(np.float32).max)
+_INFINITY = re.compile(r"-inf(?!\w)")
+"""Minus infinity as Python prints it in a list."""
 
 
 def read_prediction_rows(
@@ -116,12 +126,10 @@ def _checked(rows: Rows, kind: str, has_letter_mass: bool) -> tuple[list[dict[st
                 ("id", f"{short(name)} is also the id of {rows.unit} {first[name]}; ids must be unique")
             )
         faults += [(name, fault) for name in found for fault in _name_faults(row.get(name))]
-        values, fault = checked_scores(
-            _from_cell(row.get(kind)) if rows.first_record else row.get(kind), kind
-        )
+        values, fault = checked_scores(_from_text(row.get(kind)), kind)
         if fault:
             faults.append((kind, fault))
-        mass = number(row.get("letter_mass")) if has_letter_mass else None
+        mass = number(_from_text(row.get("letter_mass"))) if has_letter_mass else None
         if has_letter_mass and (mass is None or not 0 <= mass <= 1):
             faults.append(
                 ("letter_mass", f"{short(row.get('letter_mass'))} where a share is expected, 0 to 1")
@@ -202,10 +210,10 @@ def _name_faults(value: Any) -> list[str]:
     return text_faults(value) or id_faults(value)
 
 
-def _from_cell(value: Any) -> Any:
-    """The list that a CSV's cell holds as JSON; a cell that holds none is left as it is."""
+def _from_text(value: Any) -> Any:
+    """The number or list that a CSV's cell, or what was made of one, holds as JSON; else the value itself."""
     try:
-        return parse_json(value) if isinstance(value, str) else value
+        return parse_json(_INFINITY.sub("-Infinity", value)) if isinstance(value, str) else value
     except JsonError:
         return value
 

@@ -8,6 +8,7 @@ and question alone: templates that print the date are shown a fixed one.
 from __future__ import annotations
 
 import json
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,8 +16,6 @@ from datetime import datetime
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
-
-from jinja2 import TemplateError
 
 from calib_core.data.questions import Question
 from calib_core.errors import ConfigError, TokenizationError
@@ -38,8 +37,20 @@ TEMPLATE_ARGUMENTS: dict[str, Any] = {
 }
 """Variables of some chat templates: else a prompt would hold today's date, or open a thinking block."""
 
-TIME_CALL = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
-"""How a chat template asks for the time; transformers takes no clock but the machine's."""
+TIME_FORMATS = {
+    f"%{code}": CLOCK.strftime(f"%{code}")
+    for code in [*"aAbBcCdDeFgGhHIjklmMprRStTuUVwWxXyYzZ", *(f"-{letter}" for letter in "deHIjklmMSUWy")]
+}
+CLOCK_MACRO = (
+    "{% macro strftime_now(format) %}"
+    "{% for part in format.split('%%') %}{{ '' if loop.first else '%' }}{{ part"
+    + "".join(f"|replace({code!r}, {text!r})" for code, text in TIME_FORMATS.items())
+    + " }}{% endfor %}{% endmacro %}\n"
+)
+"""A chat template's way to ask for the time, told `CLOCK`; transformers' own takes the machine's alone.
+
+It goes in front of a template that asks. Jinja drops its line's end, so the template's text stays as it is.
+"""
 
 SLOT = "calibslot{}end"
 """Stands for a message's content while the chat template is rendered, once per encoder."""
@@ -178,26 +189,27 @@ class PromptEncoder:
             {"role": "assistant" if index % 2 else "user", "content": text}
             for index, text in enumerate(contents)
         ]
+        dice = random.getstate()
+        random.seed(0)  # what a template draws (`random`, `lipsum`) is the same each time
         try:
-            template = TIME_CALL.sub(
-                lambda call: repr(CLOCK.strftime(call[2])), self.tokenizer.get_chat_template()
-            )
-            if "strftime_now(" in template:
-                raise ValueError("it prints the time in a form that is made up while it runs")
+            template = self.tokenizer.get_chat_template()
             return str(
                 self.tokenizer.apply_chat_template(
                     messages,
-                    chat_template=template,
+                    chat_template=CLOCK_MACRO * ("strftime_now" in template) + template,
                     tokenize=False,
                     add_generation_prompt=generation,
                     **TEMPLATE_ARGUMENTS,
                 )
             )
-        except (ValueError, TemplateError) as error:
+        except Exception as error:  # a template is a program: it raises what it likes
             raise ConfigError(
-                f"prompt form: the chat template of {_name(self.tokenizer)} can't be used ({error}); use "
-                "the plain form, or a tokenizer with a chat template"
+                f"prompt form: the chat template of {_name(self.tokenizer)} can't be used "
+                f"({str(error) or type(error).__name__}); use the plain form, or a tokenizer with a chat "
+                "template"
             ) from error
+        finally:
+            random.setstate(dice)
 
     def _resolve_letters(self, n_options: int) -> list[int]:
         if not 2 <= n_options <= len(ascii_uppercase):

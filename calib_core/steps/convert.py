@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from calib_core.data.questions import Question, read_questions
+from calib_core.data.rows import NoRowsError
+from calib_core.errors import DataFormatError
 from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.predictions.folders import result_files
 from calib_core.predictions.table import concatenate
@@ -53,9 +55,14 @@ def convert_predictions(config: ConvertConfig, source: Path, out: Path) -> dict[
     if source.is_dir():
         tables = []
         for part, path in result_files(source).items():
-            table = read_predictions(path, questions=questions)
+            try:
+                table = read_predictions(path, questions=questions)
+            except NoRowsError:  # a worker that got no instances leaves an empty file
+                continue
             ids = table.ids if part == path.name else tuple(f"{part}/{name}" for name in table.ids)
             tables.append(replace(table, ids=ids))
+        if not tables:
+            raise DataFormatError(f"{source}: all files of results are empty; was anything predicted?")
         predictions = concatenate(tables)
     else:
         predictions = read_predictions(source, questions=questions)
@@ -67,4 +74,6 @@ def convert_predictions(config: ConvertConfig, source: Path, out: Path) -> dict[
         "options": {str(size): int(count) for size, count in zip(sizes, counts, strict=True)},
     }
     say(f"{result['n']} predictions, {result['n_labelled']} of them with the right answer")
+    if left := len(questions) - len(predictions):
+        say(f"{left} of {len(questions)} questions have no prediction, so the table leaves them out")
     return result
