@@ -151,6 +151,7 @@ def test_degenerate_tables() -> None:
         gaps.conf_ece_interval([], [])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gap", "n"), [(0.0, 300), (0.0, 1000), (0.03, 300), (0.03, 1000), (0.1, 300), (0.1, 1000)]
 )
@@ -203,6 +204,7 @@ def draw_pair(rng: np.random.Generator, n: int, before: float, after: float) -> 
     return models
 
 
+@pytest.mark.slow
 def test_an_equal_ece_is_seldom_taken_for_a_fall_and_a_large_fall_always_seen() -> None:
     rng = np.random.default_rng(9)
     for gap in (0.0, 0.05):

@@ -121,6 +121,7 @@ def in_world(name, trial, *, n=1000, **options):
     return regime_test(models(name, fit, seen=True), models(name, heldout, seen=False), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "regime"),
     [
@@ -197,6 +198,7 @@ def test_the_lower_limit_decides_not_the_figure():
     assert in_world("memoriser", 0, tolerance=(lower.low + lower.value) / 2).regime == "calibratable"
 
 
+@pytest.mark.slow
 def test_a_questions_own_label_has_no_say_in_whether_it_is_guessed():
     world = make_world(80, 2, spread=0.0)
     table = world.predictions(make_world(80, 100).q)  # at chance, and few: one label more tips a bin

@@ -231,6 +231,7 @@ def test_folders_with_a_users_files_are_refused_before_any_work(step, tmp_path, 
     assert mine.read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_pipeline_compiles(tmp_path, capsys):
     target = tmp_path / "new" / "package.yaml"
     assert cli.main(["pipeline", "compile", "--output", str(target), "--json"]) == 0

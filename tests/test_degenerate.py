@@ -68,6 +68,7 @@ def test_two_tables_can_be_compared_and_decided_on(before, after) -> None:
     assert decide(before, after, n_resamples=60).reasons
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(fit=tables, heldout=tables)
 def test_the_regime_test_ends(fit, heldout) -> None:

@@ -71,6 +71,7 @@ def test_pipeline_is_compiled_with_the_given_settings(server, capsys):
     assert "mind:" not in told  # the parameters keep to what the hardware holds
 
 
+@pytest.mark.slow
 def test_same_settings_find_the_run_and_others_are_refused(server, capsys):
     assert submit(server, capsys, *GIVEN)[1]["started"] is True
     assert submit(server, capsys, *GIVEN)[1]["started"] is False
@@ -79,6 +80,7 @@ def test_same_settings_find_the_run_and_others_are_refused(server, capsys):
     assert len(server.stores["runs"]) == 1
 
 
+@pytest.mark.slow
 def test_another_pipeline_has_its_own_flags(server, capsys):
     given = ["--stream", "gs://b/stream", "--champion", "gs://b/champion", "--model-name", "ours"]
     assert submit(server, capsys, "--pipeline", "recalibrate", *given)[0] == 0
@@ -188,6 +190,7 @@ def test_custom_jobs_need_the_account_of_the_run(tmp_path, monkeypatch):
         check_accounts(without)
 
 
+@pytest.mark.slow
 def test_vertex_pipeline_compiled_at_submission_has_the_account_everywhere(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("CALIB_CACHE", str(tmp_path))
     given = ["pipeline", "submit", "--target", "vertex", "--project", "p-1", "--region", "europe-west4"]

@@ -48,6 +48,7 @@ def evaluated(folder: Path, model: Path, *, temperature: float = 1.0) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_temperature_is_given_measured_and_promoted(tmp_path: Path) -> None:
     before = evaluated(tmp_path / "before", tmp_path / "model")
     assert read_json(before / "evaluation.json")["regime"]["branch"] == "temperature"

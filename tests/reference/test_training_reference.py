@@ -155,6 +155,7 @@ def test_training_follows_a_plain_loop(folder, tmp_path, objective) -> None:
         np.testing.assert_allclose(seen[-1][name].numpy(), tensor.numpy(), rtol=0, atol=2e-4 * moved)
 
 
+@pytest.mark.slow
 def test_label_smoothing_and_the_weight_of_the_ece_loss_are_felt(folder) -> None:
     for objective, other in (
         ("cft", replace(CONFIG, label_smoothing=0.0)),
