@@ -354,7 +354,7 @@ def test_too_few_questions_are_refused_before_a_model_is_loaded(data, tmp_path, 
 def test_folders_that_cant_be_used_are_refused_before_a_model_is_loaded(data, tmp_path, step, config) -> None:
     with pytest.raises(NotEnoughDataError, match="32 worked examples leave nothing of the fit fold's 32"):
         step(replace(config, shots=32), "any", data, tmp_path / "out")
-    with pytest.raises(DataFormatError, match=r"data\.json: no such file"):
+    with pytest.raises(DataFormatError, match=r"data\.json: no such file; make the folder with `prepare`"):
         step(config, "any", tmp_path, tmp_path / "out")
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(DataFormatError, match="field folds is missing; make the folder with `prepare`"):

@@ -49,7 +49,8 @@ from calib_core.steps.shards import (
     shard_questions,
 )
 from calib_core.steps.temperature import give_temperature
-from calib_core.storage.uris import fetch, join, published
+from calib_core.storage.files import check_output_file
+from calib_core.storage.uris import fetch, is_remote, join, published
 from calib_core.training.config import AlignConfig, FinetuneConfig
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
@@ -275,6 +276,8 @@ def _add_report(commands: Subparsers) -> None:
 
 
 def _report(given: argparse.Namespace) -> Result:
+    if not is_remote(given.out):
+        check_output_file(given.out, inputs=(given.table, given.after))
     summary = write_report(
         given.out,
         before=read_predictions(given.table),

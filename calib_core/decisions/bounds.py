@@ -285,7 +285,7 @@ def _accuracies(
     if critical_accuracy is not None:
         critical = Interval(critical_accuracy, critical_accuracy, critical_accuracy)
     excess = independent_difference(found, critical)
-    as_confident = _accuracy_at_the_same_confidence(fit, heldout, on_heldout).interval(confidence=confidence)
+    as_confident = _accuracy_at_the_same_confidence(fit, heldout, on_heldout)
     return {
         "accuracy_fit": found,
         "accuracy_heldout": share_interval(heldout.correct(), clusters=on_heldout, confidence=confidence),
@@ -295,7 +295,9 @@ def _accuracies(
         ),
         "critical_accuracy": critical,
         "lower_bound": Interval(max(0.0, excess.value), max(0.0, excess.low), max(0.0, excess.high)),
-        "unexplained": independent_difference(found, as_confident),
+        "unexplained": independent_difference(
+            found, as_confident.interval(confidence=confidence).within(0, 1)
+        ),
     }
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calib_core.report.html import HEADLINE_FIGURES
-from calib_core.report.wording import FIGURES
+from calib_core.report.wording import FIGURES, gate_text
 
 
 def figure(value: Any) -> str:
@@ -49,6 +49,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     if summary["branch"] != "none":
         columns["after"] = summary["after"]
     promoted = "yes" if summary["promoted"] else "no"
+    if summary["branch"] == "none":
+        promoted = "nothing to promote"
     lines = [
         f"regime: {summary['regime']}   branch: {summary['branch']}   promoted: {promoted}",
         "",
@@ -81,11 +83,13 @@ def measurement_text(result: Mapping[str, Any]) -> str:
 
 
 def report_text(result: Mapping[str, Any]) -> str:
-    """What a report on tables shows: all figures, the gate's reasons where there are two tables, the file."""
+    """What a report on tables shows: all figures, the gate's judgement of two tables, the file."""
     columns = {"measured": result["before"]}
     if "after" in result:
         columns = {"before": result["before"], "after": result["after"]}
     reasons = [f"- {reason}" for reason in result.get("reasons", ())]
+    if "promoted" in result:
+        reasons.insert(0, f"- {gate_text(passes=result['promoted'])}")
     return "\n".join([figures_table(columns), "", *reasons, f"report: {result['report']}"])
 
 

@@ -25,8 +25,8 @@ from calib_core.models.adapters import (
     lineage,
 )
 from calib_core.predictions.table import Predictions, read_predictions
-from calib_core.storage.files import read_json, sha256_file
-from calib_core.storage.records import check_record
+from calib_core.storage.files import sha256_file
+from calib_core.storage.records import check_record, read_record
 from calib_core.storage.uris import fetch, is_remote
 
 RECORD = "evaluation.json"
@@ -63,10 +63,11 @@ def read_evaluation(folder: Path) -> Evaluation:
         DataFormatError: a file can't be read.
     """
     path = folder / RECORD
-    facts = read_json(path)
-    if missing := sorted(set(_FIELDS) - facts.keys()) if isinstance(facts, dict) else list(_FIELDS):
-        raise EvidenceError(f"{path}: {', '.join(missing)} missing; make the folder with `evaluate`")
-    check_record(facts, _SHAPE, str(path), advice="make the folder with `evaluate`")
+    advice = "make the folder with `evaluate`"
+    facts: dict[str, Any] = read_record(path, {}, advice=advice)
+    if missing := sorted(set(_FIELDS) - facts.keys()):
+        raise EvidenceError(f"{path}: {', '.join(missing)} missing; {advice}")
+    check_record(facts, _SHAPE, str(path), advice=advice)
     if absent := sorted(set(FOLDS) - facts["predictions"].keys()):
         raise EvidenceError(
             f"{path}: predictions of {', '.join(absent)} missing; make the folder with `evaluate`"

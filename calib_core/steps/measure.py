@@ -12,6 +12,7 @@ from calib_core.predictions.table import read_predictions
 from calib_core.report import ReportData, write_page
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import RegimeTest
+from calib_core.storage.files import check_output_file
 from calib_core.version import versions
 
 
@@ -37,9 +38,11 @@ def measure_table(
         and `report`.
 
     Raises:
+        ConfigError: `out` can't be written, or is an input.
         DataFormatError: a table can't be read, a label is missing, or the two were made in different ways.
         NotEnoughDataError: the tables are too small for the regime test.
     """
+    check_output_file(out, inputs=(predictions, fit))
     table = read_predictions(predictions)
     figures = measure(
         table,

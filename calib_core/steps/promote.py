@@ -32,7 +32,7 @@ from calib_core.steps.evidence import (
     check_training,
     read_evaluation,
 )
-from calib_core.storage.files import read_json, sha256_file, write_json
+from calib_core.storage.files import check_output_file, read_json, sha256_file, write_json
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
@@ -105,7 +105,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         The summary, as in `summary.json`.
 
     Raises:
-        ConfigError: `branch` is none of the four.
+        ConfigError: `branch` is none of the four, or `out` can't be written.
         EvidenceError: the evaluations, the models and what they were trained on don't belong together; the
             message names the link that is broken.
         DataFormatError: a file can't be read, or the evaluations were made in different ways.
@@ -113,6 +113,8 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     """
     if branch not in BRANCHES:
         raise ConfigError(f"branch must be one of {', '.join(BRANCHES)}; received {branch!r}")
+    for name in ("report.html", "summary.json"):
+        check_output_file(out / name)
     sides, trained = _evaluations(before, after, model_before, model_after, branch, places or {})
     facts = {side: evaluation.facts for side, evaluation in sides.items()}
     test = {side: evaluation.tables["test"] for side, evaluation in sides.items()}

@@ -24,7 +24,7 @@ from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Loading, PromptStyle, Scoring
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
-from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.files import check_output_file, check_output_folder, whole_folder, write_json
 from calib_core.storage.records import read_record
 from calib_core.version import __version__
 
@@ -123,13 +123,14 @@ def score_shard(
         Shard, number of shards and of questions, the model, seconds.
 
     Raises:
-        CalibError: there is no such shard, or the model or the data can't be used.
+        CalibError: there is no such shard, or the model, the data or `out` can't be used.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_file(out)
     questions, examples, n_shards = _read_shards(data)
     if shard is not None and not 0 <= shard < n_shards:
         raise ConfigError(f"shard is {shard}; {data} has the shards 0 to {n_shards - 1}")
@@ -169,6 +170,7 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
         DataFormatError: a question is missing, is there twice or isn't of this set, or the shards were made
             in different ways.
     """
+    check_output_file(out)
     questions, _, n_shards = _read_shards(data)
     # A shard may be without rows, which `read_predictions` refuses as a table that was written wrongly.
     tables = [(path, read_predictions(path)) for path in shards if pq.read_metadata(path).num_rows]
