@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calib_core.decisions.temperature import apply_temperature
 from calib_core.metrics.figures import reliability_bins
 from calib_core.metrics.interval import Interval
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions
-from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_page
+from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_page, write_report
+from calib_core.report.text import metrics_text, report_text, summary_text
 
 HOSTILE = '<script>alert(1)</script> & "co"'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -270,6 +272,31 @@ def test_two_tables_without_a_run_are_judged_and_nothing_is_promoted_or_kept() -
         assert verdict.status == "Compared"
         assert said in verdict.headline
         assert not {"promoted", "kept", "input", "new"} & set(" ".join(verdict.sentences).lower().split())
+
+
+def test_a_confidence_that_tells_nothing_and_a_low_letter_mass_are_said_first(tmp_path) -> None:
+    table = predictions(1, accuracy=0.3, subjects=False)
+    mass = np.full(len(table), 0.2, dtype=np.float32)
+    flat = dataclasses.replace(apply_temperature(table, 100.0), letter_mass=mass)
+    said = write_report(tmp_path / "report.html", before=table, after=flat, n_resamples=20)
+    low, empty = said["cautions"]
+    assert low.startswith("The second model doesn't answer with letters here: its letter mass is 0.200")
+    assert "evaluate with `prompt_form=auto`" in low
+    assert empty.startswith("The second model's confidence carries no information")
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("carries no information") < page.index("is right on")
+    assert "Letter mass 0.200, the share of all probability" in page
+    assert report_text({**said, "report": ""}).startswith(f"caution: {low}\ncaution: {empty}\n")
+    measured = measure(flat, n_resamples=20).to_dict()
+    assert metrics_text(measured).startswith("caution: The model doesn't answer with letters here")
+
+
+def test_cautions_of_a_run_come_first() -> None:
+    summary = {**full().summary, "cautions": ["Mind this."]}
+    assert wording.verdict(summary, regime()).sentences[0] == "Mind this."
+    assert summary_text({**summary, "model": "m", "report": "r", "regime": "calibratable"}).startswith(
+        "caution: Mind this."
+    )
 
 
 def test_verdict_of_a_measured_table_states_accuracy_and_confidence() -> None:

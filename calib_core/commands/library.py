@@ -20,11 +20,12 @@ from calib_core.predictions.table import read_predictions
 from calib_core.report import write_report
 from calib_core.report.text import (
     evaluation_text,
-    figures_table,
     measurement_text,
+    metrics_text,
     regime_text,
     report_text,
     result_text,
+    scoring_text,
     summary_text,
 )
 from calib_core.runtime.interrupts import Stopped
@@ -238,7 +239,7 @@ def _add_metrics(commands: Subparsers) -> None:
         options = {flag.name: getattr(given, flag.name) for flag in flags}
         return measure(read_predictions(given.table), **options).to_dict()
 
-    parser.set_defaults(run=run, text=lambda result: figures_table({f"n = {result['n']}": result}))
+    parser.set_defaults(run=run, text=metrics_text)
 
 
 def _add_regime(commands: Subparsers) -> None:
@@ -343,7 +344,7 @@ def _add_shards(commands: Subparsers) -> None:
         with published(given.out) as out:
             return score_shard(config, given.model, fetch(given.data), out, shard=given.shard)
 
-    parser.set_defaults(run=score)
+    parser.set_defaults(run=score, text=scoring_text)
 
     parser = command(commands, "merge", "put the tables of all shards together")
     parser.add_argument("shards", nargs="+", help="predictions tables of all shards")

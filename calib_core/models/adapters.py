@@ -94,7 +94,7 @@ def adapter_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECORD
     record = read_json(path) if path.is_file() else {}
-    shapes = {"files": dict, "lineage": list, "data": dict}
+    shapes = {"files": dict, "lineage": list, "data": dict, "prompt": dict}
     if not isinstance(record, dict) or not all(
         isinstance(record.get(name, shape()), shape) for name, shape in shapes.items()
     ):

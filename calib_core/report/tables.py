@@ -11,6 +11,7 @@ from calib_core.decisions.gate import decide
 from calib_core.decisions.result import RegimeResult
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions
+from calib_core.report.cautions import cautions
 from calib_core.report.html import ReportData, write_page
 from calib_core.storage.files import check_output_file
 from calib_core.storage.uris import published
@@ -50,8 +51,8 @@ def write_report(  # noqa: PLR0913
         seed: of the resamples.
 
     Returns:
-        What the report says, as JSON values: `before` and `after` (figures), `promoted` (whether the gate
-        would promote the second model) and `reasons`.
+        What the report says, as JSON values: `before` and `after` (figures), `cautions` about them,
+        `promoted` (whether the gate would promote the second model) and `reasons`.
 
     Raises:
         DataFormatError: a row has no label, or the two tables are not of the same questions.
@@ -86,6 +87,13 @@ def write_report(  # noqa: PLR0913
                 "reasons": list(gate.reasons[:-1]),  # without the verdict on use, which is a run's
             }
         sides = {"before": before, "after": after}
+        names = {"before": "The model" if after is None else "The first model", "after": "The second model"}
+        summary["cautions"] = [
+            caution
+            for side, table in sides.items()
+            if table is not None
+            for caution in cautions(table, model=names[side])
+        ]
         data = ReportData(
             title=title or PurePath(path).stem,
             summary=summary,

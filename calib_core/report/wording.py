@@ -34,6 +34,9 @@ REGIMES: Mapping[str, str] = {
     "calibratable": "calibratable",
     "non_calibratable": "non-calibratable",
 }
+NOT_DECIDABLE = "not_decidable"
+"""In place of a regime where the folds are too small to name one."""
+
 BOUNDS: Mapping[str, str] = {
     "accuracy_fit": "Accuracy on the fine-tuning questions",
     "critical_accuracy": "Critical accuracy",
@@ -74,7 +77,9 @@ def verdict(summary: Mapping[str, Any], regime: Mapping[str, Any]) -> Verdict:
     right, sure = before["accuracy"]["value"], before["mean_confidence"]["value"]
     known = set(regime.get("reasons", ()))
     reasons = [reason for reason in summary.get("reasons", ()) if reason not in known]
-    sentences = [why] if (why := branch_reason(summary.get("branch"), regime)) else []
+    sentences = list(summary.get("cautions", ()))
+    if why := branch_reason(summary.get("branch"), regime):
+        sentences.append(why)
     is_run = "branch" in summary
     first, second = ("input model", "new one") if is_run else ("first model", "second one")
     if after:

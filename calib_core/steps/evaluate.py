@@ -13,17 +13,19 @@ from calib_core.decisions.bounds import regime_test
 from calib_core.metrics.summary import measure
 from calib_core.predictions.preferences import PREFERENCES_FILE, write_preference_logprobs
 from calib_core.predictions.table import Predictions, write_predictions
+from calib_core.report.cautions import LEAST_LETTER_MASS, cautions
+from calib_core.report.wording import NOT_DECIDABLE
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
 from calib_core.settings.groups import Loading, Prompt, RegimeTest, Scoring
 from calib_core.settings.parameters import parameter
-from calib_core.steps.folder import check_sizes, read_data, read_pairs
+from calib_core.steps.folder import check_sizes, read_data, read_pairs, sizes_fault
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(Prompt, Loading, Scoring, RegimeTest):
-    """Parameters of an evaluation."""
+class Evaluating(Prompt, Loading, Scoring, RegimeTest):
+    """How a model is evaluated."""
 
     GROUP = "scoring"
 
@@ -31,6 +33,18 @@ class EvaluateConfig(Prompt, Loading, Scoring, RegimeTest):
         False,
         "Score each question in all cyclic orders of its options and average, which cancels a preference for "
         "some letters and costs as many times as much.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Evaluating):
+    """Parameters of an evaluation."""
+
+    GROUP = "regime"
+
+    require_regime: bool = parameter(
+        False,
+        "Refuse folds too small to name the regime; otherwise the figures are given without it.",
     )
 
 
@@ -46,15 +60,19 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
             are held-out pairs; and `evaluation.json`.
 
     Returns:
-        What `evaluation.json` says: regime with its bounds and reasons, figures per fold; with
+        What `evaluation.json` says: cautions about the figures, regime with its bounds and reasons
+        (`not_decidable` where the folds are too small), figures per fold, prompt form and, where it was
+        measured on a sample, letter mass by form; with
         `average_orders` the share of questions per fold whose top option changes with the order of options,
         else None; win rate on held-out preference pairs where there are any (else None), the model,
         fingerprints of the data, digests of the tables, seconds.
 
     Raises:
-        CalibError: the model, the data or a parameter can't be used, or the data can't support the decision.
+        CalibError: the model, the data or a parameter can't be used, or the data can't support the decision,
+            and it is required.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.scoring.forms import letter_masses, resolved_form  # noqa: PLC0415
     from calib_core.scoring.orders import average_over_orders  # noqa: PLC0415
     from calib_core.scoring.pairs import sequence_logprobs, win_rate  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
@@ -63,10 +81,12 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
     started_s = time.monotonic()
     check_output_folder(out, "evaluation.json", inputs=(model, data))
     prepared = read_data(data, shots=config.shots)
-    check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
+    if config.require_regime:
+        check_sizes(prepared, target_ece=config.target_ece, n_bins=config.n_bins)
     loaded = load_model(model, base_model=config.base_model, dtype=config.dtype)
-    form = PromptForm(form=config.prompt_form, shots=prepared.shots)
-    encoder = PromptEncoder(loaded.tokenizer, form)
+    sample, shots = prepared.folds["fit"], prepared.shots
+    form, masses = resolved_form(config.prompt_form, loaded, sample, shots, batch_tokens=config.batch_tokens)
+    encoder = PromptEncoder(loaded.tokenizer, PromptForm(form=form, shots=shots))
     encode = functools.partial(encode_questions, encoder=encoder, context_tokens=loaded.context_tokens)
     # All of it before anything is computed: a bad question is found at once.
     encoded = {name: encode(fold) for name, fold in prepared.folds.items()}
@@ -81,8 +101,13 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
             predictions[name] = score(fold)
     pairs = read_pairs(data, "test")
     preferences = sequence_logprobs(loaded, pairs, batch_tokens=config.batch_tokens) if pairs else None
+    if _mass(predictions["test"]) < LEAST_LETTER_MASS and not masses:
+        masses = letter_masses(loaded, sample, shots, batch_tokens=config.batch_tokens)
     record = {
+        "cautions": cautions(predictions["test"], masses=masses),
         **measured(config, predictions),
+        "prompt_form": form,
+        "letter_masses": masses or None,
         "flip_rates": flip_rates or None,
         "win_rate": preferences and win_rate(preferences),
         "model": {**loaded.describe(), "adapter_files": loaded.adapter_files},
@@ -97,6 +122,8 @@ def evaluate(config: EvaluateConfig, model: str, data: Path, out: Path) -> dict[
         if preferences:
             write_preference_logprobs(preferences, folder / PREFERENCES_FILE)
         write_json(folder / "evaluation.json", record)
+    for caution in record["cautions"]:
+        say(caution)
     regime = record["regime"]
     say(f"regime: {regime['regime']}; branch: {regime['branch']}. {' '.join(regime['reasons'])}")
     return record
@@ -110,9 +137,34 @@ def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> 
         predictions: tables by fold, `fit` and `calibration` among them.
 
     Raises:
-        CalibError: the tables can't support the decision.
+        CalibError: the tables can't support the decision, and it is required.
     """
-    regime = regime_test(
+    options: dict[str, Any] = {
+        "n_bins": config.n_bins,
+        "cluster_by": config.cluster_by,
+        "n_resamples": config.n_resamples,
+        "seed": config.seed,
+    }
+    sizes = {name: len(table) for name, table in predictions.items()}
+    too_few = sizes_fault(sizes, target_ece=config.target_ece, n_bins=config.n_bins)
+    if too_few and not config.require_regime:
+        regime: dict[str, Any] = {
+            "regime": NOT_DECIDABLE,
+            "branch": "none",
+            "reasons": [f"The regime is not decidable: {too_few}."],
+        }
+    else:
+        regime = _regime(config, predictions, options)
+    return {
+        "regime": regime,
+        "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
+    }
+
+
+def _regime(
+    config: EvaluateConfig, predictions: Mapping[str, Predictions], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    return regime_test(
         predictions["fit"],
         predictions["calibration"],
         target_ece=config.target_ece,
@@ -120,18 +172,9 @@ def measured(config: EvaluateConfig, predictions: Mapping[str, Predictions]) -> 
         critical_accuracy=config.critical_accuracy,
         repairs=config.repairs,
         on_undecided=config.on_undecided,
-        n_bins=config.n_bins,
-        cluster_by=config.cluster_by,
-        n_resamples=config.n_resamples,
-        seed=config.seed,
-    )
-    options: dict[str, Any] = {
-        "n_bins": config.n_bins,
-        "cluster_by": config.cluster_by,
-        "n_resamples": config.n_resamples,
-        "seed": config.seed,
-    }
-    return {
-        "regime": regime.to_dict(),
-        "figures": {name: measure(table, **options).to_dict() for name, table in predictions.items()},
-    }
+        **options,
+    ).to_dict()
+
+
+def _mass(table: Predictions) -> float:
+    return 1.0 if table.letter_mass is None else float(table.letter_mass.mean())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.data.folds import FOLDS
-from calib_core.errors import CalibError, EvidenceError
+from calib_core.errors import CalibError, EvidenceError, NotEnoughDataError
 from calib_core.models.adapters import (
     adapter_record,
     copy_adapter,
@@ -25,6 +25,7 @@ from calib_core.models.adapters import (
     lineage,
 )
 from calib_core.predictions.table import Predictions, read_predictions
+from calib_core.report.wording import NOT_DECIDABLE
 from calib_core.storage.files import sha256_file
 from calib_core.storage.records import check_record, read_record
 from calib_core.storage.uris import fetch, is_remote
@@ -86,6 +87,17 @@ def read_evaluation(folder: Path) -> Evaluation:
                 f"({', '.join(other)} differ); evaluate the model again"
             )
     return Evaluation(folder=folder, facts=facts, tables=tables)
+
+
+def require_regime(evaluation: Evaluation) -> None:
+    """Refuse an evaluation that names no regime, where something is to be decided by it.
+
+    Raises:
+        NotEnoughDataError: its folds were too small.
+    """
+    regime = evaluation.facts["regime"]
+    if regime.get("regime") == NOT_DECIDABLE:
+        raise NotEnoughDataError(f"{evaluation.folder}: {' '.join(regime['reasons'])}")
 
 
 def check_same_data(before: Evaluation, after: Evaluation) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,14 +75,27 @@ def check_sizes(prepared: PreparedData, *, target_ece: float, n_bins: int) -> No
     Raises:
         NotEnoughDataError: fit or calibration has fewer questions than the regime test needs.
     """
+    sizes = {name: len(fold) for name, fold in prepared.folds.items()}
+    if fault := sizes_fault(sizes, target_ece=target_ece, n_bins=n_bins):
+        raise NotEnoughDataError(fault)
+
+
+def sizes_fault(sizes: Mapping[str, int], *, target_ece: float, n_bins: int) -> str:
+    """Why the regime can't be named on folds of these sizes; empty where it can.
+
+    Args:
+        sizes: questions by fold, `fit` and `calibration` among them.
+        target_ece: ECE at or below which a model counts as calibrated.
+        n_bins: equal-width confidence bins.
+    """
     needed = required_examples(target_ece, n_bins=n_bins)
-    sizes = {name: len(prepared.folds[name]) for name in ("fit", "calibration")}
-    if few := [f"{name} has {n}" for name, n in sizes.items() if n < needed]:
-        raise NotEnoughDataError(
-            f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
-            f"{needed} in each of fit and calibration: with fewer, chance would "
-            "decide; bring more, or raise target_ece"
-        )
+    few = [f"{name} has {sizes[name]}" for name in ("fit", "calibration") if sizes[name] < needed]
+    if not few:
+        return ""
+    return (
+        f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs {needed} in "
+        "each of fit and calibration: with fewer, chance would decide; bring more, or raise target_ece"
+    )
 
 
 def read_pairs(folder: Path, part: str) -> list[Preference]:

@@ -21,6 +21,7 @@ from calib_core.metrics.summary import measure
 from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
 from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, write_page
+from calib_core.report.cautions import cautions
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Measuring
 from calib_core.settings.parameters import parameter
@@ -31,6 +32,7 @@ from calib_core.steps.evidence import (
     check_same_data,
     check_training,
     read_evaluation,
+    require_regime,
 )
 from calib_core.storage.files import check_output_file, read_json, sha256_file, write_json
 from calib_core.storage.uris import exists, fetch, join
@@ -133,6 +135,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     promoted = gate is not None and gate.promoted
     figures = {side: _figures(config, predictions) for side, predictions in test.items()}
     summary = {
+        "cautions": _cautions(test, facts),
         "regime": regime["regime"],
         "branch": branch,
         "before": figures["before"],
@@ -181,6 +184,7 @@ def _evaluations(
 ) -> tuple[dict[str, Evaluation], dict[str, dict[str, Any]]]:
     """Evaluations by side, and what training wrote beside each model; all checked to belong together."""
     sides = {"before": read_evaluation(before)}
+    require_regime(sides["before"])
     place = {name: places.get(name, name) for name in (model_before, model_after)}
     check_input(sides["before"], model_before, place[model_before])
     trained = {"before": _training(model_before, place[model_before])}
@@ -191,6 +195,16 @@ def _evaluations(
     folder = check_model(sides["after"], model_after, place[model_after])
     trained["after"] = check_training(sides["before"], sides["after"], model_after, folder)
     return sides, trained
+
+
+def _cautions(test: Mapping[str, Predictions], facts: Mapping[str, Any]) -> list[str]:
+    """What must be said of either model's figures first."""
+    names = {"before": "The input model", "after": "The output model"}
+    return [
+        caution
+        for side, table in test.items()
+        for caution in cautions(table, model=names[side], masses=facts[side].get("letter_masses"))
+    ]
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> dict[str, Any]:

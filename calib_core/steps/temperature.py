@@ -23,7 +23,7 @@ from calib_core.predictions.preferences import PREFERENCES_FILE
 from calib_core.predictions.table import Predictions, write_predictions
 from calib_core.runtime.progress import say
 from calib_core.steps.evaluate import EvaluateConfig, measured
-from calib_core.steps.evidence import Evaluation, read_evaluation
+from calib_core.steps.evidence import Evaluation, read_evaluation, require_regime
 from calib_core.storage.files import check_output_folder, whole_folder, write_json
 from calib_core.version import __version__
 
@@ -52,6 +52,7 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> di
     check_output_folder(out, "calibration.json", inputs=(model, evaluation))
     check_output_folder(after, "evaluation.json", inputs=(model, evaluation))
     before = read_evaluation(evaluation)
+    require_regime(before)
     origin, found = before.facts["model"], before.facts["regime"].get("temperature")
     if not found:
         raise DataFormatError(
@@ -68,6 +69,7 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> di
         "base_digest": origin["base_digest"],
         "temperature": whole,
         "calibration": found,
+        "prompt": (before.tables["calibration"].protocol or {}).get("prompt") or {},
         "data": before.facts["data"],
         "library_version": __version__,
         "seconds": time.monotonic() - started_s,
