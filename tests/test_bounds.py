@@ -183,6 +183,14 @@ def test_a_given_critical_accuracy_is_taken_as_it_is():
     assert any("as given" in reason for reason in result.reasons)
 
 
+def test_a_difference_below_zero_is_said_to_be_below_zero():
+    result = in_world("q itself", 0, critical_accuracy=0.9)
+    assert result.accuracy_fit.value < 0.85
+    assert result.lower_bound.value == 0
+    (said,) = (reason for reason in result.reasons if reason.startswith("The difference, "))
+    assert said.startswith(f"The difference, {result.accuracy_fit.value - 0.9:.3f} (")
+
+
 def test_lower_bounds_interval_holds_the_independent_difference():
     result = in_world("memoriser", 3, n_resamples=4000)
     low, value, high = (getattr(result.lower_bound, name) for name in ("low", "value", "high"))

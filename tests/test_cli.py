@@ -152,7 +152,45 @@ def test_report_of_one_table_and_of_two(tables, tmp_path, capsys):
     ]
     assert cli.main([*given, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["promoted"] is True
-    assert "Promoted" in two.read_text()
+    page = two.read_text()
+    assert "The second model passes the gate against the first one." in page
+    assert "is kept" not in page
+    assert "is promoted" not in page
+    assert cli.main(given) == 0
+    said = capsys.readouterr().out
+    assert "- The second model passes the gate" in said
+    assert "romoted" not in said
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("score", "--model=m", "--data=absent"),
+        ("merge", "absent.parquet", "--data=absent"),
+        ("convert", "absent.jsonl"),
+        ("measure", "absent.parquet"),
+        ("report", "absent.parquet"),
+        (
+            "promote",
+            "--before=absent",
+            "--after=absent",
+            "--model-before=m",
+            "--model-after=n",
+            "--branch=cft",
+        ),
+    ],
+    ids=lambda given: given[0],
+)
+def test_an_output_that_cant_be_written_is_found_before_anything_is_read(given, tmp_path, capsys):
+    out = tmp_path / "out"
+    if given[0] == "promote":
+        out.touch()
+    else:
+        out.mkdir()
+    assert cli.main([*given, f"--out={out}"]) == 2
+    said = capsys.readouterr().err
+    assert str(out) in said
+    assert "absent" not in said
 
 
 def test_missing_table_is_the_users_mistake(tmp_path, capsys):

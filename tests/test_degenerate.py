@@ -49,6 +49,30 @@ def check(interval: Interval | float | None) -> None:
         assert interval.low - 1e-9 <= interval.value <= interval.high + 1e-9  # rounding in means
 
 
+MOST = {"brier": 2.0, "aurc": 1.0, "accuracy": 1.0, "mean_confidence": 1.0, "conf_ece": 1.0, "auroc": 1.0}
+"""What a figure can be at most; 0 at least."""
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
+def test_limits_lie_where_the_figure_can_be(n) -> None:
+    random = np.random.default_rng(n)
+    for scale in (0.3, 3.0, 12.0):
+        for _ in range(5):
+            labels = random.integers(0, 4, n)
+            first, second = (
+                Predictions.from_logits(scale * random.normal(size=(n, 4)), labels) for _ in range(2)
+            )
+            figures, change = measure(first, n_resamples=20), compare(first, second, n_resamples=20)
+            for name, most in MOST.items():
+                if (found := getattr(figures, name)) is not None:
+                    assert 0 <= found.low <= found.high <= most, name
+                if (found := getattr(change, name)) is not None:
+                    assert -most <= found.low <= found.high <= most, name
+            if n > 1:
+                change_of_brier = decide(first, second, n_resamples=20).brier_change
+                assert -2 <= change_of_brier.low <= change_of_brier.high <= 2
+
+
 @settings(max_examples=40, deadline=None)
 @given(predictions=tables)
 def test_every_figure_and_its_interval_exists(predictions) -> None:

@@ -219,7 +219,7 @@ def test_figure_regime_temperature_and_report_take_ten_lines(tmp_path: Path, mon
     shown = capsys.readouterr().out
     assert "conf_ece" in shown
     assert "calibratable" in shown
-    assert "Promoted" in (tmp_path / "report.html").read_text()
+    assert "passes the gate" in (tmp_path / "report.html").read_text()
 
 
 def test_the_api_page_is_fresh() -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from calib_core.errors import ConfigError, DataFormatError
-from calib_core.storage.files import check_output_folder, read_json, whole_file, whole_folder, write_json
+from calib_core.storage.files import (
+    check_output_file,
+    check_output_folder,
+    read_json,
+    whole_file,
+    whole_folder,
+    write_json,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -47,6 +54,18 @@ def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
     (tmp_path / "plain.json").touch()
     assert (tmp_path / "a.json").stat().st_mode == (tmp_path / "plain.json").stat().st_mode
     assert (tmp_path / "out").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_output_file_that_cant_be_written_is_found_before_the_work(tmp_path: Path) -> None:
+    table = tmp_path / "table.parquet"
+    table.touch()
+    check_output_file(tmp_path / "new" / "report.html", inputs=(table, None))
+    with pytest.raises(ConfigError, match="is a folder; give the name of a file in it"):
+        check_output_file(tmp_path)
+    with pytest.raises(ConfigError, match=r"can't be made, for .*table\.parquet is a file"):
+        check_output_file(table / "report.html")
+    with pytest.raises(ConfigError, match="is an input, and would be replaced"):
+        check_output_file(tmp_path / "." / "table.parquet", inputs=("", table))
 
 
 def test_json_that_cannot_be_read_is_named(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def fake_evaluate(config, model, data, out):
     print("scoring: 1/2 questions")
     figures = {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
     regime = {"regime": "?", "branch": SCRIPT[short(model)]}
-    return {"regime": regime, "figures": {"test": figures}}
+    return {"regime": regime, "figures": {"test": figures}, "prompt_form": "plain"}
 
 def fake_temperature(model, evaluation, out, after):
     note("temperature", short(model), short(evaluation))

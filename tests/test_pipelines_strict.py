@@ -81,6 +81,7 @@ class Scenario:
                 "regime": "calibratable",
                 "branch": self.advice(call.parameters["model"]),
                 "uri": call.uri("evaluation"),
+                "prompt_form": "chat" if call.parameters["prompt_form"] == "auto" else "plain",
             },
             "temperature-scaling": lambda call: {
                 "branch": "temperature",
@@ -184,6 +185,18 @@ def test_restore_takes_every_branch_and_then_all_of_it_from_the_cache(packages, 
     assert second.ran.count("promote") == 1
     assert sum(task.startswith("end-branch") for task in second.ran) == 3
     assert arguments(first, "promote") == arguments(second, "promote")
+
+
+@pytest.mark.parametrize(("path", "task"), [("cft", "cft-finetune"), ("rcft", "em-ece-finetune")])
+def test_a_run_keeps_to_the_prompt_form_that_its_first_evaluation_found(packages, path, task):
+    backend = Backend(Scenario(path).programs(), version=NEWEST)
+    given = {"model": MODEL, "questions": "gs://b/q.jsonl", "prompt_form": "auto"}
+    result = backend.run(packages["restore-calibration"], given)
+    assert result.phase == "Succeeded", result.errors
+    evaluations = [call.parameters for call in result.calls if call.task.startswith("evaluate")]
+    assert [one["prompt_form"] for one in evaluations] == ["auto", "chat"]
+    assert all(one["require_regime"] is True for one in evaluations)
+    assert arguments(result, task)["prompt_form"] == "chat"
 
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import math
 import re
 import xml.etree.ElementTree as ET
 from datetime import UTC, datetime
@@ -9,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calib_core.decisions.temperature import apply_temperature
 from calib_core.metrics.figures import reliability_bins
 from calib_core.metrics.interval import Interval
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions
-from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_page
+from calib_core.report import ReportData, plots, render_report, svg, trend, wording, write_page, write_report
+from calib_core.report.text import metrics_text, report_text, summary_text
 
 HOSTILE = '<script>alert(1)</script> & "co"'
 VOID = {"meta", "br", "hr", "img", "input", "link"}
@@ -262,6 +265,40 @@ def test_verdict_names_outcome_and_branch(changes: dict[str, Any], name: str, st
     assert said in " ".join([verdict.headline, *verdict.sentences])
 
 
+def test_two_tables_without_a_run_are_judged_and_nothing_is_promoted_or_kept() -> None:
+    for passes, said in ((True, "The second model passes the gate"), (False, "does not pass the gate")):
+        summary = {"before": full().summary["before"], "after": full().summary["after"], "promoted": passes}
+        verdict = wording.verdict(summary, {})
+        assert verdict.status == "Compared"
+        assert said in verdict.headline
+        assert not {"promoted", "kept", "input", "new"} & set(" ".join(verdict.sentences).lower().split())
+
+
+def test_a_confidence_that_tells_nothing_and_a_low_letter_mass_are_said_first(tmp_path) -> None:
+    table = predictions(1, accuracy=0.3, subjects=False)
+    mass = np.full(len(table), 0.2, dtype=np.float32)
+    flat = dataclasses.replace(apply_temperature(table, 100.0), letter_mass=mass)
+    said = write_report(tmp_path / "report.html", before=table, after=flat, n_resamples=20)
+    low, empty = said["cautions"]
+    assert low.startswith("The second model doesn't answer with letters here: its letter mass is 0.200")
+    assert "evaluate with `prompt_form=auto`" in low
+    assert empty.startswith("The second model's confidence carries no information")
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("carries no information") < page.index("is right on")
+    assert "Letter mass 0.200, the share of all probability" in page
+    assert report_text({**said, "report": ""}).startswith(f"caution: {low}\ncaution: {empty}\n")
+    measured = measure(flat, n_resamples=20).to_dict()
+    assert metrics_text(measured).startswith("caution: The model doesn't answer with letters here")
+
+
+def test_cautions_of_a_run_come_first() -> None:
+    summary = {**full().summary, "cautions": ["Mind this."]}
+    assert wording.verdict(summary, regime()).sentences[0] == "Mind this."
+    assert summary_text({**summary, "model": "m", "report": "r", "regime": "calibratable"}).startswith(
+        "caution: Mind this."
+    )
+
+
 def test_verdict_of_a_measured_table_states_accuracy_and_confidence() -> None:
     summary = {"before": {"accuracy": interval(0.274), "mean_confidence": interval(0.806)}}
     verdict = wording.verdict(summary, {})
@@ -375,6 +412,31 @@ def test_labels_of_the_scatter_keep_off_each_other_and_inside() -> None:
         assert all(svg.overlap(box, other) == 0 for other in boxes[index + 1 :])
 
 
+def test_labels_of_the_scatter_lie_by_their_own_marks() -> None:
+    figures = {"Unaligned": (0.593, 0.234), "Input": (0.702, 0.236), "Output": (0.023, 0.714)}
+    points = [
+        plots.Point(
+            label=name,
+            kind="before",
+            ece=Interval(ece, max(0.0, ece - 0.03), ece + 0.03),
+            accuracy=Interval(accuracy, accuracy - 0.03, accuracy + 0.03),
+        )
+        for name, (ece, accuracy) in figures.items()
+    ]
+    drawn = parse(plots.accuracy_ece(points, name="s", title="S"))
+    marks = [
+        tuple(float(value) + 4 for value in mark.attrib["points"].split()[0].split(","))
+        for mark in drawn.iter("polygon")
+        if "mark" in mark.attrib["class"].split()
+    ]
+    labels = [found for found in drawn.iter("text") if "label" in found.attrib["class"].split()]
+    assert [label.text for label in labels] == list(figures)
+    for index, label in enumerate(labels):
+        left, bottom = float(label.attrib["x"]), float(label.attrib["y"])
+        middle = (left + 3.2 * len(str(label.text)), bottom - 5)
+        assert min(range(3), key=lambda mark: math.dist(marks[mark], middle)) == index
+
+
 def test_risk_coverage_curve_ends_at_the_error_rate() -> None:
     drawn = plots.risk_coverage_curves({"before": ([0.5, 1.0], [0.2, 0.4])}, name="c", title="C")
     (points,) = [found.attrib["points"] for found in parse(drawn).iter("polyline")]
@@ -424,6 +486,7 @@ def run_row(number: int, **changes: Any) -> dict[str, Any]:
         "time": datetime(2026, 7, number, 8, 0, tzinfo=UTC),
         "n_test": 1200,
         "branch": "none",
+        "regime": "calibrated",
         "promoted": False,
         "target_ece": 0.08,
     }

@@ -153,7 +153,9 @@ def test_merge_refuses_shards_made_in_different_ways(scored, tiny_llama, tmp_pat
 def test_unknown_shards_and_folders_are_refused(scored, tiny_llama, tmp_path):
     with pytest.raises(ConfigError, match=r"shard is 3; .* has the shards 0 to 2"):
         score_shard(ScoreConfig(), str(tiny_llama), scored / "data", tmp_path / "p.parquet", shard=3)
-    with pytest.raises(DataFormatError, match="no such file"):
+    with pytest.raises(
+        DataFormatError, match=r"shards\.json: no such file; make the folder with `calib shard`"
+    ):
         merge_predictions(tmp_path, [scored / "0.parquet"], tmp_path / "m.parquet")
 
 

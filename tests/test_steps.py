@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from calib_core.errors import ConfigError, DataFormatError, EvidenceError, NotEn
 from calib_core.models.loading import load_model
 from calib_core.predictions.files import read_predictions
 from calib_core.predictions.protocols import check_same_protocol
+from calib_core.report.text import evaluation_text
 from calib_core.settings.groups import RegimeTest
 from calib_core.settings.parameters import parameters_of
 from calib_core.steps import finetune
@@ -31,6 +33,7 @@ from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.folder import read_data
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import PromoteConfig, promote
+from calib_core.steps.temperature import give_temperature
 from calib_core.storage.files import read_json, write_json
 from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.training.stopping import evaluate_heldout
@@ -159,7 +162,7 @@ def test_every_parameter_of_the_regime_test_and_of_figures_reaches_them(before, 
     figures = {"n_bins": 7, "cluster_by": "none", "n_resamples": 9, "seed": 3}
     assert {*given, *figures} == {one.name for one in parameters_of(RegimeTest)}
     tables = {name: read_predictions(before[0] / f"{name}.parquet") for name in FOLDS}
-    measured(EvaluateConfig(**given, **figures), tables)
+    measured(EvaluateConfig(**given, **figures, require_regime=True), tables)
     assert calls == {"regime_test": given | figures, "measure": figures}
 
 
@@ -360,11 +363,53 @@ def test_data_without_pairs_have_no_win_rate(model, tmp_path) -> None:
     assert record["regime"]["n_fit"] == 32
 
 
+def test_a_small_set_has_figures_without_a_regime_and_nothing_is_decided_by_them(model, data, tmp_path):
+    out = tmp_path / "out"
+    record = evaluate(replace(EVALUATE, target_ece=0.08, shots=0), model, data, out)
+    assert (record["regime"]["regime"], record["regime"]["branch"]) == ("not_decidable", "none")
+    assert record["figures"]["calibration"]["n"] == 30
+    text = evaluation_text(record)
+    assert "regime: not decidable\n- The regime is not decidable: fit has 32 and calibration has 30" in text
+    with pytest.raises(NotEnoughDataError, match="not decidable"):
+        give_temperature(model, out, tmp_path / "scaled", tmp_path / "after")
+    gate = {"model_before": model, "model_after": model, "branch": "none", "out": tmp_path / "gate"}
+    with pytest.raises(NotEnoughDataError, match="not decidable"):
+        promote(PromoteConfig(), before=out, after=out, **gate)
+
+
+def test_a_low_letter_mass_is_said_first_with_the_form_that_has_more(model, data, tmp_path) -> None:
+    record = evaluate(replace(EVALUATE, shots=0), model, data, tmp_path / "out")
+    masses = record["letter_masses"]
+    assert masses.keys() == {"plain", "chat"}
+    first, mass = evaluation_text(record).splitlines()[0], record["figures"]["test"]["letter_mass"]
+    assert first.startswith(
+        f"caution: The model doesn't answer with letters here: its letter mass is {mass:.3f}"
+    )
+    assert f"the chat form has {'' if masses['chat'] > mass else 'no more ('}{masses['chat']:.3f}" in first
+    assert re.search(rf"Letter mass +[\d.]+ +[\d.]+ +{mass:.3f}", evaluation_text(record))
+
+
+def test_auto_takes_the_form_with_most_letter_mass_and_keeps_to_a_recorded_one(model, data, tmp_path) -> None:
+    auto = replace(EVALUATE, shots=0, prompt_form="auto")
+    found = evaluate(auto, model, data, tmp_path / "auto")
+    masses = found["letter_masses"]
+    assert found["prompt_form"] == max(masses, key=masses.get)
+    assert masses == pytest.approx(evaluate(auto, model, data, tmp_path / "again")["letter_masses"])
+    table = read_predictions(tmp_path / "auto" / "test.parquet")
+    assert table.protocol["prompt"]["form"] == found["prompt_form"]
+    other = next(form for form in masses if form != found["prompt_form"])
+    tuned = cft(replace(FINETUNE, shots=0, epochs=1, prompt_form=other), model, data, tmp_path / "adapter")
+    assert tuned["prompt"]["form"] == other
+    after = evaluate(auto, str(tmp_path / "adapter"), data, tmp_path / "after")
+    assert after["prompt_form"] == other
+    assert after["letter_masses"][other] < max(after["letter_masses"].values())
+
+
 @pytest.mark.usefixtures("no_model")
 @pytest.mark.parametrize(
     ("step", "config"),
     [
-        pytest.param(evaluate, replace(EVALUATE, target_ece=0.08), id="evaluate"),
+        pytest.param(evaluate, replace(EVALUATE, target_ece=0.08, require_regime=True), id="evaluate"),
         pytest.param(cft, replace(FINETUNE, target_ece=0.08, aim="accuracy"), id="cft for accuracy"),
     ],
 )
@@ -385,7 +430,7 @@ def test_too_few_questions_are_refused_before_a_model_is_loaded(data, tmp_path, 
 def test_folders_that_cant_be_used_are_refused_before_a_model_is_loaded(data, tmp_path, step, config) -> None:
     with pytest.raises(NotEnoughDataError, match="32 worked examples leave nothing of the fit fold's 32"):
         step(replace(config, shots=32), "any", data, tmp_path / "out")
-    with pytest.raises(DataFormatError, match=r"data\.json: no such file"):
+    with pytest.raises(DataFormatError, match=r"data\.json: no such file; make the folder with `prepare`"):
         step(config, "any", tmp_path, tmp_path / "out")
     (tmp_path / "data.json").write_text("{}")
     with pytest.raises(DataFormatError, match="field folds is missing; make the folder with `prepare`"):

@@ -20,11 +20,12 @@ from calib_core.predictions.files import read_predictions
 from calib_core.report import write_report
 from calib_core.report.text import (
     evaluation_text,
-    figures_table,
     measurement_text,
+    metrics_text,
     regime_text,
     report_text,
     result_text,
+    scoring_text,
     summary_text,
 )
 from calib_core.runtime.interrupts import Stopped
@@ -51,7 +52,8 @@ from calib_core.steps.shards import (
     shard_questions,
 )
 from calib_core.steps.temperature import give_temperature
-from calib_core.storage.uris import fetch, join, published
+from calib_core.storage.files import check_output_file
+from calib_core.storage.uris import fetch, is_remote, join, published
 from calib_core.training.config import AlignConfig, FinetuneConfig
 
 Subparsers: TypeAlias = "argparse._SubParsersAction[Parser]"  # argparse has no public name for it
@@ -255,7 +257,7 @@ def _add_metrics(commands: Subparsers) -> None:
         options = {flag.name: getattr(given, flag.name) for flag in flags}
         return measure(read_predictions(given.table), **options).to_dict()
 
-    parser.set_defaults(run=run, text=lambda result: figures_table({f"n = {result['n']}": result}))
+    parser.set_defaults(run=run, text=metrics_text)
 
 
 def _add_regime(commands: Subparsers) -> None:
@@ -290,6 +292,8 @@ def _add_report(commands: Subparsers) -> None:
 
 
 def _report(given: argparse.Namespace) -> Result:
+    if not is_remote(given.out):
+        check_output_file(given.out, inputs=(given.table, given.after))
     summary = write_report(
         given.out,
         before=read_predictions(given.table),
@@ -355,7 +359,7 @@ def _add_shards(commands: Subparsers) -> None:
         with published(given.out) as out:
             return score_shard(config, given.model, fetch(given.data), out, shard=given.shard)
 
-    parser.set_defaults(run=score)
+    parser.set_defaults(run=score, text=scoring_text)
 
     parser = command(commands, "merge-predictions", "put the tables of all shards together")
     parser.add_argument("shards", nargs="+", help="predictions tables of all shards")

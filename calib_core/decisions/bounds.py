@@ -270,23 +270,32 @@ def required_examples(target_ece: float, *, n_bins: int = 10, confidence: float 
     return math.ceil(max(upper**2, z**2 / 2) / target_ece**2)
 
 
-def check_enough(sizes: Mapping[str, int], n_required: int, target_ece: float) -> None:
-    """Refuse sets that are too small for the regime test.
+def too_few(sizes: Mapping[str, int], n_required: int, target_ece: float) -> str:
+    """Why sets are too small for the regime test, and what to do; empty if they aren't.
 
     Args:
         sizes: questions of each set, by name.
         n_required: what `required_examples` says.
         target_ece: the target that it was asked about.
+    """
+    few = [f"{name} has {n}" for name, n in sizes.items() if n < n_required]
+    if not few:
+        return ""
+    return (
+        f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
+        f"{n_required} in each of {' and '.join(sizes)}: with fewer, chance would decide; provide more, "
+        "or raise target_ece"
+    )
+
+
+def check_enough(sizes: Mapping[str, int], n_required: int, target_ece: float) -> None:
+    """Refuse sets that are too small for the regime test; the arguments are those of `too_few`.
 
     Raises:
-        NotEnoughDataError: a set has fewer.
+        NotEnoughDataError: a set has fewer questions than it needs.
     """
-    if few := [f"{name} has {n}" for name, n in sizes.items() if n < n_required]:
-        raise NotEnoughDataError(
-            f"{' and '.join(few)} questions, but at target_ece {target_ece:g} the regime test needs "
-            f"{n_required} in each of {' and '.join(sizes)}: with fewer, chance would decide; provide more, "
-            "or raise target_ece"
-        )
+    if fault := too_few(sizes, n_required, target_ece):
+        raise NotEnoughDataError(fault)
 
 
 def _accuracies(
@@ -306,7 +315,7 @@ def _accuracies(
     if critical_accuracy is not None:
         critical = Interval(critical_accuracy, critical_accuracy, critical_accuracy)
     excess = independent_difference(found, critical)
-    as_confident = _accuracy_at_the_same_confidence(fit, heldout, on_heldout).interval(confidence=confidence)
+    as_confident = _accuracy_at_the_same_confidence(fit, heldout, on_heldout)
     return {
         "accuracy_fit": found,
         "accuracy_heldout": share_interval(heldout.correct(), clusters=on_heldout, confidence=confidence),
@@ -316,7 +325,9 @@ def _accuracies(
         ),
         "critical_accuracy": critical,
         "lower_bound": Interval(max(0.0, excess.value), max(0.0, excess.low), max(0.0, excess.high)),
-        "unexplained": independent_difference(found, as_confident),
+        "unexplained": independent_difference(
+            found, as_confident.interval(confidence=confidence).within(0, 1)
+        ),
     }
 
 

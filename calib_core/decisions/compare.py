@@ -101,19 +101,19 @@ def compare(
         accuracy=Interval(0.0, 0.0, 0.0)
         if one_temperature_apart(a, b)
         else share_change(correct_a, correct_b, clusters=clusters),
-        mean_confidence=mean_of(conf_b - conf_a, clusters).interval(),
+        mean_confidence=mean_of(conf_b - conf_a, clusters).interval().within(-1, 1),
         conf_ece=gap_sum_change(
             bin_gaps(conf_a, correct_a, n_bins=n_bins), bin_gaps(conf_b, correct_b, n_bins=n_bins), **options
         ),
         cw_ece=gap_sum_change(by_class[0], by_class[1], **options),
-        brier=mean_of(brier_of_rows(b) - brier_of_rows(a), clusters).interval(),
+        brier=mean_of(brier_of_rows(b) - brier_of_rows(a), clusters).interval().within(-2, 2),
         nll_nats=mean_of(nll_of_rows(b) - nll_of_rows(a), clusters).interval(),
-        auroc=change(
-            auroc_linear(conf_a, correct_a, clusters), auroc_linear(conf_b, correct_b, clusters)
-        ).interval()
+        auroc=change(auroc_linear(conf_a, correct_a, clusters), auroc_linear(conf_b, correct_b, clusters))
+        .interval()
+        .within(-1, 1)
         if ranked
         else None,
-        aurc=change(
-            aurc_linear(conf_a, correct_a, clusters), aurc_linear(conf_b, correct_b, clusters)
-        ).interval(),
+        aurc=change(aurc_linear(conf_a, correct_a, clusters), aurc_linear(conf_b, correct_b, clusters))
+        .interval()
+        .within(-1, 1),
     )

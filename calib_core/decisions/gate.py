@@ -119,7 +119,7 @@ def decide(  # noqa: PLR0913
         promoted=False,
         ece_change=ece_change,
         accuracy_change=accuracy_change,
-        brier_change=_score_change(brier_of_rows, scaled, after, clusters, confidence),
+        brier_change=_score_change(brier_of_rows, scaled, after, clusters, confidence).within(-2, 2),
         nll_change=_score_change(nll_of_rows, scaled, after, clusters, confidence),
         auroc_before=_auroc(before, clusters, confidence),
         auroc_after=_auroc(after, clusters, confidence),

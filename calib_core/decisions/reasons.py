@@ -6,6 +6,7 @@ import math
 
 from calib_core.decisions.result import RegimeResult
 from calib_core.metrics.interval import Interval
+from calib_core.metrics.means import independent_difference
 
 
 def regime_reasons(result: RegimeResult, *, given: bool) -> tuple[str, ...]:
@@ -64,19 +65,20 @@ def _against_target(result: RegimeResult) -> str:
 
 def _about_memorising(result: RegimeResult) -> str:
     lower, tolerance = result.lower_bound, f"the tolerance of {result.tolerance:g}"
+    difference = independent_difference(result.accuracy_fit, result.critical_accuracy)
     if lower.high <= result.tolerance:
-        return f"The difference, {lower}, is within {tolerance}: memorising does not stand in the way."
+        return f"The difference, {difference}, is within {tolerance}: memorising does not stand in the way."
     if lower.low <= result.tolerance:
-        return f"The difference, {lower}, may be above {tolerance}, but memorising is not shown."
+        return f"The difference, {difference}, may be above {tolerance}, but memorising is not shown."
     if not result.has_memorised:
         return (
-            f"The difference, {lower}, is above {tolerance}, but held-out questions of the same confidence "
-            f"are answered about as well (difference {result.unexplained}): the model has memorised answers, "
-            "or the questions for fine-tuning are easier, so that memorising is not shown."
+            f"The difference, {difference}, is above {tolerance}, but held-out questions of the same "
+            f"confidence are answered about as well (difference {result.unexplained}): the model has "
+            "memorised answers, or the questions for fine-tuning are easier, so that memorising is not shown."
         )
     return (
-        f"The difference, {lower}, is above {tolerance}, and held-out questions of the same confidence don't "
-        "explain it: the model has memorised answers. On those questions its calibration error and its "
+        f"The difference, {difference}, is above {tolerance}, and held-out questions of the same confidence "
+        "don't explain it: the model has memorised answers. On those questions its calibration error and its "
         "distance from what can be known add up to this difference at least."
     )
 

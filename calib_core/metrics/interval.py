@@ -55,6 +55,10 @@ class Interval:
         """The interval, widened where its value lies outside."""
         return Interval(self.value, min(self.low, self.value), max(self.high, self.value))
 
+    def within(self, least: float, most: float) -> Interval:
+        """The interval, with limits that lie where the figure can be."""
+        return Interval(self.value, max(self.low, least), min(self.high, most))
+
 
 def tail_share(confidence: float) -> float:
     """Share of the distribution beyond each limit, 0.025 for 0.95.

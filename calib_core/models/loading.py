@@ -58,6 +58,7 @@ class LoadedModel:
         dtype: dtype of the base's weights, `float32`, `bfloat16` or `nf4` (4 bits).
         context_tokens: the longest sequence that the model takes.
         temperature: what option logits are divided by, as the adapter's calibration.json says; else 1.
+        prompt_form: form in which the adapter was made, as its calibration.json says; else "".
     """
 
     model: Any
@@ -69,6 +70,7 @@ class LoadedModel:
     dtype: str
     context_tokens: int
     temperature: float = 1.0
+    prompt_form: str = ""
     adapter_files: str | None = None
     lineage: tuple[LineageRecord, ...] = ()
 
@@ -128,6 +130,7 @@ def load_model(
             "trained on"
         )
     loaded.temperature = origin.temperature
+    loaded.prompt_form = str(origin.record.get("prompt", {}).get("form", ""))
     loaded.adapter_files, loaded.lineage = files_digest(folder), lineage(origin.record)
     if not has_temperature_alone(folder):
         _put_adapter(loaded, folder, trainable=trainable)

@@ -49,6 +49,7 @@ class AdapterRecord(TypedDict):
     temperature: NotRequired[Annotated[float, "What option logits are divided by; 1 if it is missing."]]
     lineage: NotRequired[Annotated[list[LineageRecord], "Earlier trainings, the first one first."]]
     files: NotRequired[Annotated[dict[str, str], "SHA-256 of the two files beside it, by name."]]
+    prompt: NotRequired[Annotated[dict[str, Any], "How questions were put to the model."]]
     input_adapter: NotRequired[Annotated[str | None, "SHA-256 over the input adapter's tensors."]]
     data: NotRequired[
         Annotated[

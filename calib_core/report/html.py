@@ -37,7 +37,7 @@ class ReportData:
         summary: `before` and, where there is one, `after` (figure name -> {value, low, high}); where a run
             decided something also `branch`, `promoted`, `reasons`; where measured `baselines` (name ->
             figures), `out_of_domain` and `win_rate` (`before` and `after` -> figures) and `timing` (step ->
-            seconds).
+            seconds); `cautions`, sentences on figures that rest on little.
         before: predictions of the input model on the test questions.
         after: predictions of the recalibrated model on the same questions; None where there is none.
         regime: `RegimeResult.to_dict()`, empty where no regime was tested.
@@ -89,7 +89,9 @@ def render_report(data: ReportData) -> str:
         comparison=_comparison(data.summary),
         selective=_risk_coverage(data),
         subjects=_subjects(data),
-        out_of_domain=_figure_table(data.summary.get("out_of_domain"), only=(*HEADLINE_FIGURES, "n")),
+        out_of_domain=_figure_table(
+            data.summary.get("out_of_domain"), only=(*HEADLINE_FIGURES, "letter_mass", "n")
+        ),
         win_rate=_figure_table(data.summary.get("win_rate"), names=wording.WIN_RATE),
         history=_history(data.history or ()),
         trend=trend_section(data.trend),
@@ -133,8 +135,17 @@ def _stats(data: ReportData) -> list[dict[str, Any]]:
         if spans:
             label = wording.FIGURES[key]
             strip = plots.interval_strip(spans, name=f"strip-{key.replace('_', '-')}", title=label)
-            stats.append({"label": label, "spans": spans, "strip": strip, "note": wording.FIGURE_NOTES[key]})
+            note = wording.FIGURE_NOTES[key]
+            if key == "mean_confidence" and (masses := _letter_masses(data)):
+                note += f". Letter mass {masses}, the share of all probability that lies on letters"
+            stats.append({"label": label, "spans": spans, "strip": strip, "note": note})
     return stats
+
+
+def _letter_masses(data: ReportData) -> str:
+    """Each model's letter mass, where the tables have it."""
+    masses = [data.summary[series].get("letter_mass") for series in _predictions(data)]
+    return " → ".join(f"{mass:.3f}" for mass in masses if mass is not None)
 
 
 def _reliability(data: ReportData) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ where a mark is pointed at (`<title>`). Colour is never the only difference: sha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -250,8 +251,12 @@ def accuracy_ece(points: Sequence[Point], *, name: str, title: str) -> Markup:
 
 
 def _placed_labels(points: Sequence[Point], x: Scale, y: Scale) -> list[Markup]:
-    """Labels beside their marks, each at the first place that covers least of what is drawn already."""
+    """Labels beside their marks, each at the first place that covers least of what is drawn already.
+
+    A place that lies nearer to another mark is taken only where there is no other.
+    """
     taken: list[Box] = []
+    centres = [(x(point.ece.value), y(point.accuracy.value)) for point in points]
     for point in points:
         cx, cy = x(point.ece.value), y(point.accuracy.value)
         taken.append((cx - 7, cy - 7, cx + 7, cy + 7))
@@ -271,10 +276,23 @@ def _placed_labels(points: Sequence[Point], x: Scale, y: Scale) -> list[Markup]:
             cy + reach_y + 3,
         )
         boxes = [(left, top, left + width, top + _LABEL_HEIGHT) for left in lefts for top in tops]
-        best = freest(boxes, taken, frame=(x.start, y.end, x.end, y.start))
+        own = [box for box in boxes if _nearest(box, centres) == (cx, cy)]
+        best = freest(own or boxes, taken, frame=(x.start, y.end, x.end, y.start))
         taken.append(best)
         labels.append(text(best[0], best[3] - 3.5, point.label, f"label ink-{point.kind}"))
     return labels
+
+
+def _nearest(box: Box, places: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The place that a label in the box would be taken to belong to."""
+    left, top, right, bottom = box
+
+    def distance(place: tuple[float, float]) -> float:
+        return math.hypot(
+            max(left - place[0], place[0] - right, 0.0), max(top - place[1], place[1] - bottom, 0.0)
+        )
+
+    return min(places, key=distance)
 
 
 def _stepped(values: Sequence[float], most: int = 240) -> list[int]:

@@ -11,7 +11,9 @@ from calib_core.decisions.gate import decide
 from calib_core.decisions.result import RegimeResult
 from calib_core.metrics.summary import measure
 from calib_core.predictions.table import Predictions
+from calib_core.report.cautions import cautions
 from calib_core.report.html import ReportData, write_page
+from calib_core.storage.files import check_output_file
 from calib_core.storage.uris import published
 from calib_core.version import versions
 
@@ -37,7 +39,7 @@ def write_report(  # noqa: PLR0913
         path: HTML file to write, or a `file://` or `gs://` URI.
         before: the model's predictions, with labels.
         after: its successor's predictions for the same questions; the report then has both, and the gate's
-            decision between them.
+            judgement of them.
         regime: what `regime_test` found, to be shown too.
         title: heading of the report; the file's name if left out.
         parameters: what else to list among the report's parameters, such as where the tables lie.
@@ -49,7 +51,8 @@ def write_report(  # noqa: PLR0913
         seed: of the resamples.
 
     Returns:
-        What the report says, as JSON values: `before` and `after` (figures), `promoted` and `reasons`.
+        What the report says, as JSON values: `before` and `after` (figures), `cautions` about them,
+        `promoted` (whether the gate would promote the second model) and `reasons`.
 
     Raises:
         DataFormatError: a row has no label, or the two tables are not of the same questions.
@@ -66,32 +69,40 @@ def write_report(  # noqa: PLR0913
         >>> round(said["before"]["accuracy"]["value"], 3)
         0.667
     """
-    options: dict[str, Any] = {
-        "n_bins": n_bins,
-        "cluster_by": cluster_by,
-        "n_resamples": n_resamples,
-        "seed": seed,
-    }
-    margins: dict[str, Any] = {"accuracy_margin": accuracy_margin, "brier_margin": brier_margin}
-    summary: dict[str, Any] = {"before": measure(before, **options).to_dict()}
-    if after is not None:
-        gate = decide(before, after, **margins, **options)
-        summary |= {
-            "after": measure(after, **options).to_dict(),
-            "promoted": gate.promoted,
-            "reasons": list(gate.reasons),
-        }
-    sides = {"before": before, "after": after}
-    data = ReportData(
-        title=title or PurePath(path).stem,
-        summary=summary,
-        before=before,
-        after=after,
-        regime=regime.to_dict() if regime else {},
-        parameters={**(parameters or {}), **margins, **options},
-        versions=versions(),
-        fingerprints={side: table.protocol or {} for side, table in sides.items() if table is not None},
-    )
     with published(path) as local:
+        check_output_file(local)
+        options: dict[str, Any] = {
+            "n_bins": n_bins,
+            "cluster_by": cluster_by,
+            "n_resamples": n_resamples,
+            "seed": seed,
+        }
+        margins: dict[str, Any] = {"accuracy_margin": accuracy_margin, "brier_margin": brier_margin}
+        summary: dict[str, Any] = {"before": measure(before, **options).to_dict()}
+        if after is not None:
+            gate = decide(before, after, **margins, **options)
+            summary |= {
+                "after": measure(after, **options).to_dict(),
+                "promoted": gate.promoted,
+                "reasons": list(gate.reasons[:-1]),  # without the verdict on use, which is a run's
+            }
+        sides = {"before": before, "after": after}
+        names = {"before": "The model" if after is None else "The first model", "after": "The second model"}
+        summary["cautions"] = [
+            caution
+            for side, table in sides.items()
+            if table is not None
+            for caution in cautions(table, model=names[side])
+        ]
+        data = ReportData(
+            title=title or PurePath(path).stem,
+            summary=summary,
+            before=before,
+            after=after,
+            regime=regime.to_dict() if regime else {},
+            parameters={**(parameters or {}), **margins, **options},
+            versions=versions(),
+            fingerprints={side: table.protocol or {} for side, table in sides.items() if table is not None},
+        )
         write_page(data, local)
     return summary

@@ -6,7 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from calib_core.champion.history import HEADLINE_FIGURES
-from calib_core.report.wording import FIGURES
+from calib_core.report.cautions import letter_mass_caution
+from calib_core.report.wording import FIGURES, NOT_DECIDABLE, gate_text
+
+SHOWN = (*HEADLINE_FIGURES, "letter_mass")
 
 
 def figure(value: Any) -> str:
@@ -49,27 +52,48 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     if summary["branch"] != "none":
         columns["after"] = summary["after"]
     promoted = "yes" if summary["promoted"] else "no"
+    if summary["branch"] == "none":
+        promoted = "nothing to promote"
     lines = [
         f"regime: {summary['regime']}   branch: {summary['branch']}   promoted: {promoted}",
         "",
-        figures_table(columns, HEADLINE_FIGURES),
+        figures_table(columns, SHOWN),
         "",
         *(f"- {reason}" for reason in summary["reasons"]),
         "",
         f"model:  {summary['model']}",
         f"report: {summary['report']}",
     ]
-    return "\n".join(lines)
+    return with_cautions(summary, "\n".join(lines))
+
+
+def with_cautions(result: Mapping[str, Any], text: str) -> str:
+    """A result's text, after what must be said first."""
+    return "\n".join([*(f"caution: {sentence}" for sentence in result.get("cautions", ())), text])
 
 
 def regime_text(result: Mapping[str, Any]) -> str:
     """A regime with the reasons for it."""
-    return "\n".join([f"regime: {result['regime']}", *(f"- {reason}" for reason in result["reasons"])])
+    regime = "not decidable" if result["regime"] == NOT_DECIDABLE else result["regime"]
+    return "\n".join([f"regime: {regime}", *(f"- {reason}" for reason in result["reasons"])])
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
     """An evaluation: the regime, and the headline figures of every fold."""
-    return f"{regime_text(result['regime'])}\n\n{figures_table(result['figures'], HEADLINE_FIGURES)}"
+    text = f"{regime_text(result['regime'])}\n\n{figures_table(result['figures'], SHOWN)}"
+    return with_cautions(result, text)
+
+
+def scoring_text(result: Mapping[str, Any]) -> str:
+    """A shard that was scored: what must be said first, and the rest line by line."""
+    return with_cautions(result, result_text({k: v for k, v in result.items() if k != "cautions"}))
+
+
+def metrics_text(figures: Mapping[str, Any]) -> str:
+    """All figures of a table."""
+    caution = letter_mass_caution(figures["letter_mass"])
+    text = figures_table({f"n = {figures['n']}": figures})
+    return with_cautions({"cautions": [caution] if caution else []}, text)
 
 
 def measurement_text(result: Mapping[str, Any]) -> str:
@@ -77,16 +101,19 @@ def measurement_text(result: Mapping[str, Any]) -> str:
     lines = [figures_table({f"n = {result['figures']['n']}": result["figures"]}), ""]
     if result["regime"]:
         lines += [regime_text(result["regime"]), ""]
-    return "\n".join([*lines, f"report: {result['report']}"])
+    return with_cautions(result, "\n".join([*lines, f"report: {result['report']}"]))
 
 
 def report_text(result: Mapping[str, Any]) -> str:
-    """What a report on tables shows: all figures, the gate's reasons where there are two tables, the file."""
+    """What a report on tables shows: all figures, the gate's judgement of two tables, the file."""
     columns = {"measured": result["before"]}
     if "after" in result:
         columns = {"before": result["before"], "after": result["after"]}
     reasons = [f"- {reason}" for reason in result.get("reasons", ())]
-    return "\n".join([figures_table(columns), "", *reasons, f"report: {result['report']}"])
+    if "promoted" in result:
+        reasons.insert(0, f"- {gate_text(passes=result['promoted'])}")
+    text = "\n".join([figures_table(columns), "", *reasons, f"report: {result['report']}"])
+    return with_cautions(result, text)
 
 
 def result_text(result: Mapping[str, Any]) -> str:

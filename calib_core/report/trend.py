@@ -28,7 +28,12 @@ MOST_RUNS = 30
 """Runs that a drawing of this width can tell apart; the newest are drawn."""
 TABLE_RUNS = 10
 _LEFT, _TOP, _HEIGHT = 34.0, 26.0, 220.0
-_OUTCOMES = {"none": "calibrated, kept", "promoted": "new model promoted", "refused": "new model refused"}
+_OUTCOMES = {
+    "calibrated": "calibrated, kept",
+    "none": "no repair that is allowed could help, kept",
+    "promoted": "new model promoted",
+    "refused": "new model refused",
+}
 _KINDS = {"promoted": "after", "refused": "baseline"}
 
 
@@ -112,7 +117,7 @@ def _mark(cx: float, y: Scale, span: Interval, kind: str) -> list[Markup]:
 
 def _outcome(row: Mapping[str, Any]) -> str:
     if row["branch"] == "none":
-        return "none"
+        return "calibrated" if row["regime"] == "calibrated" else "none"
     return "promoted" if row["promoted"] else "refused"
 
 

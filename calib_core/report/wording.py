@@ -34,6 +34,9 @@ REGIMES: Mapping[str, str] = {
     "calibratable": "calibratable",
     "non_calibratable": "non-calibratable",
 }
+NOT_DECIDABLE = "not_decidable"
+"""In place of a regime where the folds are too small to name one."""
+
 BOUNDS: Mapping[str, str] = {
     "accuracy_fit": "Accuracy on the fine-tuning questions",
     "critical_accuracy": "Critical accuracy",
@@ -51,7 +54,7 @@ class Verdict:
     """What the report says first.
 
     Attributes:
-        status: one word: Promoted, Kept or Measured.
+        status: one word: Promoted, Kept, Compared or Measured.
         headline: the outcome in a sentence.
         sentences: which branch was taken, why, and what changed.
         reasons: the gate's own reasons.
@@ -74,14 +77,20 @@ def verdict(summary: Mapping[str, Any], regime: Mapping[str, Any]) -> Verdict:
     right, sure = before["accuracy"]["value"], before["mean_confidence"]["value"]
     known = set(regime.get("reasons", ()))
     reasons = [reason for reason in summary.get("reasons", ()) if reason not in known]
-    sentences = [why] if (why := branch_reason(summary.get("branch"), regime)) else []
+    sentences = list(summary.get("cautions", ()))
+    if why := branch_reason(summary.get("branch"), regime):
+        sentences.append(why)
+    is_run = "branch" in summary
+    first, second = ("input model", "new one") if is_run else ("first model", "second one")
     if after:
         sentences.append(
-            f"The input model is right on {percent(right)} of the test questions and {percent(sure)} sure on "
-            f"average; the new one is right on {percent(after['accuracy']['value'])} and "
+            f"The {first} is right on {percent(right)} of the questions and {percent(sure)} sure on "
+            f"average; the {second} is right on {percent(after['accuracy']['value'])} and "
             f"{percent(after['mean_confidence']['value'])} sure."
         )
-    if after and summary.get("promoted"):
+    if after and not is_run:
+        status, headline = "Compared", gate_text(passes=summary["promoted"])
+    elif after and summary["promoted"]:
         status, headline = (
             "Promoted",
             (
@@ -103,6 +112,11 @@ def verdict(summary: Mapping[str, Any], regime: Mapping[str, Any]) -> Verdict:
     else:
         status, headline = "Measured", _plain_state(right, sure)
     return Verdict(status=status, headline=headline, sentences=sentences, reasons=reasons)
+
+
+def gate_text(*, passes: bool) -> str:
+    """What the gate says of two tables, neither of which a run is about to use or to replace."""
+    return f"The second model {'passes' if passes else 'does not pass'} the gate against the first one."
 
 
 def _plain_state(right: float, sure: float) -> str:

@@ -56,6 +56,9 @@ SLOT = "calibslot{}end"
 """Stands for a message's content while the chat template is rendered, once per encoder."""
 
 
+Form = Literal["plain", "chat"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptForm:
     """How a question is put to the model.
@@ -65,7 +68,7 @@ class PromptForm:
         shots: worked examples before every question.
     """
 
-    form: Literal["plain", "chat"] = "plain"
+    form: Form = "plain"
     shots: tuple[Question, ...] = ()
 
 

@@ -41,8 +41,10 @@ class PromptStyle(Config):
 
     GROUP = "prompt"
 
-    prompt_form: Literal["plain", "chat"] = parameter(
-        "plain", '`plain` (Question, options, "Answer:") or `chat` (the tokenizer\'s chat template).'
+    prompt_form: Literal["plain", "chat", "auto"] = parameter(
+        "plain",
+        '`plain` (Question, options, "Answer:"), `chat` (the tokenizer\'s chat template) or `auto` (the form '
+        "that the adapter was made in, else the one in which the model puts most probability on letters).",
     )
 
 

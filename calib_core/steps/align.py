@@ -33,6 +33,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> Calibration
         CalibError: the model, the data or a parameter can't be used, or nothing was learned.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415
+    from calib_core.scoring.forms import resolved_form  # noqa: PLC0415
     from calib_core.scoring.pairs import sequence_logprobs, win_rate  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.scoring.questions import score  # noqa: PLC0415
@@ -52,8 +53,8 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> Calibration
         config,
     )
     prepared = read_data(data, shots=config.shots)
-    form = PromptForm(form=config.prompt_form, shots=prepared.shots)
-    encoder = PromptEncoder(loaded.tokenizer, form)
+    form, _ = resolved_form(config.prompt_form, loaded, prepared.folds["fit"], prepared.shots)
+    encoder = PromptEncoder(loaded.tokenizer, PromptForm(form=form, shots=prepared.shots))
     unaligned = score(loaded, prepared.folds["test"], encoder, description="scoring test before alignment")
     before = win_rate(sequence_logprobs(loaded, held_out))
     figures = align_with_dpo(config, loaded, pairs)
@@ -64,6 +65,7 @@ def align(config: AlignConfig, model: str, data: Path, out: Path) -> Calibration
         "method": "dpo",
         "data": dict(prepared.record["preferences"]),
         "parameters": shown(asdict(config)),
+        "prompt": encoder.describe(),
         "training": figures,
         "unaligned": measure(unaligned).to_dict(),
         "win_rate": {"before": before, "after": after},

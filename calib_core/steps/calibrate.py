@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import ConfigType, config_from, parameter
-from calib_core.steps.evaluate import EvaluateConfig, evaluate
+from calib_core.steps.evaluate import EvaluateConfig, Evaluating, evaluate
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.promote import PromoteConfig, promote
 from calib_core.steps.summary_record import SummaryRecord
@@ -18,7 +18,7 @@ from calib_core.training.config import FinetuneConfig, check_processes
 
 
 @dataclass(frozen=True, kw_only=True)
-class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
+class CalibrateConfig(FinetuneConfig, Evaluating, PromoteConfig):
     """Parameters of evaluation, fine-tuning and gate together; those that share a name share a value."""
 
     GROUP = "branch"
@@ -29,7 +29,8 @@ class CalibrateConfig(FinetuneConfig, EvaluateConfig, PromoteConfig):
 
     def part(self, config_class: type[ConfigType]) -> ConfigType:
         """The parameters of one of the steps."""
-        return config_from(config_class, {field.name: getattr(self, field.name) for field in fields(self)})
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        return config_from(config_class, {**own, "require_regime": True})
 
 
 def calibrate(
@@ -67,7 +68,10 @@ def calibrate(
     model_uri, adapter_uri = model_uri or model, adapter_uri or str(adapter)
     measuring, training = config.part(EvaluateConfig), config.part(FinetuneConfig)
     before, after = out / "before", out / "after"
-    found = evaluate(measuring, model, data, before)["regime"]
+    first = evaluate(measuring, model, data, before)
+    found, form = first["regime"], cast(Literal["plain", "chat"], first["prompt_form"])
+    # What is decided once holds for the run.
+    measuring, training = replace(measuring, prompt_form=form), replace(training, prompt_form=form)
     branch = found["branch"] if config.mode == "auto" else config.mode
     say(f"regime: {found['regime']}; branch: {branch}")
     if branch == "temperature":

@@ -29,6 +29,7 @@ class HistoryRecord(TypedDict):
     tempered_nll_nats: float
     tempered_ece_high: float
     above_chance: bool
+    letter_mass: NotRequired[float | None]
     lambda_ece: float
     label_smoothing: float
     n: int
@@ -40,7 +41,6 @@ class CalibrationRecord(AdapterRecord):
 
     parameters: NotRequired[Annotated[dict[str, Any], "Parameters of the step, without secrets."]]
     seconds: NotRequired[Annotated[float, "How long it took."]]
-    prompt: NotRequired[Annotated[dict[str, Any], "`cft`, `rcft`: how questions were put to the model."]]
     history: NotRequired[Annotated[list[HistoryRecord], "`cft`, `rcft`: every evaluation of the run."]]
     steps: NotRequired[Annotated[int, "`cft`, `rcft`: optimiser steps."]]
     processes: NotRequired[Annotated[int, "`cft`, `rcft`: processes that trained together."]]

@@ -18,6 +18,7 @@ from calib_core.predictions.table import concatenate
 from calib_core.runtime.progress import say
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Preset
+from calib_core.storage.files import check_output_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +46,10 @@ def convert_predictions(config: ConvertConfig, source: Path, out: Path) -> dict[
         Numbers of rows, of labelled rows, and of rows by number of options.
 
     Raises:
+        ConfigError: `out` can't be written, or is an input.
         DataFormatError: the files are of no known format, log-probabilities are missing, or rows are wrong.
     """
+    check_output_file(out, inputs=(source, config.questions))
     questions: Mapping[str, Question] = {}
     if config.questions:
         questions = {

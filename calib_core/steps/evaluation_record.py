@@ -26,6 +26,14 @@ class EvaluationRecord(Measured):
     """What `evaluate` writes beside its predictions."""
 
     format: NotRequired[Annotated[int, "Version of this format: 1."]]
+    cautions: NotRequired[Annotated[list[str], "What is to be known before the figures are believed."]]
+    prompt_form: NotRequired[Annotated[str, "`plain` or `chat`: how the questions were put to the model."]]
+    letter_masses: NotRequired[
+        Annotated[
+            dict[str, float] | None,
+            "By prompt form: mean letter mass of a sample of questions; null if it was not measured.",
+        ]
+    ]
     flip_rates: NotRequired[
         Annotated[
             dict[str, float] | None,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calib_core.data.folds import FOLDS
-from calib_core.errors import CalibError, EvidenceError
+from calib_core.errors import CalibError, EvidenceError, NotEnoughDataError
 from calib_core.models.adapters import (
     copy_adapter,
     files_digest,
@@ -26,6 +26,7 @@ from calib_core.models.adapters import (
 from calib_core.models.records import FILE as CALIBRATION
 from calib_core.predictions.files import read_predictions
 from calib_core.predictions.table import Predictions
+from calib_core.report.wording import NOT_DECIDABLE
 from calib_core.steps.calibration_record import CalibrationRecord, read_calibration_record
 from calib_core.steps.evaluation_record import FILE as RECORD
 from calib_core.steps.evaluation_record import EvaluationRecord, read_evaluation_record
@@ -82,6 +83,17 @@ def read_evaluation(folder: Path) -> Evaluation:
                 f"({', '.join(other)} differ); evaluate the model again"
             )
     return Evaluation(folder=folder, record=record, tables=tables)
+
+
+def require_regime(evaluation: Evaluation) -> None:
+    """Refuse an evaluation that names no regime, where something is to be decided by it.
+
+    Raises:
+        NotEnoughDataError: its folds were too small.
+    """
+    regime = evaluation.record["regime"]
+    if regime["regime"] == NOT_DECIDABLE:
+        raise NotEnoughDataError(f"{evaluation.folder}: {' '.join(regime['reasons'])}")
 
 
 def check_same_data(before: Evaluation, after: Evaluation) -> None:

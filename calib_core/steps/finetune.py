@@ -6,7 +6,7 @@ import functools
 import os
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -87,6 +87,7 @@ def _finetune(
         if config.processes > 1:
             return _launched(config, model, data, out, method)
     from calib_core.models.loading import load_model  # noqa: PLC0415 (commands without models do without)
+    from calib_core.scoring.forms import resolved_form  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.training.checkpoints import drop_checkpoint  # noqa: PLC0415
     from calib_core.training.lora import attach_lora, save_adapter  # noqa: PLC0415
@@ -105,8 +106,12 @@ def _finetune(
         placement=config.placement,
     )
     origin = loaded.describe()
+    form, _ = resolved_form(
+        config.prompt_form, loaded, prepared.folds["fit"], prepared.shots, batch_tokens=config.batch_tokens
+    )
+    config = replace(config, prompt_form=form)  # of which checkpoints and record speak
     attach_lora(loaded, config)
-    encoder = PromptEncoder(loaded.tokenizer, PromptForm(form=config.prompt_form, shots=prepared.shots))
+    encoder = PromptEncoder(loaded.tokenizer, PromptForm(form=form, shots=prepared.shots))
     # A run that goes on may have more processes or fewer.
     training = {name: value for name, value in asdict(config).items() if name not in RUN_WHERE}
     content = [__version__, CHECKPOINT_FORMAT, method, training, origin, prepared.fingerprints()]

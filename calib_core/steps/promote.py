@@ -23,6 +23,7 @@ from calib_core.models.records import FILE as CALIBRATION
 from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
 from calib_core.predictions.table import Predictions
 from calib_core.report import ReportData, write_page
+from calib_core.report.cautions import cautions
 from calib_core.runtime.progress import say
 from calib_core.settings.groups import Measuring
 from calib_core.settings.parameters import parameter, values_of
@@ -35,6 +36,7 @@ from calib_core.steps.evidence import (
     check_same_data,
     check_training,
     read_evaluation,
+    require_regime,
 )
 from calib_core.steps.summary_record import (
     FORMAT,
@@ -44,7 +46,7 @@ from calib_core.steps.summary_record import (
     SummaryRecord,
     write_summary,
 )
-from calib_core.storage.files import sha256_file
+from calib_core.storage.files import check_output_file, sha256_file
 from calib_core.storage.uris import exists, fetch, join
 from calib_core.version import versions
 
@@ -119,7 +121,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
         The summary, as in `summary.json`.
 
     Raises:
-        ConfigError: `branch` is none of the four.
+        ConfigError: `branch` is none of the four, or `out` can't be written.
         EvidenceError: the evaluations, the models and what they were trained on don't belong together; the
             message names the link that is broken.
         DataFormatError: a file can't be read, or the evaluations were made in different ways.
@@ -127,6 +129,8 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     """
     if branch not in BRANCHES:
         raise ConfigError(f"branch must be one of {', '.join(BRANCHES)}; received {branch!r}")
+    for name in ("report.html", "summary.json"):
+        check_output_file(out / name)
     sides, trained = _evaluations(before, after, model_before, model_after, branch, places or {})
     records = {side: evaluation.record for side, evaluation in sides.items()}
     test = {side: evaluation.tables["test"] for side, evaluation in sides.items()}
@@ -146,6 +150,7 @@ def promote(  # noqa: PLR0913 - two models with an evaluation each, and where th
     figures = {side: _figures(config, predictions) for side, predictions in test.items()}
     decided: DecisionRecord = {
         "format": FORMAT,
+        "cautions": _cautions(test, records),
         "regime": regime["regime"],
         "branch": branch,
         "before": figures["before"],
@@ -213,6 +218,7 @@ def _evaluations(
 ) -> tuple[dict[str, Evaluation], dict[str, CalibrationRecord]]:
     """Evaluations by side, and what training wrote beside each model; all checked to belong together."""
     sides = {"before": read_evaluation(before)}
+    require_regime(sides["before"])
     place = {name: places.get(name, name) for name in (model_before, model_after)}
     check_input(sides["before"], model_before, place[model_before])
     trained = {"before": _training(model_before, place[model_before])}
@@ -223,6 +229,16 @@ def _evaluations(
     folder = check_model(sides["after"], model_after, place[model_after])
     trained["after"] = check_training(sides["before"], sides["after"], model_after, folder)
     return sides, trained
+
+
+def _cautions(test: Mapping[str, Predictions], records: Mapping[str, EvaluationRecord]) -> list[str]:
+    """What must be said of either model's figures first."""
+    names = {"before": "The input model", "after": "The output model"}
+    return [
+        caution
+        for side, table in test.items()
+        for caution in cautions(table, model=names[side], masses=records[side].get("letter_masses"))
+    ]
 
 
 def _figures(config: PromoteConfig, predictions: Predictions) -> FiguresRecord:

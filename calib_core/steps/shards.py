@@ -19,13 +19,14 @@ from calib_core.data.questions import Question, fingerprint, read_questions, wri
 from calib_core.errors import ConfigError, DataFormatError, NotEnoughDataError
 from calib_core.predictions.files import read_predictions, write_predictions
 from calib_core.predictions.table import Predictions, concatenate
+from calib_core.report.cautions import LEAST_LETTER_MASS, cautions
 from calib_core.runtime.progress import say
 from calib_core.runtime.secrets import shown
 from calib_core.settings.checks import ConfigCheck
 from calib_core.settings.groups import Loading, PromptStyle, Scoring
 from calib_core.settings.parameters import parameter
 from calib_core.steps.reading import Reading
-from calib_core.storage.files import check_output_folder, whole_folder, write_json
+from calib_core.storage.files import check_output_file, check_output_folder, whole_folder, write_json
 from calib_core.storage.records import read_record
 from calib_core.version import __version__
 
@@ -121,22 +122,27 @@ def score_shard(
         shard: number of the shard, from 0; None scores everything in one go.
 
     Returns:
-        Shard, number of shards and of questions, the model, seconds.
+        Cautions about the figures, shard, number of shards and of questions, mean confidence and letter mass
+        (None without questions), prompt form, the model, seconds.
 
     Raises:
-        CalibError: there is no such shard, or the model or the data can't be used.
+        CalibError: there is no such shard, or the model, the data or `out` can't be used.
     """
     from calib_core.models.loading import load_model  # noqa: PLC0415 (torch, which commands without models do without)
+    from calib_core.scoring.forms import letter_masses, resolved_form  # noqa: PLC0415
     from calib_core.scoring.prompts import PromptEncoder, PromptForm  # noqa: PLC0415
     from calib_core.scoring.questions import encode_questions, score_encoded  # noqa: PLC0415
 
     started_s = time.monotonic()
+    check_output_file(out)
     questions, examples, n_shards = _read_shards(data)
     if shard is not None and not 0 <= shard < n_shards:
         raise ConfigError(f"shard is {shard}; {data} has the shards 0 to {n_shards - 1}")
     loaded = load_model(model, base_model=config.base_model, dtype=config.dtype)
-    form = PromptForm(form=config.prompt_form, shots=examples)
-    encoder = PromptEncoder(loaded.tokenizer, form)
+    form, masses = resolved_form(
+        config.prompt_form, loaded, questions, examples, batch_tokens=config.batch_tokens
+    )
+    encoder = PromptEncoder(loaded.tokenizer, PromptForm(form=form, shots=examples))
     encoded = encode_questions(questions, encoder, context_tokens=loaded.context_tokens)
     predictions = score_encoded(
         loaded,
@@ -146,10 +152,21 @@ def score_shard(
         description="scoring" if shard is None else f"scoring shard {shard}",
     )
     write_predictions(predictions, out)
+    masses_of_rows = predictions.letter_mass
+    mass = None if masses_of_rows is None or not len(masses_of_rows) else float(masses_of_rows.mean())
+    if mass is not None and mass < LEAST_LETTER_MASS and not masses:
+        masses = letter_masses(loaded, questions, examples, batch_tokens=config.batch_tokens)
+    said = cautions(predictions, masses=masses)
+    for caution in said:
+        say(caution)
     return {
+        "cautions": said,
         "shard": shard,
         "n_shards": n_shards,
         "n_questions": len(predictions),
+        "mean_confidence": float(predictions.confidence().mean()) if len(predictions) else None,
+        "letter_mass": mass,
+        "prompt_form": form,
         "model": loaded.describe(),
         "seconds": time.monotonic() - started_s,
     }
@@ -170,6 +187,7 @@ def merge_predictions(data: Path, shards: Sequence[Path], out: Path) -> dict[str
         DataFormatError: a question is missing, is there twice or isn't of this set, or the shards were made
             in different ways.
     """
+    check_output_file(out)
     questions, _, n_shards = _read_shards(data)
     # A shard may be without rows, which `read_predictions` refuses as a table that was written wrongly.
     tables = [(path, read_predictions(path)) for path in shards if pq.read_metadata(path).num_rows]

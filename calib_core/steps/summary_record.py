@@ -42,6 +42,7 @@ class DecisionRecord(TypedDict):
     """What `promote` decided, and on which figures."""
 
     format: NotRequired[Annotated[int, "Version of this format: 1."]]
+    cautions: NotRequired[Annotated[list[str], "What is to be known before the figures are believed."]]
     regime: Annotated[str, "`calibrated`, `calibratable` or `non_calibratable`."]
     branch: Annotated[str, "`none`, `temperature`, `cft` or `rcft`."]
     before: Annotated[FiguresRecord, "The input model on the test fold."]

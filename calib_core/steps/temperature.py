@@ -27,7 +27,7 @@ from calib_core.steps.calibration_record import CalibrationRecord
 from calib_core.steps.evaluate import EvaluateConfig, measured
 from calib_core.steps.evaluation_record import FILE as EVALUATION
 from calib_core.steps.evaluation_record import EvaluationRecord, write_evaluation_record
-from calib_core.steps.evidence import Evaluation, read_evaluation
+from calib_core.steps.evidence import Evaluation, read_evaluation, require_regime
 from calib_core.storage.files import check_output_folder, whole_folder
 from calib_core.version import __version__
 
@@ -56,6 +56,7 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> Ca
     check_output_folder(out, RECORD, inputs=(model, evaluation))
     check_output_folder(after, EVALUATION, inputs=(model, evaluation))
     before = read_evaluation(evaluation)
+    require_regime(before)
     origin, found = before.record["model"], before.record["regime"].get("temperature")
     if not found:
         raise DataFormatError(
@@ -71,6 +72,7 @@ def give_temperature(model: str, evaluation: Path, out: Path, after: Path) -> Ca
         "base_digest": origin["base_digest"],
         "temperature": whole,
         "calibration": found,
+        "prompt": (before.tables["calibration"].protocol or {}).get("prompt") or {},
         "data": before.record["data"],
         "library_version": __version__,
         "seconds": time.monotonic() - started_s,

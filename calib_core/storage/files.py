@@ -126,6 +126,27 @@ def check_output_folder(
             )
 
 
+def check_output_file(
+    path: str | os.PathLike[str], *, inputs: Iterable[str | os.PathLike[str] | None] = ()
+) -> None:
+    """Refuse, before any work is done, what can't become a file, or would replace an input.
+
+    Args:
+        path: file that is going to be written.
+        inputs: paths that the step reads; None for one that isn't given.
+
+    Raises:
+        ConfigError: `path` is a folder, can't be written, or is an input.
+        CalibError: there is no room on the disk.
+    """
+    target = Path(path)
+    disks.check_writable(target)
+    if target.is_dir():
+        raise ConfigError(f"{path}: is a folder; give the name of a file in it")
+    if target.exists() and any(name and Path(name).resolve() == target.resolve() for name in inputs):
+        raise ConfigError(f"{path}: is an input, and would be replaced; give another file to write")
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically.
 

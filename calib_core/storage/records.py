@@ -21,6 +21,7 @@ import inspect
 import math
 import os
 import types
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -64,7 +65,10 @@ def read_record(path: str | os.PathLike[str], shape: Shape, *, advice: str) -> A
     Raises:
         DataFormatError: there is no such file, or it isn't of the shape; the field is named.
     """
-    return check_record(read_json(path), shape, os.fspath(path), advice=advice)
+    file = Path(path)
+    if file.parent.is_dir() and not file.exists():
+        raise DataFormatError(f"{path}: no such file; {advice}")
+    return check_record(read_json(file), shape, os.fspath(path), advice=advice)
 
 
 @overload

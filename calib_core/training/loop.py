@@ -264,9 +264,11 @@ class Finetuning:
         )
         state.loss_sum, state.loss_count = 0.0, 0
         state.history.append(evaluation)
+        mass = "-" if evaluation.letter_mass is None else f"{evaluation.letter_mass:.3f}"
         say(
             f"epoch {evaluation.epoch:.2f}: held-out accuracy {evaluation.accuracy:.3f}, "
-            f"mean confidence {evaluation.mean_confidence:.3f}, ECE {evaluation.conf_ece:.3f} "
+            f"mean confidence {evaluation.mean_confidence:.3f}, letter mass {mass}, "
+            f"ECE {evaluation.conf_ece:.3f} "
             f"(debiased at most {evaluation.debiased_ece_high:.3f}), NLL {evaluation.nll_nats:.3f} nats, "
             f"{evaluation.tempered_nll_nats:.3f} at temperature {evaluation.temperature:.2f}"
         )

@@ -38,6 +38,7 @@ class Evaluation:
         train_loss: mean loss since the evaluation before; None before the first step.
         accuracy: share of right answers.
         mean_confidence: mean probability of the top option.
+        letter_mass: mean share of the vocabulary's probability on the letters; None where it isn't known.
         conf_ece: plain binned ECE.
         debiased_ece: ECE less what sampling noise adds to it.
         debiased_ece_high: upper limit of its interval.
@@ -58,6 +59,7 @@ class Evaluation:
     train_loss: float | None
     accuracy: float
     mean_confidence: float
+    letter_mass: float | None = None
     conf_ece: float
     debiased_ece: float
     debiased_ece_high: float
@@ -97,6 +99,7 @@ def evaluate_heldout(
         train_loss=train_loss,
         accuracy=float(correct.mean()),
         mean_confidence=float(confidence.mean()),
+        letter_mass=None if predictions.letter_mass is None else float(predictions.letter_mass.mean()),
         conf_ece=conf_ece(confidence, correct, n_bins=n_bins),
         debiased_ece=debiased.value,
         debiased_ece_high=debiased.high,

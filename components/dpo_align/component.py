@@ -44,7 +44,9 @@ def dpo_align(  # noqa: D417 - outputs stand under Returns
         lora_r: Rank of the LoRA update (an input adapter keeps its own).
         lora_alpha: LoRA scale: the update is multiplied by lora_alpha / lora_r.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        prompt_form: `plain` (Question, options, "Answer:"), `chat` (the tokenizer's chat template) or `auto`
+            (the form that the adapter was made in, else the one in which the model puts most probability on
+            letters).
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.

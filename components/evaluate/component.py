@@ -14,6 +14,7 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     data: Input[Dataset],
     evaluation: Output[Dataset],
     metrics: Output[Metrics],
+    require_regime: bool = False,
     average_orders: bool = False,
     shots: int = 0,
     prompt_form: str = "plain",
@@ -29,17 +30,20 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     n_resamples: int = 1000,
     n_bins: int = 10,
     seed: int = 0,
-) -> NamedTuple("Outputs", regime=str, uri=str, branch=str):  # type: ignore[valid-type]
+) -> NamedTuple("Outputs", regime=str, uri=str, branch=str, prompt_form=str):  # type: ignore[valid-type]
     """Score every fold with one model, measure it, and name the regime that its bounds put it in.
 
     Args:
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Data folder of `data_prep`.
+        require_regime: Refuse folds too small to name the regime; otherwise the figures are given without it.
         average_orders: Score each question in all cyclic orders of its options and average, which cancels a
             preference for some letters and costs as many times as much.
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        prompt_form: `plain` (Question, options, "Answer:"), `chat` (the tokenizer's chat template) or `auto`
+            (the form that the adapter was made in, else the one in which the model puts most probability on
+            letters).
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
@@ -60,9 +64,11 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
     Returns:
         evaluation: Evaluation folder: predictions per fold, and evaluation.json with figures and reasons.
         metrics: Figures of the test fold.
-        regime: `calibrated`, `calibratable` or `non_calibratable`.
+        regime: `calibrated`, `calibratable` or `non_calibratable`; `not_decidable` where the folds are too
+            small and `require_regime` is off.
         uri: The evaluation's URI, so that branches of a pipeline can be merged on a string.
         branch: `none`, `temperature`, `cft` or `rcft`: the allowed repair that the figures speak for.
+        prompt_form: `plain` or `chat`: the form that was used, for the tasks that go on with the model.
     """
     arguments = locals()
     from pathlib import Path
@@ -76,4 +82,5 @@ def evaluate(  # noqa: D417 - outputs stand under Returns
         result = step.evaluate(config, model, Path(data.path), Path(evaluation.path))
     evaluation.metadata["model"] = model
     log_figures(metrics, result["figures"]["test"])
-    return (result["regime"]["regime"], evaluation.uri, result["regime"]["branch"])
+    regime = result["regime"]
+    return (regime["regime"], evaluation.uri, regime["branch"], result["prompt_form"])

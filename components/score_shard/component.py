@@ -25,7 +25,9 @@ def score_shard(  # noqa: D417 - outputs stand under Returns
         model: Model or adapter: a hub id (`name` or `name@revision`), a bucket's URI, or a path on a mounted
             volume.
         data: Folder of `shard_questions`.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        prompt_form: `plain` (Question, options, "Answer:"), `chat` (the tokenizer's chat template) or `auto`
+            (the form that the adapter was made in, else the one in which the model puts most probability on
+            letters).
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.

@@ -56,8 +56,10 @@ def repair(place: Platform, model: Any, data: Any, given: Mapping[str, Any]) -> 
         data: Data folder.
         given: The pipeline's parameters.
     """
-    before = place(evaluate, given)(model=model, data=data)
+    before = place(evaluate, given)(model=model, data=data, require_regime=True)
     before.set_display_name("evaluate-before")
+    # What the first evaluation decided holds for all: the same form is trained in and measured in.
+    form = before.outputs["prompt_form"]
 
     # Two conditions, one after the other: the second takes models that RCFT was advised for from the start,
     # and models that CFT has driven there. All others pass it untouched.
@@ -69,8 +71,10 @@ def repair(place: Platform, model: Any, data: Any, given: Mapping[str, Any]) -> 
             branch=scaled.outputs["branch"],
         )
     with dsl.Elif(before.outputs["branch"] == "cft", "cft"):
-        cft = place(cft_finetune, given)(model=model, data=data)
-        after_cft = place(evaluate, given)(model=cft.outputs["uri"], data=data)
+        cft = place(cft_finetune, given)(model=model, data=data, prompt_form=form)
+        after_cft = place(evaluate, given)(
+            model=cft.outputs["uri"], data=data, prompt_form=form, require_regime=True
+        )
         after_cft.set_display_name("evaluate-cft")
         tuned = place(end_branch)(
             model=cft.outputs["uri"],
@@ -88,8 +92,10 @@ def repair(place: Platform, model: Any, data: Any, given: Mapping[str, Any]) -> 
     }
 
     with dsl.If(first["advice"] == "rcft", "rcft"):
-        rcft = place(em_ece_finetune, given)(model=model, data=data)
-        after_rcft = place(evaluate, given)(model=rcft.outputs["uri"], data=data)
+        rcft = place(em_ece_finetune, given)(model=model, data=data, prompt_form=form)
+        after_rcft = place(evaluate, given)(
+            model=rcft.outputs["uri"], data=data, prompt_form=form, require_regime=True
+        )
         after_rcft.set_display_name("evaluate-rcft")
         regularized = place(end_branch)(
             model=rcft.outputs["uri"],

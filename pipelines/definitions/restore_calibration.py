@@ -96,7 +96,9 @@ def define(  # noqa: D417 - outsiders don't see `place`
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        prompt_form: `plain` (Question, options, "Answer:"), `chat` (the tokenizer's chat template) or `auto`
+            (the form that the adapter was made in, else the one in which the model puts most probability on
+            letters).
         shots: Number of worked examples, taken from the fit fold, that stand before each question.
         aim: `calibration` (stop when the calibration fold no longer improves) or `accuracy` (train as long as
             held-out accuracy rises).

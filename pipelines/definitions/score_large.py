@@ -40,7 +40,9 @@ def define(  # noqa: D417 - outsiders don't see `place`
         shots: Number of worked examples, taken from the beginning of the questions, that stand before each of
             the others.
         questions_per_shard: Approximate number of questions that one task scores.
-        prompt_form: `plain` (Question, options, "Answer:") or `chat` (the tokenizer's chat template).
+        prompt_form: `plain` (Question, options, "Answer:"), `chat` (the tokenizer's chat template) or `auto`
+            (the form that the adapter was made in, else the one in which the model puts most probability on
+            letters).
         dtype: `auto` (bfloat16 if the hardware supports it), `float32` or `bfloat16`.
         base_model: Folder, bucket URI or hub id of the base model, if the one that an adapter names has
             moved.
