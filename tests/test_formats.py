@@ -73,9 +73,7 @@ def test_of_another_programs_adapter_only_what_all_adapters_say_is_read(tmp_path
     path.write_text(json.dumps({**theirs, "steps": "as many as it took", "history": None}))
     assert read_calibration_record(path) == theirs
     path.write_text(json.dumps({"method": "cft", "steps": "many"}))
-    with pytest.raises(
-        DataFormatError, match=r"calibration\.json: field steps is .many. where a whole"
-    ):
+    with pytest.raises(DataFormatError, match=r"calibration\.json: field steps is .many. where a whole"):
         read_calibration_record(path)
     path.write_text(json.dumps({**theirs, "data": ["fit"]}))
     with pytest.raises(DataFormatError, match=r"field data is .* where an object is expected"):
