@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tiny import make_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from calib_core.decisions.target import BinTargets, em_target
+from calib_core.decisions.target import ConfidenceTargets, em_target
 from calib_core.errors import ConfigError
 from calib_core.models.loading import load_model
 from calib_core.scoring.prompts import PromptEncoder, PromptForm
@@ -20,8 +20,8 @@ from calib_core.scoring.questions import encode_questions
 from calib_core.training.batches import LengthGroupedBatches, cft_loss, passes, rcft_loss
 
 QUESTIONS = make_questions(6, seed=4, options=(2, 3, 4, 7))
-TARGETS = BinTargets(
-    edges=np.linspace(0, 1, 11), accuracy=np.linspace(0.3, 0.75, 10), counts=np.full(10, 8, np.int64)
+TARGETS = ConfidenceTargets(
+    log_odds=np.linspace(-3, 5, 10), accuracy=np.linspace(0.3, 0.75, 10), estimator="given"
 )
 ROWS = [4, 0, 3, 5, 1]
 
@@ -113,7 +113,9 @@ def test_rcft_loss_is_the_mean_of_one_by_one_losses(setting, lambda_ece: float) 
     model, encoded, parts = setting
     expected = mean(parts, 1) + lambda_ece * mean(parts, 2)
     assert mean(parts, 2) > 0.01  # so that leaving it out would be seen
-    assert rcft_loss(model, encoded, ROWS, TARGETS, lambda_ece).item() == pytest.approx(expected, abs=1e-5)
+    assert rcft_loss(model, encoded, ROWS, TARGETS, lambda_ece=lambda_ece).item() == pytest.approx(
+        expected, abs=1e-5
+    )
 
 
 def test_losses_of_a_batch_give_gradients_of_the_same_mean(setting) -> None:
@@ -123,8 +125,8 @@ def test_losses_of_a_batch_give_gradients_of_the_same_mean(setting) -> None:
     def gradient(loss):
         return torch.autograd.grad(loss, weight)[0]
 
-    alone = [gradient(rcft_loss(model, encoded, [row], TARGETS, 1.0)) for row in ROWS]
-    together = gradient(rcft_loss(model, encoded, ROWS, TARGETS, 1.0))
+    alone = [gradient(rcft_loss(model, encoded, [row], TARGETS, lambda_ece=1.0)) for row in ROWS]
+    together = gradient(rcft_loss(model, encoded, ROWS, TARGETS, lambda_ece=1.0))
     torch.testing.assert_close(together, torch.stack(alone).mean(dim=0), rtol=1e-4, atol=1e-5)
     assert together.abs().max() > 1e-3
 
@@ -132,4 +134,4 @@ def test_losses_of_a_batch_give_gradients_of_the_same_mean(setting) -> None:
 def test_rcft_without_targets_is_refused(setting) -> None:
     model, encoded, _ = setting
     with pytest.raises(ConfigError, match="E-step first"):
-        rcft_loss(model, encoded, ROWS, None, 1.0)
+        rcft_loss(model, encoded, ROWS, None, lambda_ece=1.0)

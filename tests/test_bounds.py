@@ -200,13 +200,13 @@ def test_the_lower_limit_decides_not_the_figure():
 def test_a_questions_own_label_has_no_say_in_whether_it_is_guessed():
     world = make_world(80, 2, spread=0.0)
     table = world.predictions(make_world(80, 100).q)  # at chance, and few: one label more tips a bin
-    guessed = reachable_correct(table, n_bins=10, seed=0) == 0.25
+    guessed = reachable_correct(table, seed=0) == 0.25
     assert 10 < guessed.sum() < 70
     top = table.top()
     for row in range(80):
         labels = world.labels.copy()
         labels[row] = (top[row] + 1) % 4 if labels[row] == top[row] else top[row]
-        again = reachable_correct(replace(table, labels=labels), n_bins=10, seed=0)
+        again = reachable_correct(replace(table, labels=labels), seed=0)
         assert (again[row] == 0.25) == guessed[row]
 
 

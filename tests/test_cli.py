@@ -32,7 +32,7 @@ COMPONENTS = {
     "convert": "convert_predictions",
     "fresh": "fresh_data",
     "measure": "measure",
-    "merge": "merge_predictions",
+    "merge-predictions": "merge_predictions",
     "publish": "publish_champion",
     "score": "score_shard",
     "shard": "shard_questions",

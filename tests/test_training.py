@@ -298,9 +298,11 @@ def test_a_batch_in_several_passes_trains_as_in_one(model_folder, tmp_path, monk
     for pass_tokens in (10_000, 1):
         seen: list[int] = []
 
-        def noted(model: Any, encoded: Any, rows: list[int], *rest: Any, seen=seen) -> torch.Tensor:
+        def noted(
+            model: Any, encoded: Any, rows: list[int], *rest: Any, seen=seen, **options: Any
+        ) -> torch.Tensor:
             seen.append(len(rows))
-            return LOSSES[objective](model, encoded, rows, *rest)
+            return LOSSES[objective](model, encoded, rows, *rest, **options)
 
         monkeypatch.setattr(training, f"{objective}_loss", noted)
         config = replace(CONFIG, pass_tokens=pass_tokens, lora_dropout=0.0)
@@ -397,13 +399,13 @@ def test_e_steps_use_the_fold_they_are_told_as_often_as_they_are_told(
 def test_targets_are_those_of_the_latest_e_step(model_folder, whole, tmp_path) -> None:
     _, run = whole["rcft"]
     seventh = run.tables[6]  # before: E-steps at steps 0 and 2, evaluations after 1, 3, 4, 5; now at step 6
-    expected = estimate_bin_targets(seventh.confidence(), seventh.correct(), n_bins=CONFIG.n_bins)
+    expected = estimate_bin_targets(seventh.confidence(), seventh.correct())
     assert last_state(run)["state"]["targets"] == expected.to_dict()
     config = replace(CONFIG, estimation_fold="initial")
     initial = Run(model_folder, config, "rcft", tmp_path / "work")
     table = initial.score("fit")  # of the model as it came
     initial.run()
-    expected = estimate_bin_targets(table.confidence(), table.correct(), n_bins=CONFIG.n_bins)
+    expected = estimate_bin_targets(table.confidence(), table.correct())
     assert last_state(initial)["state"]["targets"] == expected.to_dict()
 
 

@@ -40,6 +40,7 @@ from calib_core.steps.convert import ConvertConfig, convert_predictions
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import cft, rcft
 from calib_core.steps.measure import MeasureConfig, measure_table
+from calib_core.steps.merge import MergeConfig, merge
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.promote import BRANCHES, PromoteConfig, promote
 from calib_core.steps.shards import (
@@ -69,6 +70,7 @@ def add_commands(commands: Subparsers) -> None:
     _add_step(commands, "cft", cft, FinetuneConfig, "fine-tune a calibratable model on answers", adapter)
     _add_step(commands, "rcft", rcft, FinetuneConfig, "fine-tune a non-calibratable model, EM-ECE", adapter)
     _add_temperature(commands)
+    _add_merge(commands)
     _add_promote(commands)
     _add_calibrate(commands)
     _add_metrics(commands)
@@ -172,6 +174,21 @@ def _add_temperature(commands: Subparsers) -> None:
     def run(given: argparse.Namespace) -> Result:
         with published(given.out) as out, published(given.after) as after:
             return give_temperature(given.model, fetch(given.evaluation), out, after)
+
+    parser.set_defaults(run=run)
+
+
+def _add_merge(commands: Subparsers) -> None:
+    parser = command(
+        commands, "merge", "write an adapter and its base as one model, its temperature included"
+    )
+    parser.add_argument("--model", required=True, help="adapter folder, or what `calib temperature` wrote")
+    parser.add_argument("--out", required=True, help="model folder to write")
+    add_flags(parser, parameters_of(MergeConfig))
+
+    def run(given: argparse.Namespace) -> Result:
+        with published(given.out) as out:
+            return merge(config_from(MergeConfig, vars(given)), given.model, out)
 
     parser.set_defaults(run=run)
 
@@ -340,13 +357,13 @@ def _add_shards(commands: Subparsers) -> None:
 
     parser.set_defaults(run=score)
 
-    parser = command(commands, "merge", "put the tables of all shards together")
+    parser = command(commands, "merge-predictions", "put the tables of all shards together")
     parser.add_argument("shards", nargs="+", help="predictions tables of all shards")
     parser.add_argument("--data", required=True, help="folder that `calib shard` wrote")
     parser.add_argument("--out", required=True, help="predictions table to write (.parquet)")
 
-    def merge(given: argparse.Namespace) -> Result:
+    def join_shards(given: argparse.Namespace) -> Result:
         with published(given.out) as out:
             return merge_predictions(fetch(given.data), [fetch(table) for table in given.shards], out)
 
-    parser.set_defaults(run=merge)
+    parser.set_defaults(run=join_shards)

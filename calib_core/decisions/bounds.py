@@ -192,7 +192,6 @@ def regime_test(  # noqa: PLR0913
         fit,
         heldout,
         critical_accuracy,
-        n_bins=n_bins,
         cluster_by=cluster_by,
         confidence=confidence,
         seed=seed,
@@ -295,7 +294,6 @@ def _accuracies(
     heldout: Predictions,
     critical_accuracy: float | None,
     *,
-    n_bins: int,
     cluster_by: str,
     confidence: float,
     seed: int,
@@ -303,7 +301,7 @@ def _accuracies(
     """The result's accuracies and mean confidences, what they differ by, and how sure that is, by field."""
     on_fit, on_heldout = fit.clusters(cluster_by), heldout.clusters(cluster_by)
     found = share_interval(fit.correct(), clusters=on_fit, confidence=confidence)
-    reachable = _reachable_correct(heldout, n_bins=n_bins, seed=seed)
+    reachable = _reachable_correct(heldout, seed=seed)
     critical = mean_of(reachable, on_heldout).interval("logit", confidence=confidence)
     if critical_accuracy is not None:
         critical = Interval(critical_accuracy, critical_accuracy, critical_accuracy)
@@ -336,7 +334,7 @@ def _accuracy_at_the_same_confidence(
     return Linear(float((share * accuracy).sum()), weight[level] * (correct - accuracy[level]), clusters)
 
 
-def _reachable_correct(heldout: Predictions, *, n_bins: int, seed: int) -> Floats:
+def _reachable_correct(heldout: Predictions, *, seed: int) -> Floats:
     """How right the cross-fitted target is: as the model, or 1 / K where a guess is better, (N,)."""
     conf, correct = heldout.confidence(), heldout.correct()
     guess = 1.0 / heldout.n_options
@@ -344,7 +342,7 @@ def _reachable_correct(heldout: Predictions, *, n_bins: int, seed: int) -> Float
     expected = np.empty_like(conf)
     for k in range(CROSS_FIT_FOLDS):
         inside = fold == k
-        targets = estimate_bin_targets(conf[~inside], correct[~inside], n_bins=n_bins)
+        targets = estimate_bin_targets(conf[~inside], correct[~inside])
         expected[inside] = targets.confidence_for(conf[inside])
     return np.where(expected >= guess, correct, guess)
 

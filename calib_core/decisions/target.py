@@ -1,63 +1,79 @@
-"""The EM target: which option distribution a model's confidence should have been, bin by bin.
+"""The EM target: which option distribution a model should have had, question by question.
 
 E-step: `estimate_bin_targets` measures, on questions that the model was not trained on, how often its top
 option is right at each level of confidence. `em_target` turns that into a distribution for each question,
 which the M-step (the training loop) moves the model towards. Arrays are numpy float64; no model is known
 here.
 
-Source: Xiao et al. 2025, section 5 (EM algorithm, rank-preserving target); shrinkage, monotone fit, the
-floor, any number of options and the mends of `rank_preserving_target` are this project's.
+Source: Xiao et al. 2025, section 5 (EM algorithm, rank-preserving target); the remainder by a temperature,
+any number of options and the mends of `rank_preserving_target` are this project's.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import isotonic_regression
+from scipy.special import softmax
 
-from calib_core.errors import ConfigError, DataFormatError
-from calib_core.metrics.binning import bin_index, check_conf_correct
+from calib_core.decisions.levels import ConfidenceTargets, check_unit, estimate_bin_targets
+from calib_core.errors import DataFormatError
+
+__all__ = ["ConfidenceTargets", "Remainder", "em_target", "estimate_bin_targets", "rank_preserving_target"]
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-PRIOR_STRENGTH = 5.0
-"""Examples that the Beta prior at the overall accuracy counts for. The strength that fits a spread of bin
-accuracies with standard deviation s about an overall accuracy a is a (1 - a) / s^2 - 1 (moments of the Beta
-distribution): about 5 for bins that differ by 0.2, as those of models with 0.3 to 0.8 accuracy do."""
+Remainder: TypeAlias = Literal["tempered", "tanh"]
 
 _SUM_TOLERANCE = 1e-4  # a float32 softmax over 26 options is well within; logits are not
 
+_LARGEST_OTHER = 0.99
+"""How far from the others' mean to the top's share another option's share may lie: below 1, so that the top
+option is the only one on top."""
+
+_FLATTEST, _SHARPEST, _SMALLEST = 2.0**-40, 4.0, 1e-300
+"""Least and largest 1 / T that a row is given, and the probability that 0 counts as."""
+
 
 def rank_preserving_target(
-    probs: ArrayLike, top_conf: ArrayLike, *, n_options: ArrayLike | None = None
+    probs: ArrayLike,
+    top_conf: ArrayLike,
+    *,
+    n_options: ArrayLike | None = None,
+    remainder: Remainder = "tempered",
 ) -> Floats:
     """Give each row's top option the probability `top_conf` and share the rest out in the order of `probs`.
 
-    The other options get `t_j = alpha (tanh(gamma p_j) + 1)` with `gamma = ln 3 / (p_second (1 - top_conf))`
-    and `alpha` such that the row sums to one: shares in the order of `probs`, none more than twice another.
-    Where the formula alone breaks, it is mended:
+    * `tempered`: the row at the temperature at which its top option has `top_conf`; so a row that is right
+      but for its temperature gets its true distribution. No row is sharpened more than four times (`1 / T`):
+      of two options that are nearly equal, one would be dropped for the other. Zeros count as 1e-300.
+    * `tanh`: the other options get `t_j = alpha (tanh(gamma p_j) + 1)` with `gamma = ln 3 / (p_second (1 -
+      top_conf))` and `alpha` such that the row sums to one: none has more than twice another's share.
+      `gamma p_j` is computed as `(p_j / p_second) ln 3 / (1 - top_conf)`, which has no overflow; where all
+      the others are 0 they share the rest evenly.
 
-    * `p_second = 0`, or so small that gamma overflows: gamma is never formed, `gamma p_j` is computed as
-      `(p_j / p_second) ln 3 / (1 - top_conf)`; where all the others are 0 they share the rest evenly.
+    For both:
+
     * `top_conf = 1`: the others get 0.
-    * another option's share would exceed `top_conf` though `top_conf >= 1 / K`: the others' shares are drawn
-      towards their mean, which can't exceed `top_conf`, until the largest equals it. Order and sum stay.
-    * `top_conf < 1 / K`: no distribution has this top option on top. The row is what was asked for,
-      `top_conf` and the formula's shares; `em_target` never asks for it.
+    * `top_conf > 1 / K`: the top option alone is on top. Where another one's share would come too near (top
+      options that are equal, or nearly; with `tanh` also small `top_conf`), the others' shares are drawn
+      towards their mean until the largest lies 1 % of the way from there below `top_conf`.
+    * `top_conf = 1 / K`: all options get the same.
+    * `top_conf < 1 / K`: no distribution has this top option on top. It gets what was asked for; `em_target`
+      never asks for it.
     * several options share the top: the first of them, as in `argmax`, is the top option.
 
-    Order is kept weakly: `p_i > p_j` gives `t_i >= t_j`, equal where tanh has reached 1 in float64.
+    Order is kept weakly: `p_i > p_j` gives `t_i >= t_j`, equal where float64 can't tell them apart.
 
     Args:
         probs: option probabilities (not logits), (N, K), each row summing to 1.
         top_conf: probability for each row's top option, (N,), in [0, 1].
         n_options: options of each row, (N,), at least 2: columns at or beyond are absent and stay 0. All K if
             left out.
+        remainder: how the rest is shared out.
 
     Returns:
         Target distributions, (N, K), float64, rows summing to 1.
@@ -65,35 +81,35 @@ def rank_preserving_target(
     Raises:
         DataFormatError: shapes don't fit, a row is no distribution, or a value is out of range.
 
-    Source: Xiao et al. 2025, section 5, for any K.
+    Source: `tanh` is the map of Xiao et al. 2025, section 5, for any K; `tempered` is this project's.
 
     >>> rank_preserving_target([[0.9, 0.06, 0.04, 0.0]], [0.7]).round(4).tolist()
+    [[0.7, 0.1661, 0.1339, 0.0]]
+    >>> rank_preserving_target([[0.9, 0.06, 0.04, 0.0]], [0.7], remainder="tanh").round(4).tolist()
     [[0.7, 0.1203, 0.1195, 0.0602]]
     """
     p = np.asarray(probs, dtype=np.float64)
     top_conf = np.asarray(top_conf, dtype=np.float64)
     n_options = _checked_options(p, n_options)
     _check_distributions(p, n_options)
-    _check_unit(top_conf, "top_conf", len(p))
+    check_unit(top_conf, "top_conf", len(p))
     n, k = p.shape
     rows = np.arange(n)
     top = p.argmax(axis=1)
-    others = np.arange(k) < n_options[:, None]
+    present = np.arange(k) < n_options[:, None]
+    others = present.copy()
     others[rows, top] = False
     rest = 1.0 - top_conf
 
-    second = np.where(others, p, 0.0).max(axis=1, initial=0.0)
-    ratio = np.divide(p, second[:, None], out=np.zeros_like(p), where=others & (second > 0)[:, None])
-    gamma_p = np.divide(math.log(3.0) * ratio, rest[:, None], out=np.zeros_like(p), where=(rest > 0)[:, None])
-    weight = np.where(others, np.tanh(gamma_p) + 1.0, 0.0)
+    weight = _tempered(p, present, top_conf) if remainder == "tempered" else _tanh(p, others, rest)
+    weight = np.where(others, weight, 0.0)
     shares = rest[:, None] * weight / weight.sum(axis=1, keepdims=True)
 
     mean = (rest / (n_options - 1))[:, None]
     largest = shares.max(axis=1, initial=0.0)[:, None]
-    breaks = (largest > top_conf[:, None]) & (top_conf >= 1.0 / n_options)[:, None]
-    pull = np.divide(
-        top_conf[:, None] - mean, largest - mean, out=np.zeros_like(mean), where=breaks & (largest > mean)
-    )
+    limit = mean + _LARGEST_OTHER * (top_conf[:, None] - mean)
+    breaks = (largest > limit) & (top_conf >= 1.0 / n_options)[:, None]
+    pull = np.divide(limit - mean, largest - mean, out=np.zeros_like(mean), where=breaks & (largest > mean))
     # The minimum takes off what rounding adds.
     mended = np.minimum(mean + np.clip(pull, 0.0, 1.0) * (shares - mean), top_conf[:, None])
     target = np.where(others, np.where(breaks, mended, shares), 0.0)
@@ -101,119 +117,45 @@ def rank_preserving_target(
     return target
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class BinTargets:
-    """The confidence that each level of a model's confidence should have been.
+def _tempered(p: Floats, present: NDArray[np.bool_], top_conf: Floats) -> Floats:
+    """Weights of the other options at the temperature that gives the top one `top_conf`, (N, K).
 
-    Attributes:
-        edges: bin edges, (M + 1,), from 0 to 1; bins are closed on the left, the last one on both sides.
-        accuracy: target confidence of each bin, (M,), in [0, 1], never falling from bin to bin.
-        counts: examples that each bin was estimated from, (M,), int64.
+    They are relative to the largest of them, so that they don't vanish beside the top's.
     """
-
-    edges: Floats
-    accuracy: Floats
-    counts: Ints
-
-    def confidence_for(self, conf: ArrayLike) -> Floats:
-        """Target confidence of each of these confidences, (N,) in [0, 1] -> (N,).
-
-        Raises:
-            DataFormatError: a confidence is not a number in [0, 1].
-        """
-        conf = np.asarray(conf, dtype=np.float64)
-        _check_unit(conf, "conf", conf.size)
-        return self.accuracy[bin_index(conf, len(self.accuracy))]
-
-    def to_dict(self) -> dict[str, list[float]]:
-        """The same as JSON values; `from_dict` reads it back exactly."""
-        return {
-            "edges": self.edges.tolist(),
-            "accuracy": self.accuracy.tolist(),
-            "counts": self.counts.tolist(),
-        }
-
-    @classmethod
-    def from_dict(cls, value: dict[str, Any]) -> BinTargets:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            DataFormatError: a field is missing, or lengths don't fit.
-        """
-        try:
-            edges, accuracy = (np.asarray(value[key], dtype=np.float64) for key in ("edges", "accuracy"))
-            counts = np.asarray(value["counts"], dtype=np.int64)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataFormatError(
-                f"bin targets: field {error} is missing or not numbers; estimate them again"
-            ) from None
-        if accuracy.ndim != 1 or counts.shape != accuracy.shape or edges.shape != (len(accuracy) + 1,):
-            raise DataFormatError(
-                f"bin targets: {edges.shape} edges, {accuracy.shape} accuracies and {counts.shape} counts "
-                "don't fit; estimate them again"
-            )
-        return cls(edges=edges, accuracy=accuracy, counts=counts)
+    logits = np.where(present, np.log(np.maximum(p, _SMALLEST)), -np.inf)
+    logits -= logits.max(axis=1, keepdims=True)
+    low, high = np.full(len(p), math.log(_FLATTEST)), np.full(len(p), math.log(_SHARPEST))
+    for _ in range(50):  # from 29 wide to what float64 can tell apart
+        middle = (low + high) / 2
+        flat = softmax(np.exp(middle)[:, None] * logits, axis=1).max(axis=1) < top_conf
+        low, high = np.where(flat, middle, low), np.where(flat, high, middle)
+    scaled = np.exp(high)[:, None] * logits
+    scaled[np.arange(len(p)), p.argmax(axis=1)] = -np.inf
+    return np.exp(scaled - scaled.max(axis=1, keepdims=True))
 
 
-def estimate_bin_targets(
-    conf: ArrayLike,
-    correct: ArrayLike,
+def _tanh(p: Floats, others: NDArray[np.bool_], rest: Floats) -> Floats:
+    """The authors' weights of the other options, (N, K)."""
+    second = np.where(others, p, 0.0).max(axis=1, initial=0.0)
+    ratio = np.divide(p, second[:, None], out=np.zeros_like(p), where=others & (second > 0)[:, None])
+    gamma_p = np.divide(math.log(3.0) * ratio, rest[:, None], out=np.zeros_like(p), where=(rest > 0)[:, None])
+    return np.asarray(np.tanh(gamma_p) + 1.0)
+
+
+def em_target(
+    probs: ArrayLike,
+    targets: ConfidenceTargets,
+    n_options: ArrayLike | None = None,
     *,
-    n_bins: int = 10,
-    prior_strength: float = PRIOR_STRENGTH,
-    floor: float = 0.0,
-) -> BinTargets:
-    """E-step: each confidence bin's accuracy, shrunk for small bins and made monotone in confidence.
-
-    A bin's accuracy is the mean of its Beta posterior, `(hits + prior_strength * overall) / (n +
-    prior_strength)`. The least-squares monotone fit, weighted by each bin's examples, then irons out falls
-    from bin to bin. A bin without examples takes the value that the fit has there: on the line between its
-    filled neighbours, or the outermost filled bin's beyond them.
-
-    Args:
-        conf: top-option probabilities, (N,), in [0, 1].
-        correct: 1 if the top option is the label, else 0, (N,).
-        n_bins: equal-width bins on [0, 1].
-        prior_strength: examples that the prior counts for; 0 leaves bins as measured.
-        floor: lower limit of every bin's target, for instance 1 / K where all questions have K options. With
-            mixed numbers of options leave it at 0: `em_target` applies each row's own.
-
-    Returns:
-        Targets per bin.
-
-    Raises:
-        DataFormatError: shapes don't fit, or values are out of range.
-        NotEnoughDataError: no examples.
-        ConfigError: `n_bins`, `prior_strength` or `floor` out of range.
-
-    Source: Xiao et al. 2025, section 5 (E-step).
-
-    >>> estimate_bin_targets([0.2, 0.3, 0.9, 0.9], [0, 1, 1, 1], n_bins=2, prior_strength=2).accuracy.tolist()
-    [0.625, 0.875]
-    """
-    conf, correct = check_conf_correct(conf, correct)
-    if not prior_strength >= 0 or not 0 <= floor <= 1:
-        raise ConfigError(
-            f"prior_strength must be 0 or more and floor in [0, 1], received {prior_strength} and {floor}"
-        )
-    index = bin_index(conf, n_bins)
-    counts = np.bincount(index, minlength=n_bins)
-    hits = np.bincount(index, weights=correct, minlength=n_bins)
-    filled = np.flatnonzero(counts)
-    shrunk = (hits[filled] + prior_strength * correct.mean()) / (counts[filled] + prior_strength)
-    fit = isotonic_regression(shrunk, weights=counts[filled].astype(np.float64)).x
-    accuracy = np.interp(np.arange(n_bins), filled, np.clip(fit, 0.0, 1.0))
-    edges = np.linspace(0.0, 1.0, n_bins + 1)
-    return BinTargets(edges=edges, accuracy=np.maximum(accuracy, floor), counts=counts.astype(np.int64))
-
-
-def em_target(probs: ArrayLike, bin_targets: BinTargets, n_options: ArrayLike | None = None) -> Floats:
-    """The M-step's target for each row: its bin's confidence, at least 1 / K, on the top option.
+    remainder: Remainder = "tempered",
+) -> Floats:
+    """The M-step's target for each row: its level's confidence, at least 1 / K, on the top option.
 
     Args:
         probs: the model's option probabilities now, (N, K), 0 beyond a row's options.
-        bin_targets: the E-step's result.
+        targets: the E-step's result.
         n_options: options of each row, (N,), at least 2; all K if left out.
+        remainder: how the other options share the rest (see `rank_preserving_target`).
 
     Returns:
         Target distributions, (N, K), float64; the model's top option has the largest share in every row.
@@ -227,9 +169,8 @@ def em_target(probs: ArrayLike, bin_targets: BinTargets, n_options: ArrayLike | 
     options = _checked_options(p, n_options)
     _check_distributions(p, options)
     conf = np.minimum(p.max(axis=1, initial=0.0), 1.0)  # a float32 softmax may end an ulp above 1
-    return rank_preserving_target(
-        p, np.maximum(bin_targets.confidence_for(conf), 1.0 / options), n_options=options
-    )
+    top_conf = np.maximum(targets.confidence_for(conf), 1.0 / options)
+    return rank_preserving_target(p, top_conf, n_options=options, remainder=remainder)
 
 
 def _checked_options(p: Floats, n_options: ArrayLike | None) -> Ints:
@@ -262,14 +203,4 @@ def _check_distributions(p: Floats, n_options: Ints) -> None:
         raise DataFormatError(
             f"probs: row {wrong[0]} ({len(wrong)} in all) is no distribution over its {n_options[wrong[0]]} "
             f"options: {p[wrong[0]].tolist()}; pass the softmax of the logits, 0 beyond a row's options"
-        )
-
-
-def _check_unit(value: Floats, name: str, n: int) -> None:
-    if value.shape != (n,):
-        raise DataFormatError(f"{name}: expected {n} values, one per row, got shape {value.shape}")
-    wrong = np.flatnonzero(~((value >= 0) & (value <= 1)))
-    if len(wrong):
-        raise DataFormatError(
-            f"{name}: row {wrong[0]} holds {value.flat[wrong[0]]}, expected a number in [0, 1]"
         )

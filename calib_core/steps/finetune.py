@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _RUN = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|.+-\d{14}")
 """The part of an output's URI that names the run: Kubeflow's id, or Vertex's name with the time."""
 
-CHECKPOINT_FORMAT = 2
+CHECKPOINT_FORMAT = 3
 
 RUN_WHERE = ("processes",)
 """Parameters that say where a run takes place, and nothing of what it computes."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
-from calib_core.decisions.target import BinTargets, em_target
+from calib_core.decisions.target import ConfidenceTargets, Remainder, em_target
 from calib_core.errors import ConfigError
 from calib_core.scoring.forward import answer_logits, logits_at, padded
 from calib_core.scoring.questions import EncodedQuestions
@@ -92,8 +92,10 @@ def rcft_loss(
     model: nn.Module,
     encoded: EncodedQuestions,
     rows: Sequence[int],
-    targets: BinTargets | None,
+    targets: ConfidenceTargets | None,
+    *,
     lambda_ece: float,
+    remainder: Remainder = "tempered",
 ) -> Tensor:
     """Mean of `L_SFT2 + lambda * L_ECE` over the questions at `rows` (the M-step): scalar, float32.
 
@@ -112,7 +114,8 @@ def rcft_loss(
     answers = _answer_ids(encoded, rows)
     next_ids = torch.cat([torch.tensor([*ids[1:], a]) for ids, a in zip(input_ids, answers, strict=True)])
     letters, n_options = _letter_logits(logits[last.to(where)], encoded, rows)
-    ece = losses.ece_loss(letters, _em_targets(letters.detach(), n_options, targets), n_options)
+    target = _em_targets(letters.detach(), n_options, targets, remainder)
+    ece = losses.ece_loss(letters, target, n_options)
     nll = losses.sequence_nll_nats(logits, next_ids.to(where), lengths.to(where))
     return (nll + lambda_ece * ece).mean()
 
@@ -129,9 +132,12 @@ def _letter_logits(logits: Tensor, encoded: EncodedQuestions, rows: Sequence[int
     return logits.gather(1, index), torch.tensor([len(ids) for ids in letters], device=logits.device)
 
 
-def _em_targets(letters: Tensor, n_options: Tensor, targets: BinTargets) -> Tensor:
+def _em_targets(
+    letters: Tensor, n_options: Tensor, targets: ConfidenceTargets, remainder: Remainder
+) -> Tensor:
     beyond = torch.arange(letters.shape[1], device=letters.device) >= n_options[:, None]
     if not letters.isfinite().all():  # no target exists; nor is the loss finite, which the loop reports
         return torch.full_like(letters, torch.nan)
     probs = letters.masked_fill(beyond, -torch.inf).double().softmax(dim=1).cpu().numpy()
-    return torch.from_numpy(em_target(probs, targets, n_options.cpu().numpy())).to(letters.device)
+    target = em_target(probs, targets, n_options.cpu().numpy(), remainder=remainder)
+    return torch.from_numpy(target).to(letters.device)

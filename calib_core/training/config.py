@@ -73,6 +73,11 @@ class FinetuneConfig(Optimizer, Lora, Prompt, Loading, Scoring, Regime, Bins, Se
         "Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit, once, before "
         "training).",
     )
+    remainder: Literal["tempered", "tanh"] = parameter(
+        "tempered",
+        "What RCFT asks of the options below the top one: `tempered` (the model's own distribution at the "
+        "temperature that gives the top option its target) or `tanh` (the paper's map).",
+    )
     placement: Literal["whole", "fsdp", "qlora"] = parameter(
         "whole",
         "How the base model lies in memory while it is trained: `whole` (a copy in each process), `fsdp` "

@@ -211,7 +211,14 @@ class Finetuning:
         state = self._state
         if state.objective == "cft":
             return cft_loss(model, self._fit, rows, state.weights.label_smoothing)
-        return rcft_loss(model, self._fit, rows, state.targets, state.weights.lambda_ece)
+        return rcft_loss(
+            model,
+            self._fit,
+            rows,
+            state.targets,
+            lambda_ece=state.weights.lambda_ece,
+            remainder=self._config.remainder,
+        )
 
     def _named(self, rows: list[int]) -> str:
         """Where the run is, for a message: the step, and the questions of some rows."""
@@ -224,9 +231,7 @@ class Finetuning:
             return
         predictions = self._heldout_now() if fold == "holdout" else self._score_fit()
         self._state.targets = processes.from_first(
-            lambda: estimate_bin_targets(
-                predictions.confidence(), predictions.correct(), n_bins=self._config.n_bins
-            )
+            lambda: estimate_bin_targets(predictions.confidence(), predictions.correct())
         )
 
     def _heldout_now(self) -> Predictions:

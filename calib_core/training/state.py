@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-from calib_core.decisions.target import BinTargets
+from calib_core.decisions.target import ConfidenceTargets
 from calib_core.training.balance import Weights
 from calib_core.training.batches import Objective
 from calib_core.training.stopping import Evaluation
@@ -33,7 +33,7 @@ class RunState:
     evaluated_at: int = 0
     objective: Objective = "cft"
     history: list[Evaluation] = field(default_factory=list)
-    targets: BinTargets | None = None
+    targets: ConfidenceTargets | None = None
     loss_sum: float = 0.0
     loss_count: int = 0
     stopped: str = ""
@@ -55,7 +55,7 @@ class RunState:
     def from_dict(cls, value: dict[str, Any]) -> RunState:
         """Read JSON values."""
         history = [Evaluation(**evaluation) for evaluation in value["history"]]
-        targets = BinTargets.from_dict(value["targets"]) if value["targets"] else None
+        targets = ConfidenceTargets.from_dict(value["targets"]) if value["targets"] else None
         plain = {key: value[key] for key in cls._PLAIN}
         return cls(**plain, history=history, targets=targets, weights=Weights(**value["weights"]))
 

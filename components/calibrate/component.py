@@ -30,6 +30,7 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
     adapt_weights: bool = True,
     e_steps_per_epoch: int = 4,
     estimation_fold: str = "holdout",
+    remainder: str = "tempered",
     placement: str = "whole",
     processes: int = 1,
     learning_rate: float = 0.0005,
@@ -86,6 +87,8 @@ def calibrate(  # noqa: D417 - outputs stand under Returns
         e_steps_per_epoch: How often RCFT estimates its target confidences again.
         estimation_fold: Where they are estimated: `holdout` (the calibration fold), `fit`, or `initial` (fit,
             once, before training).
+        remainder: What RCFT asks of the options below the top one: `tempered` (the model's own distribution
+            at the temperature that gives the top option its target) or `tanh` (the paper's map).
         placement: How the base model lies in memory while it is trained: `whole` (a copy in each process),
             `fsdp` (spread over the processes) or `qlora` (a copy in each process, in 4 bits).
         processes: Training processes on each machine, one for each of its GPUs.

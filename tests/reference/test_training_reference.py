@@ -95,7 +95,7 @@ def plain_loop(folder, objective, config):
     for epoch in range(config.epochs):
         sampler.epoch = epoch
         table = score_encoded(loaded, heldout)
-        targets = estimate_bin_targets(table.confidence(), table.correct(), n_bins=config.n_bins)
+        targets = estimate_bin_targets(table.confidence(), table.correct())
         batches = list(sampler)
         for index, rows in enumerate(batches):
             model.train()
