@@ -4,7 +4,7 @@
 
 prints one JSON object: by design, for each figure of `calib_core.metrics.measure` that has an interval, the
 share of runs whose 95 % interval holds the population's value. In the designs with groups (each question
-twice; a few subjects, drawn anew in every run, some easier than others) intervals are made both ways: with
+twice; a few subjects, drawn again in every run, some easier than others) intervals are made both ways: with
 the questions taken together by their group, and as if each stood alone. Half an hour on one core.
 """
 
@@ -63,7 +63,7 @@ class Design:
     spread: float = 0.4
 
     def drawn(self, rng: np.random.Generator, n: int, subjects: int) -> Predictions:
-        """A table of n rows; with `subjects` of as many, drawn anew."""
+        """A table of n rows; with `subjects` of as many, newly drawn."""
         rows = n // 2 if self.twice else n
         labels = rng.integers(0, OPTIONS, rows)
         subject = rng.integers(0, subjects, rows) if subjects else np.arange(rows)

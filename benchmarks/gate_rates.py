@@ -51,7 +51,7 @@ MARGIN, TOTAL_MARGIN = 0.03, 0.05
 BRIER_MARGIN = 0.02
 WIN_RATE_MARGIN = 0.05
 WEEKS = 52
-NAMED = required_questions(MARGIN)  # what the docs name: 1,447 where one answer in ten changes
+SIZES = (400, 1116, 2000)
 
 
 @dataclass(frozen=True)
@@ -359,23 +359,20 @@ def main() -> None:
                     accuracy_margin=1.0,
                     brier_margin=2.0,
                 )
-                for n in (NAMED, 2000)
+                for n in SIZES[1:]
             ),
             # A model that much worse has a Brier score beyond its margin too: made to hold here.
-            *(
-                rate("accuracy at the margin", at_accuracy, n, given, brier_margin=2.0)
-                for n in (400, NAMED, 2000)
-            ),
-            *(rate("Brier score at the margin", at_brier, n, given) for n in (400, NAMED, 2000)),
-            rate("win rate at the margin", honest, NAMED, given, win_rates=pair_margin),
+            *(rate("accuracy at the margin", at_accuracy, n, given, brier_margin=2.0) for n in SIZES),
+            *(rate("Brier score at the margin", at_brier, n, given) for n in SIZES),
+            rate("win rate at the margin", honest, 1116, given, win_rates=pair_margin),
         ],
         "attack": [
-            *(rate(name, model, n, given) for name, model in attacks.items() for n in (400, NAMED, 2000)),
-            rate("win rate from 0.65 to 0.35", honest, NAMED, given, win_rates=pair_attack),
+            *(rate(name, model, n, given) for name, model in attacks.items() for n in SIZES),
+            rate("win rate from 0.65 to 0.35", honest, 1116, given, win_rates=pair_attack),
         ],
-        "within": [rate(name, model, n, given) for name, model in within.items() for n in (NAMED, 2000)],
+        "within": [rate(name, model, n, given) for name, model in within.items() for n in SIZES[1:]],
         "power": [
-            *(rate("temperature", honest, n, given) for n in (355, 800, NAMED)),
+            *(rate("temperature", honest, n, given) for n in (355, 800, 1116)),
             *(
                 rate(f"{share:.0%} of the answers changed", other_model(changed=share), n, given)
                 for share, n in (
@@ -394,7 +391,7 @@ def main() -> None:
                 for share, gain in ((0.1, 0.03), (0.2, 0.05), (0.3, 0.08))
             ),
         ],
-        "years": years(given, NAMED),
+        "years": years(given, 1116),
         "decline": decline(given, 5000),
     }
     print(json.dumps(result, indent=2))

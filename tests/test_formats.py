@@ -16,6 +16,7 @@ from calib_core.champion.state import first_champion, write_champion
 from calib_core.data.questions import Question, write_questions
 from calib_core.data.record import read_data_record
 from calib_core.errors import DataFormatError
+from calib_core.steps.calibration_record import read_calibration_record
 from calib_core.steps.prepare import PrepareConfig, prepare
 from calib_core.steps.record import RunEnd, record
 from calib_core.storage.records import check_record, schema_of
@@ -64,6 +65,20 @@ def test_fields_that_are_not_known_are_kept_and_newer_formats_refused(tmp_path) 
     path.write_text(json.dumps({**said, "format": 2}))
     with pytest.raises(DataFormatError, match=r"data\.json: field format is 2, .*knows 1; update calib-core"):
         read_data_record(path.parent)
+
+
+def test_of_another_programs_adapter_only_what_all_adapters_say_is_read(tmp_path) -> None:
+    path = tmp_path / "calibration.json"
+    theirs = {"method": "sft", "data": {"fit": "a"}}
+    path.write_text(json.dumps({**theirs, "steps": "as many as it took", "history": None}))
+    assert read_calibration_record(path) == theirs
+    path.write_text(json.dumps({"method": "cft", "steps": "many"}))
+    with pytest.raises(DataFormatError, match=r"calibration\.json: field steps is .many. where a whole"):
+        read_calibration_record(path)
+    path.write_text(json.dumps({**theirs, "data": ["fit"]}))
+    with pytest.raises(DataFormatError, match=r"field data is .* where an object is expected"):
+        read_calibration_record(path)
+    assert read_calibration_record(tmp_path / "none.json") == {}
 
 
 class Inner(TypedDict):

@@ -33,8 +33,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from checkout import commit
 
+from calib_core.predictions.files import read_predictions
 from calib_core.predictions.preferences import PREFERENCES_FILE, read_preference_logprobs
-from calib_core.predictions.table import read_predictions
 from calib_core.runtime.progress import say
 from calib_core.steps.evaluate import EvaluateConfig, evaluate
 from calib_core.steps.finetune import cft, rcft

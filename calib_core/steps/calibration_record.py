@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict, cast, get_type_hints
 
 from calib_core.decisions.result import TemperatureRecord
 from calib_core.metrics.summary import FiguresRecord, WinRateRecord
 from calib_core.models.records import FORMAT, AdapterRecord
-from calib_core.storage.records import check_format, read_record
+from calib_core.storage.records import check_format, check_record, read_record
+
+METHODS = ("dpo", "cft", "rcft", "temperature")
+ADVICE = "copy the adapter again"
 
 
 class HistoryRecord(TypedDict):
@@ -58,11 +61,17 @@ class CalibrationRecord(AdapterRecord):
 def read_calibration_record(path: Path) -> CalibrationRecord:
     """Read what a `calibration.json` says; nothing if there is no such file.
 
+    Of another program's record only what any adapter may say is read: its other fields are its own, whatever
+    they are called.
+
     Raises:
         DataFormatError: it isn't one that this version knows.
     """
     if not path.is_file():
         return {}
-    record = read_record(path, CalibrationRecord, advice="copy the adapter again")
+    record = read_record(path, AdapterRecord, advice=ADVICE)
     check_format(record.get("format", FORMAT), FORMAT, str(path))
-    return record
+    if record.get("method") in METHODS:
+        return check_record(record, CalibrationRecord, str(path), advice=ADVICE)
+    known = get_type_hints(AdapterRecord)
+    return cast(CalibrationRecord, {name: value for name, value in record.items() if name in known})

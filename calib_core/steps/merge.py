@@ -48,7 +48,7 @@ def merge(config: MergeConfig, model: str, out: Path) -> dict[str, Any]:
     Args:
         config: parameters of the merge.
         model: adapter folder, or folder with a base's temperature, by path or bucket URI, or hub id.
-        out: model folder to write, whole or not at all: weights as safetensors, config, tokenizer, and
+        out: model folder to write, atomically: weights as safetensors, config, tokenizer, and
             `merged.json`.
 
     Returns:
