@@ -91,8 +91,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def shown(value: Interval | None) -> str:
-    """A figure with its interval, or a dash."""
-    return "–" if value is None else f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
+    """A figure, with its interval where one is known; or a dash."""
+    if value is None or value.low == value.high:
+        return "–" if value is None else f"{value.value:.3f}"
+    return f"{value.value:.3f} ({value.low:.3f} to {value.high:.3f})"
 
 
 def figures_table(groups: Sequence[Group], questions: str, reading: str) -> str:
