@@ -159,7 +159,7 @@ def test_report_of_one_table_and_of_two(tables, tmp_path, capsys):
     assert cli.main(given) == 0
     said = capsys.readouterr().out
     assert "- The second model passes the gate" in said
-    assert "romoted" not in said
+    assert "promoted" not in said
 
 
 @pytest.mark.parametrize(
