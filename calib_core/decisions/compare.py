@@ -10,7 +10,7 @@ from calib_core.decisions.temperature import one_temperature_apart
 from calib_core.metrics.binning import check_conf_correct
 from calib_core.metrics.figures import brier_of_rows, nll_of_rows
 from calib_core.metrics.gaps import bin_gaps, class_gaps, gap_sum_change
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, json_fields
 from calib_core.metrics.means import aurc_linear, auroc_linear, change, mean_of, share_change
 from calib_core.predictions.table import Predictions, check_same_protocol
 
@@ -50,7 +50,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the attributes by name, intervals as `{value, low, high}`."""
-        return asdict(self)
+        return asdict(self, dict_factory=json_fields)
 
 
 def compare(
@@ -100,19 +100,19 @@ def compare(
         accuracy=Interval(0.0, 0.0, 0.0)
         if one_temperature_apart(a, b)
         else share_change(correct_a, correct_b, clusters=clusters),
-        mean_confidence=mean_of(conf_b - conf_a, clusters).interval(),
+        mean_confidence=mean_of(conf_b - conf_a, clusters).interval(within=(-1.0, 1.0)),
         conf_ece=gap_sum_change(
             bin_gaps(conf_a, correct_a, n_bins=n_bins), bin_gaps(conf_b, correct_b, n_bins=n_bins), **options
         ),
         cw_ece=gap_sum_change(by_class[0], by_class[1], **options),
-        brier=mean_of(brier_of_rows(b) - brier_of_rows(a), clusters).interval(),
+        brier=mean_of(brier_of_rows(b) - brier_of_rows(a), clusters).interval(within=(-2.0, 2.0)),
         nll_nats=mean_of(nll_of_rows(b) - nll_of_rows(a), clusters).interval(),
         auroc=change(
             auroc_linear(conf_a, correct_a, clusters), auroc_linear(conf_b, correct_b, clusters)
-        ).interval()
+        ).interval(within=(-1.0, 1.0))
         if ranked
         else None,
         aurc=change(
             aurc_linear(conf_a, correct_a, clusters), aurc_linear(conf_b, correct_b, clusters)
-        ).interval(),
+        ).interval(within=(-1.0, 1.0)),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, json_fields
 
 Regime = Literal["calibrated", "calibratable", "non_calibratable"]
 Branch = Literal["none", "temperature", "cft", "rcft"]
@@ -102,4 +102,5 @@ class RegimeResult:
 
     def to_dict(self) -> dict[str, Any]:
         """The same as JSON values, intervals as `{value, low, high}`."""
-        return {**asdict(self), "repairs": list(self.repairs), "reasons": list(self.reasons)}
+        lists = {"repairs": list(self.repairs), "reasons": list(self.reasons)}
+        return asdict(self, dict_factory=json_fields) | lists

@@ -7,7 +7,7 @@ from typing import Any
 
 from calib_core.decisions.budget import LEVEL, required_questions, supported_margin
 from calib_core.errors import ConfigError
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, json_fields
 
 PROMOTED = "The recalibrated model is promoted."
 KEPT = "The recalibrated model isn't promoted; the input model is kept."
@@ -53,7 +53,7 @@ class GateResult:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the attributes by name."""
-        return {**asdict(self), "reasons": list(self.reasons)}
+        return {**asdict(self, dict_factory=json_fields), "reasons": list(self.reasons)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,13 +39,18 @@ class Interval:
     def __str__(self) -> str:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
-    def to_dict(self) -> dict[str, float]:
-        """JSON form, `{"value", "low", "high"}`."""
-        return asdict(self)
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, `{"value", "low", "high"}`; null for a limit that the data don't give."""
+        return asdict(self, dict_factory=json_fields)
 
     def holding_value(self) -> Interval:
         """The interval, widened where its value lies outside."""
         return Interval(self.value, min(self.low, self.value), max(self.high, self.value))
+
+
+def json_fields(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields of a record as JSON has them, which knows no infinite limits: null stands for these."""
+    return {name: None if isinstance(value, float) and math.isinf(value) else value for name, value in pairs}
 
 
 def tail_share(confidence: float) -> float:

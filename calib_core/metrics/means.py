@@ -85,12 +85,27 @@ class Linear:
             return len(self.parts) / self.spread.n_effective
         return max(1.0, float(square_of_sums(self.parts, self.clusters)) / independent)
 
-    def interval(self, scale: Scale = "plain", *, confidence: float = 0.95) -> Interval:
+    def interval(
+        self,
+        scale: Scale = "plain",
+        *,
+        within: tuple[float, float] = (-math.inf, math.inf),
+        confidence: float = 0.95,
+    ) -> Interval:
         """The figure with limits that are symmetric on a scale; on the plain one where it lies at its end.
+
+        Args:
+            scale: on which the limits are symmetric.
+            within: what values the figure can have at all; limits beyond are cut.
+            confidence: share of such intervals that hold the truth.
 
         Raises:
             ConfigError: `confidence` isn't in (0, 1).
         """
+        found = self._interval(scale, confidence)
+        return Interval(found.value, max(found.low, within[0]), min(found.high, within[1])).holding_value()
+
+    def _interval(self, scale: Scale, confidence: float) -> Interval:
         there, back, (least, most) = _SCALES[scale]
         half = self.spread.quantile(tail_share(confidence)) * self.standard_error
         if not math.isfinite(half):

@@ -12,7 +12,7 @@ from calib_core.errors import ConfigError
 from calib_core.metrics.binning import check_conf_correct
 from calib_core.metrics.figures import adaptive_ece, brier_of_rows, mce, nll_of_rows, smooth_ece
 from calib_core.metrics.gaps import classwise_ece_interval, conf_ece_interval, debiased_ece_interval
-from calib_core.metrics.interval import Interval, Spread
+from calib_core.metrics.interval import Interval, Spread, json_fields
 from calib_core.metrics.means import aurc_linear, auroc_interval, mean_of, share_interval
 from calib_core.predictions.table import Predictions
 
@@ -80,7 +80,7 @@ class Figures:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the attributes by name, intervals as `{value, low, high}`."""
-        return asdict(self)
+        return asdict(self, dict_factory=json_fields)
 
 
 def measure(
@@ -141,10 +141,10 @@ def measure(
         conf_ece=conf_ece_interval(conf, correct, **binned),
         cw_ece=classwise_ece_interval(table.probs(), table.labels, **binned),
         debiased_ece=debiased_ece_interval(conf, correct, **binned),
-        brier=mean_of(brier_of_rows(table), clusters).interval("log"),
+        brier=mean_of(brier_of_rows(table), clusters).interval("log", within=(0.0, 2.0)),
         nll_nats=mean_of(nll_of_rows(table), clusters).interval("log"),
         auroc=auroc_interval(conf, correct, clusters=clusters) if both_outcomes else None,
-        aurc=aurc_linear(conf, correct, clusters).interval("log"),
+        aurc=aurc_linear(conf, correct, clusters).interval("log", within=(0.0, 1.0)),
         adaptive_ece=adaptive_ece(conf, correct, n_bins=n_bins),
         smooth_ece=smooth_ece(conf, correct),
         mce=mce(conf, correct, n_bins=n_bins),
