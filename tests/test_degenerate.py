@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import asdict, replace
 
@@ -10,11 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calib_core import Predictions, compare, fit_temperature, measure
-from calib_core.decisions.bounds import regime_test
+from calib_core import Predictions, apply_temperature, compare, fit_temperature, measure
+from calib_core.decisions.bounds import regime_test, required_examples
 from calib_core.decisions.gate import decide
+from calib_core.decisions.temperature import one_temperature_apart
+from calib_core.errors import ConfigError
 from calib_core.metrics.gaps import bin_gaps, gap_sum_change, gap_sum_interval
 from calib_core.metrics.interval import Interval
+from calib_core.report.text import figure
 
 N = 120
 
@@ -99,6 +103,39 @@ def test_the_regime_test_ends(fit, heldout) -> None:
     heldout = replace(heldout, ids=tuple(f"held-out {name}" for name in heldout.ids))
     result = regime_test(fit, heldout, target_ece=0.3, n_resamples=60)
     assert result.regime in ("calibrated", "calibratable", "non_calibratable")
+
+
+@pytest.mark.parametrize("n", [1, 50])
+def test_what_one_piece_of_evidence_leaves_open_is_null_in_json_and_never_beyond_a_figures_range(n) -> None:
+    one = Predictions.from_probs([[0.7, 0.3]] * n, [0] * n, subjects=["all"] * n)
+    figures = measure(one, cluster_by="subject", n_resamples=20).to_dict()
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    assert (figures["brier"]["high"], figures["aurc"]["high"]) == (2.0, 1.0)
+    assert figures["nll_nats"] == {"value": pytest.approx(-math.log(0.7)), "low": 0.0, "high": None}
+    assert "(0.000 to ?)" in figure(figures["nll_nats"])
+    change = compare(one, one, cluster_by="subject", n_resamples=20).to_dict()
+    assert json.loads(json.dumps(change, allow_nan=False)) == change
+    assert (change["brier"]["low"], change["mean_confidence"]["high"]) == (-2.0, 1.0)
+
+
+@pytest.mark.parametrize("target", [1e-300, 5e-324, 1e-7])
+def test_a_target_that_no_data_could_show_is_refused_as_one(target) -> None:
+    two = table("half", "random", 4), table("half", "random", 4)
+    heldout = replace(two[1], ids=tuple(f"held-out {name}" for name in two[1].ids))
+    with pytest.raises(ConfigError, match="target_ece must lie between 1e-06 and 1"):
+        regime_test(two[0], heldout, target_ece=target)
+    with pytest.raises(ConfigError, match="target_ece must lie between 1e-06 and 1"):
+        required_examples(target)
+
+
+@pytest.mark.parametrize("temperature", [0.01, 1e-6, 100.0])
+def test_logits_that_are_masks_survive_any_temperature(temperature) -> None:
+    least = float(np.finfo(np.float32).min)
+    masked = Predictions.from_logits([[least, 1.0, 0.0], [least, least, 2.0], [3e38, -3e38, 0.0]], [1, 2, 0])
+    scaled = apply_temperature(masked, temperature)
+    assert scaled.top().tolist() == [1, 2, 0]
+    assert scaled.probs()[0, 1] == pytest.approx(1 / (1 + math.exp(-1 / temperature)), rel=1e-6)
+    assert one_temperature_apart(masked, masked)
 
 
 def test_gaps_of_exactly_zero_leave_room_for_error() -> None:

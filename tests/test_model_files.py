@@ -13,8 +13,13 @@ from safetensors.torch import load_file, save_file
 from tiny import byte_tokenizer, save_tiny_model
 from transformers import (
     AutoModelForCausalLM,
+    BertConfig,
     DeepseekV3Config,
     Gemma3Config,
+    Gemma3nTextConfig,
+    JambaConfig,
+    Llama4TextConfig,
+    MambaConfig,
     MixtralConfig,
     PretrainedConfig,
     Qwen3MoeConfig,
@@ -179,6 +184,31 @@ def gemma3(vocab: int) -> PretrainedConfig:
 
 
 MORE_FAMILIES = {
+    "gemma3n": lambda vocab: Gemma3nTextConfig(
+        **{**SMALL, "intermediate_size": [48] * 2},
+        vocab_size=vocab,
+        head_dim=8,
+        sliding_window=16,
+        layer_types=["sliding_attention", "full_attention"],
+        num_kv_shared_layers=0,
+        activation_sparsity_pattern=[0.0] * 2,
+        vocab_size_per_layer_input=vocab,
+        hidden_size_per_layer_input=8,
+        laurel_rank=4,
+        altup_num_inputs=2,
+    ),
+    "llama4": lambda vocab: Llama4TextConfig(
+        vocab_size=vocab, head_dim=8, num_local_experts=2, intermediate_size_mlp=48, **SMALL
+    ),
+    "jamba": lambda vocab: JambaConfig(
+        vocab_size=vocab,
+        attn_layer_period=2,
+        attn_layer_offset=1,
+        expert_layer_period=2,
+        num_experts=2,
+        mamba_d_state=8,
+        **SMALL,
+    ),
     "gemma3-with-images": gemma3,
     "mixtral": lambda vocab: MixtralConfig(
         vocab_size=vocab, num_local_experts=4, num_experts_per_tok=2, **SMALL
@@ -204,7 +234,10 @@ MORE_FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("family", MORE_FAMILIES)
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(name, marks=pytest.mark.slow) if name == "gemma3n" else name for name in MORE_FAMILIES],
+)
 def test_families_of_other_shapes_train_and_load_again(family, tmp_path) -> None:
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
@@ -212,7 +245,7 @@ def test_families_of_other_shapes_train_and_load_again(family, tmp_path) -> None
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     loaded = attach_lora(load_model(tmp_path / "base", dtype="float32"), CONFIG)
-    loaded.model(input_ids=IDS, labels=IDS).loss.backward()
+    loaded.model.train()(input_ids=IDS, labels=IDS).loss.backward()
     parameters = trainable_parameters(loaded.model)
     assert not [name for name in parameters if "vision" in name]
     # B starts at zero, so that only it has a gradient at first: each layer of the text part gets one.
@@ -225,6 +258,28 @@ def test_families_of_other_shapes_train_and_load_again(family, tmp_path) -> None
         save_adapter(loaded, tmp_path / "adapter", {})
         again = load_model(tmp_path / "adapter", dtype="float32")
         torch.testing.assert_close(again.model(input_ids=IDS).logits, expected, rtol=0, atol=1e-5)
+
+
+def save_tiny(config: PretrainedConfig, folder) -> None:
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+
+
+def test_a_model_that_lora_cannot_adapt_is_refused_by_its_type(tmp_path) -> None:
+    save_tiny(MambaConfig(vocab_size=400, hidden_size=32, num_hidden_layers=1, state_size=8), tmp_path)
+    with pytest.raises(ConfigError, match="a model of type mamba can't be adapted with LoRA"):
+        attach_lora(load_model(tmp_path, dtype="float32"), CONFIG)
+
+
+@pytest.mark.parametrize("is_decoder", [False, True])
+def test_an_encoder_is_no_causal_language_model(tmp_path, is_decoder) -> None:
+    sizes = {name: size for name, size in SMALL.items() if name != "num_key_value_heads"}
+    save_tiny(BertConfig(vocab_size=400, is_decoder=is_decoder, **sizes), tmp_path)
+    if is_decoder:
+        assert load_model(tmp_path, dtype="float32").model.config.model_type == "bert"
+        return
+    with pytest.raises(ConfigError, match="bert looks at the tokens that follow"):
+        load_model(tmp_path, dtype="float32")
 
 
 @pytest.mark.parametrize("targets", [["q_proj"], ["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])

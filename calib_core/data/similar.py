@@ -25,7 +25,7 @@ from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
-from rapidfuzz.distance import OSA, Levenshtein
+from rapidfuzz.distance import OSA, Levenshtein, Opcode
 
 from calib_core.data.questions import Question
 from calib_core.data.texts import loose_hash, loose_tokens, normalize_text
@@ -149,11 +149,23 @@ def texts_alike(
             if len(gone) != len(come) or not all(map(misspelt, gone, come)):
                 return False
             edits += len(gone)
-        elif not (step.tag == "insert" and step.src_start in (0, len(shorter))):  # in front, or behind
+        elif not (step.tag == "insert" and _is_outside(shorter, longer, step)):
             if not all(map(str.isalpha, (*gone, *come))):  # another number, or another calculation
                 return False
             edits += len(gone) + len(come)
     return matched >= least_match and edits <= _most_edits(len(shorter))
+
+
+def _is_outside(shorter: Sequence[str], longer: Sequence[str], step: Opcode) -> bool:
+    """Whether what is inserted stands in front of all of a text, or behind it.
+
+    Where it begins or ends with the same words as the text, it may be found one step inside.
+    """
+    begun, left = step.src_start, len(shorter) - step.src_start
+    return (
+        longer[step.dest_end - begun : step.dest_end] == shorter[:begun]
+        or longer[step.dest_start : step.dest_start + left] == shorter[begun:]
+    )
 
 
 def _may_be_misspelt(one: str, other: str) -> bool:

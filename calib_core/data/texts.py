@@ -57,8 +57,9 @@ def loose_hash(text: str) -> bytes:
 
 def loose_tokens(text: str) -> list[str]:
     """Words, numbers and signs of a text, in order, without what `normalize_text` leaves out."""
-    if "&" in text:
-        text = html.unescape(text)
+    for _ in range(3):  # a text may be escaped more than once on its way
+        if "&" in text:
+            text = html.unescape(text)
     if "<" in text:
         text = _TAG.sub(" ", text)
     text = text.casefold()
@@ -73,6 +74,8 @@ def loose_tokens(text: str) -> list[str]:
             start += label.end()
     if ending := _ENDING.search(text, max(start, len(text) - _LABEL_CHARS)):
         text = text[: ending.start()]
+    if "~" in text:
+        text = _TIE.sub(" ", text)
     return _TOKEN.findall(text, start)
 
 
@@ -101,6 +104,9 @@ _LABEL_CHARS = 64
 _ENDING = re.compile(r"\banswer\s{0,4}:\s{0,4}$")
 """What a prompt may have behind a question."""
 
+_TIE = re.compile(r"(?<=[^\W_])~(?=[^\W_])")
+"""LaTeX's space between two words that are to stay in one line."""
+
 _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # scripts without spaces: each character a token
     r"|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
@@ -112,12 +118,12 @@ _TOKEN = re.compile(
 )
 
 _LOOK_ALIKES = str.maketrans(
-    # Cyrillic and Greek letters, in lower case, that are read as Latin ones.
-    "авеікмнорстухһјѕԁԛԝցοανρικτυχϲ",
-    "abeikmhopctyxhjsdqwgoavpiktuxc",
+    # Cyrillic and Greek letters, in lower case, that are read as Latin ones, and small capitals.
+    "авеікмнорстухһјѕԁԛԝցοανρικτυχϲ" + "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘꞯʀꜱᴛᴜᴠᴡʏᴢ",
+    "abeikmhopctyxhjsdqwgoavpiktuxc" + "abcdefghijklmnopqrstuvwyz",
 )
 
-_IGNORED = "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180e\u180f\u3164\uffa0"
+_IGNORED = "\u2800\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180e\u180f\u3164\uffa0"
 
 
 @lru_cache(maxsize=1)

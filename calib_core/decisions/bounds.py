@@ -49,6 +49,9 @@ Floats = NDArray[np.float64]
 
 CROSS_FIT_FOLDS = 5
 
+SMALLEST_TARGET = 1e-6
+"""Below it a decision would need more questions than anyone has: a million millions."""
+
 LEVELS = 20
 """Levels of confidence at which accuracy on `fit` is compared with accuracy held out."""
 
@@ -362,8 +365,8 @@ def _check_parameters(
     target_ece: float, tolerance: float, critical_accuracy: float | None, on_undecided: str
 ) -> None:
     problems = []
-    if not 0 < target_ece < 1:
-        problems.append(f"target_ece must lie between 0 and 1, received {target_ece!r}")
+    if not SMALLEST_TARGET <= target_ece < 1:
+        problems.append(f"target_ece must lie between {SMALLEST_TARGET} and 1, received {target_ece!r}")
     if not 0 <= tolerance < 1:
         problems.append(f"tolerance must be in [0, 1), received {tolerance!r}")
     if critical_accuracy is not None and not 0 <= critical_accuracy <= 1:

@@ -10,7 +10,7 @@ from calib_core.decisions.temperature import one_temperature_apart
 from calib_core.metrics.binning import check_conf_correct
 from calib_core.metrics.figures import brier_of_rows, nll_of_rows
 from calib_core.metrics.gaps import bin_gaps, class_gaps, gap_sum_change
-from calib_core.metrics.interval import Interval
+from calib_core.metrics.interval import Interval, json_fields
 from calib_core.metrics.means import aurc_linear, auroc_linear, change, mean_of, share_change
 from calib_core.predictions.protocols import check_same_protocol
 from calib_core.predictions.table import Predictions
@@ -51,7 +51,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: the attributes by name, intervals as `{value, low, high}`."""
-        return asdict(self)
+        return asdict(self, dict_factory=json_fields)
 
 
 def compare(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal, NotRequired, TypedDict, cast
 
-from calib_core.metrics.interval import Interval, IntervalRecord
+from calib_core.metrics.interval import Interval, IntervalRecord, json_fields
 
 Regime = Literal["calibrated", "calibratable", "non_calibratable"]
 Branch = Literal["none", "temperature", "cft", "rcft"]
@@ -139,5 +139,5 @@ class RegimeResult:
 
     def to_dict(self) -> RegimeRecord:
         """The same as JSON values, intervals as `{value, low, high}`."""
-        plain = {**asdict(self), "repairs": list(self.repairs), "reasons": list(self.reasons)}
-        return cast(RegimeRecord, plain)
+        lists = {"repairs": list(self.repairs), "reasons": list(self.reasons)}
+        return cast(RegimeRecord, asdict(self, dict_factory=json_fields) | lists)

@@ -101,8 +101,8 @@ def one_temperature_apart(before: Predictions, after: Predictions) -> bool:
     """Whether the second table is the first one with its logits divided by a positive number."""
     own = np.arange(before.logits.shape[1]) < before.n_options[:, None]
     x, y = (
-        np.where(own, table.logits - table.logits.max(axis=1, keepdims=True), 0.0).astype(np.float64)
-        for table in (before, after)
+        np.where(own, logits - logits.max(axis=1, keepdims=True), 0.0)
+        for logits in (before.logits.astype(np.float64), after.logits.astype(np.float64))
     )
     square = float((x**2).sum())
     if square == 0:

@@ -7,7 +7,7 @@ from typing import NotRequired, TypedDict, cast
 
 from calib_core.decisions.budget import LEVEL, required_questions, supported_margin
 from calib_core.errors import ConfigError
-from calib_core.metrics.interval import Interval, IntervalRecord
+from calib_core.metrics.interval import Interval, IntervalRecord, json_fields
 
 PROMOTED = "The recalibrated model is promoted."
 KEPT = "The recalibrated model isn't promoted; the input model is kept."
@@ -72,7 +72,8 @@ class GateResult:
 
     def to_dict(self) -> GateRecord:
         """JSON form: the attributes by name."""
-        return cast(GateRecord, {**asdict(self), "reasons": list(self.reasons)})
+        plain = asdict(self, dict_factory=json_fields)
+        return cast(GateRecord, plain | {"reasons": list(self.reasons)})
 
 
 @dataclass(frozen=True, kw_only=True)

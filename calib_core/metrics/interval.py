@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypedDict
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,8 @@ class IntervalRecord(TypedDict):
     """An interval as JSON."""
 
     value: float
-    low: float
-    high: float
+    low: Annotated[float | None, "Lower limit; null if the data give none."]
+    high: Annotated[float | None, "Upper limit; null if the data give none."]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Interval:
         return f"{self.value:.3f} ({self.low:.3f} to {self.high:.3f})"
 
     def to_dict(self) -> IntervalRecord:
-        """JSON form, `{"value", "low", "high"}`."""
-        return {"value": self.value, "low": self.low, "high": self.high}
+        """JSON form, `{"value", "low", "high"}`; null for a limit that the data don't give."""
+        return cast(IntervalRecord, asdict(self, dict_factory=json_fields))
 
     def holding_value(self) -> Interval:
         """The interval, widened where its value lies outside."""
@@ -58,6 +58,11 @@ class Interval:
     def within(self, least: float, most: float) -> Interval:
         """The interval, with limits that lie where the figure can be."""
         return Interval(self.value, max(self.low, least), min(self.high, most))
+
+
+def json_fields(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Fields of a record as JSON has them, which knows no infinite limits: null stands for these."""
+    return {name: None if isinstance(value, float) and math.isinf(value) else value for name, value in pairs}
 
 
 def tail_share(confidence: float) -> float:

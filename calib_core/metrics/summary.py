@@ -12,7 +12,7 @@ from calib_core.errors import ConfigError
 from calib_core.metrics.binning import check_conf_correct
 from calib_core.metrics.figures import adaptive_ece, brier_of_rows, mce, nll_of_rows, smooth_ece
 from calib_core.metrics.gaps import classwise_ece_interval, ece_intervals
-from calib_core.metrics.interval import Interval, IntervalRecord, Spread
+from calib_core.metrics.interval import Interval, IntervalRecord, Spread, json_fields
 from calib_core.metrics.means import aurc_linear, auroc_interval, mean_of, share_interval
 from calib_core.predictions.table import Predictions
 
@@ -109,7 +109,7 @@ class Figures:
 
     def to_dict(self) -> FiguresRecord:
         """JSON form: the attributes by name, intervals as `{value, low, high}`."""
-        return cast(FiguresRecord, asdict(self))
+        return cast(FiguresRecord, asdict(self, dict_factory=json_fields))
 
 
 def measure(

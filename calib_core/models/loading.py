@@ -199,6 +199,7 @@ def _load_base(name: str, folder: Path, dtype: Dtype, placement: Placement) -> L
     else:
         model = _load_weights(checkpoint, chosen)
         model.to("cpu" if placement == "fsdp" else where).eval()
+    _check_causal(folder, model)
     tokenizer = _load_tokenizer(folder, len(model.get_input_embeddings().weight))
     return LoadedModel(
         model=model,
@@ -249,6 +250,24 @@ def _load_weights(
             f"({some}); copy the model again"
         )
     return model
+
+
+def _check_causal(folder: Path, model: Any) -> None:
+    """Refuse an encoder (BERT, say) that transformers loads as if it were causal: it would see what follows.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if getattr(model.config, "is_decoder", True):
+        return
+    pairs = torch.tensor([[1, 2], [1, 3]], device=next(model.parameters()).device)
+    with torch.inference_mode():
+        first, second = model(input_ids=pairs, attention_mask=torch.ones_like(pairs)).logits[:, 0].float()
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-3):
+        raise ConfigError(
+            f"{folder}: {model.config.model_type} looks at the tokens that follow, so it is no causal "
+            "language model; give one that is"
+        )
 
 
 def _told(error: BaseException) -> str:

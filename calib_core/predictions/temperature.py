@@ -27,8 +27,15 @@ def apply_temperature(predictions: Predictions, temperature: float) -> Predictio
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ConfigError(f"temperature must be a positive number, received {temperature!r}")
-    scaled = predictions.logits / np.float32(temperature)
+    with np.errstate(over="ignore"):
+        scaled = predictions.logits / np.float32(temperature)
     top = predictions.top()
+    own = np.arange(scaled.shape[1]) < predictions.n_options[:, None]
+    beyond = np.flatnonzero((own & ~np.isfinite(scaled)).any(axis=1))
+    if beyond.size:  # what a mask is made of, divided by less than 1: only the distance to the top counts
+        logits = predictions.logits[beyond].astype(np.float64)
+        distances = (logits - logits.max(axis=1, keepdims=True)) / temperature
+        scaled[beyond] = np.where(own[beyond], np.maximum(distances, np.finfo(np.float32).min), -np.inf)
     # Rounding may make two logits equal that weren't: the top option must stay ahead.
     merged = np.flatnonzero(scaled.argmax(axis=1) != top)
     scaled[merged, top[merged]] = np.nextafter(scaled[merged].max(axis=1), np.float32(np.inf))

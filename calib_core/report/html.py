@@ -6,6 +6,7 @@ The template (report.html.j2) only places what is made here; the numbers come fr
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,9 @@ def write_page(data: ReportData, path: str | os.PathLike[str]) -> None:
 def _interval(figure: Any) -> Interval | None:
     """An interval out of its dict; None where the value is no interval."""
     if isinstance(figure, Mapping) and {"value", "low", "high"} <= figure.keys():
-        return Interval(value=figure["value"], low=figure["low"], high=figure["high"])
+        low = -math.inf if figure["low"] is None else figure["low"]
+        high = math.inf if figure["high"] is None else figure["high"]
+        return Interval(figure["value"], low, high)
     return None
 
 

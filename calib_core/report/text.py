@@ -20,7 +20,8 @@ def figure(value: Any) -> str:
         '0.260 (0.210 to 0.310)'
     """
     if isinstance(value, Mapping):
-        return f"{value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+        low, high = ("?" if value[end] is None else f"{value[end]:.3f}" for end in ("low", "high"))
+        return f"{value['value']:.3f} ({low} to {high})"
     return "-" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

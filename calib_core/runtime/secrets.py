@@ -25,10 +25,12 @@ _DETECTORS = (
 """Modules of detect-secrets whose patterns stand for a whole secret."""
 
 _NAME = (
-    r"(?:[\w.-]*(?:password|passwd|passphrase|secret|credential|cookie)[\w.-]*"
-    r"|(?:[\w.-]*[_.-])?(?:token|auth|authorization|pwd|jwt|sig|signature|sas)(?:[_.-](?:value|header))?"
+    r"(?:[\w.-]*(?:password|passwd|passphrase|secret|credential|cookie|webhook)[\w.-]*"
+    r"|(?:[\w.-]*[_.-])?(?:token|auth|authorization|bearer|pwd|jwt|sig|signature|sas|dsn)(?:[_.-](?:value|header))?"
+    r"|[\w.-]*(?:access|refresh|auth|api|hub|session|bearer|client|bot)token"
+    r"|(?:[\w.-]*[_.-])?(?:session(?:[_.-]?id)?|conn(?:ection)?[_.-]?str(?:ing)?)"
     r"|[\w.-]*(?:api|access|private|auth|account|client|signing|encryption|service|shared|storage|ssh|license)"
-    r"[_.-]?key(?:[_.-]?id)?)"
+    r"[_.-]?key(?:[_.-]?(?:id|data))?)"
 )
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -36,6 +38,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _TEXTS = (
     (re.compile(r"-----BEGIN[^-]*PRIVATE KEY[^-]*-----.*?(?:-----END[^-]*-----|\Z)", re.DOTALL), HIDDEN),
     (re.compile(r"(?<=://)[^/?#\s'\"]{0,500}(?=@)"), HIDDEN),  # user and password in a URL
+    (re.compile(r"(?<=://)[^/?#\s'\"@:]{1,100}:(?!\d{1,5}/)[^\s'\"@]{1,200}(?=@)"), HIDDEN),  # "/" in it
     (
         re.compile(r"(://[^\s?#'\"]{1,2000}\?)(?!project=[\w.:-]+(?![^\s#'\"]))[^\s#'\"]+"),
         rf"\1{HIDDEN}",
@@ -51,16 +54,30 @@ _TEXTS = (
     (re.compile(r"\b((?:Bearer|Basic)\s+)(?=[^\s'\"]*[0-9A-Z=_-])[\w+/=.~-]{8,}"), rf"\1{HIDDEN}"),
     (
         re.compile(
-            rf"(?<![\w.-])({_NAME}['\"`]?\s*(?:=|:\s|is\s(?=\s*['\"]))\s*)"
-            r"(?:\"[^\"]+\"|'[^']+'|(?![\d.]+\b|(?:Basic|Bearer|Digest|Token)\s)[^\s,;&'\"{}\[\]]+)",
+            rf"(?<![\w.-])({_NAME}\\*['\"`]?\s*(?:=|%3D|:\s|is\s(?=\s*['\"]))\s*)"
+            r"(?:\\+\"[^\"]+\"|\"[^\"]+\"|'[^']+'"
+            r"|(?![\d.]+\b|(?:Basic|Bearer|Digest|Token)\s)[^\s,;&'\"{}\[\]\\]+)",
             re.IGNORECASE,
         ),
         rf"\1{HIDDEN}",
     ),
-    # Forms that detect-secrets doesn't know: Hugging Face, GitHub's fine-grained tokens, Google, OpenAI and
-    # Anthropic.
-    (re.compile(r"\b(?:hf_|github_pat_|ya29\.|AIza)[\w.-]{12,}"), HIDDEN),
-    (re.compile(r"\bsk-(?:[a-z]+-)*[A-Za-z0-9_]{16,}[\w-]*"), HIDDEN),
+    (re.compile(rf"(--{_NAME}\s+)(?!-)[^\s'\"]+", re.IGNORECASE), rf"\1{HIDDEN}"),  # as it is typed
+    (re.compile(rf"(<{_NAME}>)[^<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
+    # Forms that detect-secrets doesn't know, or knows older ones of, by their beginnings: Hugging Face,
+    # GitHub, Google, GitLab, Slack, Docker, DigitalOcean, Vault, Databricks and services of models.
+    (
+        re.compile(
+            r"\b(?:hf_|api_org_|github_pat_|gh[a-z]_|ya29\.|AIza|GOCSPX-|1//0|gl[a-z]{2,5}-|npm_|xapp-|dckr_[a-z]+_"
+            r"|do[opr]_v1_|hv[sbr]\.|dapi|[rs]k_(?:live|test)_|gsk_|r8_|pplx-|nvapi-|xai-|lin_api_|shp[a-z]{2}_"
+            r"|AGE-SECRET-KEY-|whsec_|glsa_)(?=[\w.+/=-]*[A-Z0-9])[\w.+/=-]{12,}"
+        ),
+        HIDDEN,
+    ),
+    (re.compile(r"\bsk-(?:[a-z0-9]+-)*[A-Za-z0-9_]{16,}[\w-]*"), HIDDEN),  # OpenAI, Anthropic
+    (re.compile(r"\b(?:FwoG|IQoJ|FQoG)[\w+/=]{40,}"), HIDDEN),  # sessions of AWS
+    (re.compile(r"(?<![\w~.-])[\w~.-]{3}\dQ~[\w~.-]{30,}"), HIDDEN),  # applications of Azure
+    (re.compile(r"\b\w+\.atlasv1\.[\w-]{40,}"), HIDDEN),
+    (re.compile(r"(/api/webhooks/\d+/)[\w-]{20,}"), rf"\1{HIDDEN}"),
 )
 _WORD = re.compile(r"[\w+/=.:-]{18,}")
 """What any of a service's keys is, with letters and digits in it."""

@@ -19,6 +19,7 @@ from calib_core.models.loading import LoadedModel, adapter_digest
 from calib_core.models.memory import whole_tensors
 from calib_core.models.records import AdapterRecord, write_adapter_record
 from calib_core.runtime import processes
+from calib_core.scoring.prompts import text_ids
 from calib_core.storage.files import share, whole_folder
 from calib_core.training.config import AlignConfig, FinetuneConfig
 from calib_core.version import __version__
@@ -33,15 +34,23 @@ def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> Lo
     model = loaded.model
     loaded.temperature, loaded.adapter_files = 1.0, None  # an adapter that is trained on is another one
     if not isinstance(model, PeftModel):
+        unfit = unfit_layers(loaded)
         torch.manual_seed(config.seed)
         lora = LoraConfig(
             r=config.lora_r,
             lora_alpha=config.lora_alpha,
             lora_dropout=config.lora_dropout,
             target_modules=lora_targets(model),
+            exclude_modules=unfit or None,
             task_type="CAUSAL_LM",
         )
-        model = get_peft_model(model, lora)
+        try:
+            model = get_peft_model(model, lora)
+        except ValueError as error:
+            raise ConfigError(
+                f"{loaded.base}: a model of type {model.config.model_type} can't be adapted with LoRA "
+                f"({error}); choose another model"
+            ) from error
         loaded.model = model
     if not trainable_parameters(model):
         raise ConfigError(
@@ -59,14 +68,13 @@ def lora_targets(model: Any) -> str:
     Raises:
         ConfigError: there is no linear layer to adapt.
     """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    place = next((name for name, module in model.named_modules() if module is decoder), "")
+    place, head = _place(model), model.get_output_embeddings()
     linear = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear | Conv1D) and module is not head
     ]
-    inside = [name for name in linear if not place or name.startswith(f"{place}.")]
+    inside = [name for name in linear if name.startswith(place)]
     if not inside:
         raise ConfigError(
             f"{model.config.model_type}: a model of this type has no linear layers that LoRA can adapt; "
@@ -75,7 +83,47 @@ def lora_targets(model: Any) -> str:
     if len(inside) == len(linear):
         return "all-linear"
     leaves = "|".join(sorted({re.escape(name.rpartition(".")[2]) for name in inside}))
-    return rf"{re.escape(place)}\..*\b({leaves})"
+    return rf"{re.escape(place)}.*\b({leaves})"
+
+
+def unfit_layers(loaded: LoadedModel) -> list[str]:
+    """Names of the linear layers that LoRA can't adapt, although they are linear.
+
+    Some are never called in training, since the model multiplies with their weights itself (Gemma 3n, Jamba):
+    an adapter on them would get no gradient. Others give more than their product (the router of Llama 4). A
+    short text shows both. Experts, of which a text reaches a few, are left alone.
+    """
+    model = loaded.model
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | Conv1D) and ".experts." not in name
+    }
+    called: set[torch.nn.Module] = set()
+
+    def note(module: torch.nn.Module, given: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            called.add(module)
+
+    hooks = [module.register_forward_hook(note) for module in linear.values()]
+    ids = text_ids(loaded.tokenizer, "Question: Which one?")
+    was_training = model.training
+    try:
+        model.train()
+        with torch.no_grad():
+            model(input_ids=torch.tensor([ids], device=next(model.parameters()).device), use_cache=False)
+    finally:
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    decoder = _place(model)
+    return [name for name, module in linear.items() if name.startswith(decoder) and module not in called]
+
+
+def _place(model: Any) -> str:
+    """What the names of all modules of the text part begin with."""
+    decoder = model.get_decoder()
+    return next((f"{name}." for name, module in model.named_modules() if module is decoder and name), "")
 
 
 def trainable_parameters(model: torch.nn.Module) -> dict[str, Tensor]:
