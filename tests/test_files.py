@@ -62,7 +62,7 @@ def test_an_output_file_that_cant_be_written_is_found_before_the_work(tmp_path: 
     check_output_file(tmp_path / "new" / "report.html", inputs=(table, None))
     with pytest.raises(ConfigError, match="is a folder; give the name of a file in it"):
         check_output_file(tmp_path)
-    with pytest.raises(ConfigError, match=r"can't be made, for .*table\.parquet is a file"):
+    with pytest.raises(ConfigError, match=r"cannot be created, because .*table\.parquet is a file"):
         check_output_file(table / "report.html")
     with pytest.raises(ConfigError, match="is an input, and would be replaced"):
         check_output_file(tmp_path / "." / "table.parquet", inputs=("", table))

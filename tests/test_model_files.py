@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny import byte_tokenizer, save_tiny_model
 from transformers import (
@@ -300,6 +301,61 @@ def test_an_adapter_from_elsewhere_is_trained_on_and_loads_again(folder, tmp_pat
         by_peft = PeftModel.from_pretrained(base, tmp_path / "trained").eval()(input_ids=IDS).logits
     torch.testing.assert_close(by_us, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(by_peft, expected, rtol=0, atol=1e-5)
+
+
+def given(folder: Path, to: Path, **settings: object) -> Path:
+    """An adapter of another program on the model of a folder."""
+    settings = {"r": 2, "target_modules": ["q_proj"], "task_type": "CAUSAL_LM", **settings}
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    get_peft_model(plain, LoraConfig(**settings)).save_pretrained(to)
+    return to
+
+
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_an_adapter_that_replaces_a_module_is_trained_on_and_loads_again(folder, tmp_path, module) -> None:
+    adapter = given(folder, tmp_path / "given", modules_to_save=[module])
+    loaded = attach_lora(load_model(adapter, dtype="float32", trainable=True), CONFIG)
+    with torch.no_grad():
+        for parameter in trainable_parameters(loaded.model).values():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        expected = loaded.model(input_ids=IDS).logits
+        save_adapter(loaded, tmp_path / "trained", {})
+        again = load_model(tmp_path / "trained", dtype="float32").model(input_ids=IDS).logits
+    torch.testing.assert_close(again, expected, rtol=0, atol=1e-5)
+
+
+def test_an_adapter_of_another_kind_is_refused_before_it_is_trained_on(folder, tmp_path) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    settings = IA3Config(
+        task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]
+    )
+    get_peft_model(plain, settings).save_pretrained(tmp_path / "given")
+    loaded = load_model(tmp_path / "given", dtype="float32", trainable=True)
+    with pytest.raises(ConfigError, match="an adapter of type IA3, and only LoRA is trained on; merge it"):
+        attach_lora(loaded, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"target_modules": "((([a-z_.0-9]+)*)*)*q_projX"}, "may take forever to match; name the modules"),
+        ({"target_modules": "(a|aa)+$"}, "may take forever to match"),
+        ({"exclude_modules": ".*.*.*.*.*.*.*x"}, "may take forever to match"),
+        ({"rank_pattern": {"(a+)+x": 4}}, "may take forever to match"),
+        ({"target_modules": "((("}, "neither a list of names nor a pattern"),
+        ({"target_modules": [1, 2]}, "neither a list of names nor a pattern"),
+        ({"peft_type": "NEW"}, "this version of peft doesn't understand the adapter's configuration"),
+        ({"peft_type": None}, "not the configuration of an adapter"),
+        ({"r": -1}, "the rank -1 is not a number"),
+        ({"r": 10**9}, "the rank 1000000000 is not a number up to 65536"),
+        ({"r": "8"}, "the rank '8' is not a number"),
+    ],
+)
+def test_settings_of_an_adapter_that_take_forever_are_refused(folder, tmp_path, fields, message) -> None:
+    adapter = given(folder, tmp_path / "given")
+    change(adapter / "adapter_config.json", **fields)
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        load_model(adapter, dtype="float32")
 
 
 def test_an_adapter_with_another_vocabulary_is_named_as_that(folder, tmp_path) -> None:

@@ -12,7 +12,7 @@ from huggingface_hub import is_offline_mode, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from calib_core.errors import ConfigError, short
-from calib_core.models.adapters import check_adapter, has_temperature_alone
+from calib_core.models.adapters import check_adapter, has_temperature_alone, read_settings
 from calib_core.models.names import HUB_ID, split_revision
 from calib_core.models.records import AdapterRecord, read_adapter_record
 from calib_core.storage.files import read_json, sha256_file
@@ -226,7 +226,7 @@ def adapter_origin(folder: Path) -> AdapterOrigin:
         DataFormatError: calibration.json isn't a record of an adapter.
     """
     check_adapter(folder)
-    peft_config = {} if has_temperature_alone(folder) else read_json(folder / "adapter_config.json")
+    peft_config = {} if has_temperature_alone(folder) else read_settings(folder)
     ours = read_adapter_record(folder)
     base, revision = peft_config.get("base_model_name_or_path"), peft_config.get("revision")
     if ours.get("base"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -301,14 +301,16 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> None:
     misfit = f"{folder}: this adapter is for another base model than {loaded.base}"
     remedy = "give base_model the one it was trained on"
     try:
-        if PeftConfig.from_pretrained(str(folder)).is_prompt_learning:
+        settings = _peft_config(folder)
+        if settings.is_prompt_learning:
             raise ConfigError(
                 f"{folder}: adapters that add tokens (prompt or prefix tuning) can't be scored; use LoRA"
             )
+        whole = tuple(getattr(settings, "modules_to_save", None) or ())
         with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
             names = list(stored.keys())
             shapes = {name: tuple(stored.get_slice(name).get_shape()) for name in names}
-        _check_embeddings(loaded, folder)
+        _check_embeddings(loaded, folder, whole)
         model = PeftModel.from_pretrained(loaded.model, folder, is_trainable=trainable)
     except (OSError, SafetensorError) as error:
         raise ConfigError(f"{folder}: the adapter can't be read ({error}); copy it again") from error
@@ -316,7 +318,7 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> None:
         raise ConfigError(f"{misfit} ({_told(error)}); {remedy}") from error
     # Where names differ PEFT only warns, and leaves those layers as they were.
     present = {name: tuple(tensor.shape) for name, tensor in adapter_tensors(model).items()}
-    shapes = {name: shape for name, shape in shapes.items() if not _is_base_embedding(name)}
+    shapes = {name: shape for name, shape in shapes.items() if not _is_base_embedding(name, whole)}
     if present != shapes:
         name = min(present.items() ^ shapes.items())[0]
         raise ConfigError(f"{misfit} (first difference: {name}); {remedy}")
@@ -324,10 +326,25 @@ def _put_adapter(loaded: LoadedModel, folder: Path, *, trainable: bool) -> None:
     loaded.adapter_digest = adapter_digest(model)
 
 
-def _is_base_embedding(name: str) -> bool:
-    """Whether a tensor of an adapter's file is a copy of the base's embedding or head, which PEFT may add."""
+def _peft_config(folder: Path) -> PeftConfig:
+    try:
+        settings: PeftConfig = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder}: this version of peft doesn't understand the adapter's configuration "
+            f"({_told(error)}); install a newer one, or copy the adapter again"
+        ) from error
+    return settings
+
+
+def _is_base_embedding(name: str, whole: Sequence[str]) -> bool:
+    """Whether a tensor of an adapter's file is a copy of the base's embedding or head, which PEFT may add.
+
+    Those that the adapter replaces as a whole (`modules_to_save`) are its own.
+    """
     return (
         "lora_" not in name
+        and not any(f".{module}." in name for module in whole)
         and name.endswith((".weight", ".base_layer.weight"))
         and any(
             f".{part}." in name for part in ("embed_tokens", "embed_in", "wte", "word_embeddings", "lm_head")
@@ -336,11 +353,11 @@ def _is_base_embedding(name: str) -> bool:
     )
 
 
-def _check_embeddings(loaded: LoadedModel, folder: Path) -> None:
+def _check_embeddings(loaded: LoadedModel, folder: Path, whole: Sequence[str]) -> None:
     """Refuse an adapter with a vocabulary of its own: its embeddings would take the place of the base's."""
     model = loaded.model
     with safe_open(folder / "adapter_model.safetensors", framework="pt") as stored:
-        for name in filter(_is_base_embedding, stored.keys()):
+        for name in [name for name in stored.keys() if _is_base_embedding(name, whole)]:  # noqa: SIM118
             head = ".lm_head." in name
             layer = model.get_output_embeddings() if head else model.get_input_embeddings()
             rows = int(stored.get_slice(name).get_shape()[0])

@@ -52,6 +52,12 @@ def attach_lora(loaded: LoadedModel, config: AlignConfig | FinetuneConfig) -> Lo
                 f"({error}); choose another model"
             ) from error
         loaded.model = model
+    kind = model.peft_config["default"].peft_type
+    if kind != "LORA":
+        raise ConfigError(
+            f"{loaded.base}: carries an adapter of type {getattr(kind, 'value', kind)}, and only LoRA is "
+            "trained on; merge it into its base, and give the merged model"
+        )
     if not trainable_parameters(model):
         raise ConfigError(
             f"{loaded.base}: no parameter of the model is trainable; load the adapter with trainable=True"
