@@ -182,3 +182,18 @@ def test_file_uris_lose_nothing(name: str, tmp_path: Path) -> None:
     assert storage.fetch(f"file://{quote(str(tmp_path / name))}").read_bytes() == b"x"
     if "%" not in name:
         assert storage.fetch(f"file://{tmp_path / name}").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize(
+    "key", ["a//q.jsonl", "/q.jsonl", "a/./q", "a/../q", "a/", "a%2Fq", "a#b?c", "cafe\u0301"]
+)
+def test_a_mounted_path_as_text_names_the_key_that_it_spells(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(storage, "_open", lambda location: None)
+    monkeypatch.setattr(storage.objects, "fetch", lambda bucket, location, into: asked.append(location.uri))
+    for mount, scheme in (("gcs", "gs"), ("s3", "s3"), ("minio", "minio")):
+        assert storage.as_uri(f"/{mount}/some-bucket/{key}") == f"{scheme}://some-bucket/{key}"
+        storage.fetch(f"/{mount}/some-bucket/{key}")
+        assert asked.pop() == f"{scheme}://some-bucket/{key}"

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 from calib_core.errors import ConfigError, short
 
@@ -124,13 +124,15 @@ def locate(uri: str | os.PathLike[str]) -> Location | None:
     return Location(scheme=scheme, bucket=bucket, key=key)
 
 
-def mounted(path: Path) -> Location | None:
+def mounted(path: str | os.PathLike[str]) -> Location | None:
     """The place in a bucket that a path below a mount names; None for other paths.
 
-    >>> mounted(Path("/minio/mlpipeline/v2/model")).uri
-    'minio://mlpipeline/v2/model'
+    A path as text keeps its empty segments and its dots, which belong to a key; a `Path` has lost them.
+
+    >>> mounted("/minio/mlpipeline/v2//model").uri
+    'minio://mlpipeline/v2//model'
     """
-    if not path.is_absolute() or len(path.parts) < 3 or path.parts[1] not in MOUNTS:
+    parts = os.fspath(path).split("/")
+    if len(parts) < 3 or parts[0] or parts[1] not in MOUNTS or not parts[2]:
         return None
-    scheme = MOUNTS[path.parts[1]]
-    return Location(scheme=scheme, bucket=path.parts[2], key="/".join(path.parts[3:]))
+    return Location(scheme=MOUNTS[parts[1]], bucket=parts[2], key="/".join(parts[3:]))

@@ -66,7 +66,7 @@ def as_uri(path: str | os.PathLike[str]) -> str:
     ('minio://mlpipeline/v2/model', 'gs://b/m', 'models/m')
     """
     text = os.fspath(path)
-    location = None if scheme_of(text) else mounted(Path(text))
+    location = None if scheme_of(text) else mounted(text)
     return location.uri if location else text
 
 
@@ -92,7 +92,7 @@ def fetch(uri: str | os.PathLike[str], *, into: Path | None = None) -> Path:
         path = _local(uri)
         if not path.is_file():
             settle(path)
-        location = None if path.exists() else mounted(path)
+        location = None if path.exists() else mounted(path if scheme_of(uri) else uri)
         if location is None:
             return path
     return objects.fetch(_open(location), location, into)
