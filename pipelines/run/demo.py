@@ -30,10 +30,6 @@ N_PAIRS = 125
 PAIR_FORM: PairForm = "option"
 """Answers in words: the form after which the model is surest of one letter (`benchmarks/pair_forms.py`)."""
 
-PROMPT = {"prompt_form": "chat"}
-"""The form in which the model answers with letters: 0.89 of its probability lies on them, 0.09 in the
-plain form (`benchmarks/letter_mass.py`)."""
-
 HELD_OUT_LIMITS = {"max_calibration": 800, "max_test": 800}
 
 LORA: dict[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
@@ -41,7 +37,7 @@ LORA: dict[str, Any] = {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 
 DPO_LEARNING_RATE = 5e-4
 
-TRAINING: dict[str, Any] = {**PROMPT, **LORA, "batch_size": 4, "evaluations_per_epoch": 1}
+TRAINING: dict[str, Any] = {**LORA, "batch_size": 4, "evaluations_per_epoch": 1}
 
 ONE_PASS: dict[str, Any] = {
     **HELD_OUT_LIMITS,
