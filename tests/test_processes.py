@@ -87,6 +87,8 @@ def assert_close(found: Any, expected: Any) -> None:
         assert found.keys() == expected.keys()
         for key in expected:
             assert_close(found[key], expected[key])
+    elif isinstance(expected, str):
+        assert found == expected
     else:
         np.testing.assert_allclose(np.array(found, float), np.array(expected, float), rtol=0, atol=1e-5)
 

@@ -86,7 +86,7 @@ def test_report_is_written_to_a_bucket(
 
 def test_promote_reads_and_writes_buckets(bucket: str, tmp_path: Path) -> None:
     """The summary names URIs, and what training wrote beside the adapter is found in the bucket."""
-    adapter = write_adapter(tmp_path / "adapter", b"weights", data=DATA, seconds=12.5)
+    adapter = write_adapter(tmp_path / "adapter", b"weights", method="cft", data=DATA, seconds=12.5)
     storage.publish(adapter, f"{bucket}/adapter")
     for name, model in (("before", None), ("after", adapter)):
         folder = write_evaluation(tmp_path / name, OVERCONFIDENT, adapter=model)

@@ -74,8 +74,6 @@ def loose_tokens(text: str) -> list[str]:
             start += label.end()
     if ending := _ENDING.search(text, max(start, len(text) - _LABEL_CHARS)):
         text = text[: ending.start()]
-    if "~" in text:
-        text = _TIE.sub(" ", text)
     return _TOKEN.findall(text, start)
 
 
@@ -104,16 +102,13 @@ _LABEL_CHARS = 64
 _ENDING = re.compile(r"\banswer\s{0,4}:\s{0,4}$")
 """What a prompt may have behind a question."""
 
-_TIE = re.compile(r"(?<=[^\W_])~(?=[^\W_])")
-"""LaTeX's space between two words that are to stay in one line."""
-
 _TOKEN = re.compile(
     r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]"  # scripts without spaces: each character a token
     r"|[^\W_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+"
     r"|(?<=\d)[.,:/*](?=\d)"
     r"|(?<![^\W\d_])-(?=\d)|(?<=\d )-(?= \d)"
     r"|(?<=[^\W\d_])#"
-    r"|[%+=<>^~|]"
+    r"|[%+=<>^|]"  # not "~", which is a space in LaTeX
     r"|[^\x00-\x7f\w\s]"
 )
 

@@ -248,6 +248,8 @@ def _refuse_unanswered(response: Any) -> None:
     """
     with contextlib.suppress(KeyError, IndexError, TypeError, JsonError):
         response = parse_json(response) if isinstance(response, str) else response
+        if not isinstance(response, dict):
+            return
         if not response.get("candidates"):
             reason = _field(_field(response, "promptFeedback"), "blockReason")
             raise RowError("response.promptFeedback.blockReason", f"{short(reason)}; leave the row out")

@@ -65,9 +65,10 @@ _TEXTS = (
     (re.compile(rf"(<{_NAME}>)[^<>]+", re.IGNORECASE), rf"\1{HIDDEN}"),
     # Forms that detect-secrets doesn't know, or knows older ones of, by their beginnings: Hugging Face,
     # GitHub, Google, GitLab, Slack, Docker, DigitalOcean, Vault, Databricks and services of models.
+    (re.compile(r"\b(?:hf_|github_pat_|ya29\.|AIza)[\w.-]{12,}"), HIDDEN),
     (
         re.compile(
-            r"\b(?:hf_|api_org_|github_pat_|gh[a-z]_|ya29\.|AIza|GOCSPX-|1//0|gl[a-z]{2,5}-|npm_|xapp-|dckr_[a-z]+_"
+            r"\b(?:api_org_|gh[a-z]_|GOCSPX-|1//0|gl[a-z]{2,5}-|npm_|xapp-|dckr_[a-z]+_"
             r"|do[opr]_v1_|hv[sbr]\.|dapi|[rs]k_(?:live|test)_|gsk_|r8_|pplx-|nvapi-|xai-|lin_api_|shp[a-z]{2}_"
             r"|AGE-SECRET-KEY-|whsec_|glsa_)(?=[\w.+/=-]*[A-Z0-9])[\w.+/=-]{12,}"
         ),
