@@ -25,7 +25,7 @@ from calib_core.training.config import FinetuneConfig
 from calib_pipelines.run.local import run_local
 
 N_PAIRS = 125
-"""Preference pairs, a fifth of them held out for the win rate."""
+"""Preference pairs, about a sixth of them held out for the win rate."""
 
 PAIR_FORM: PairForm = "option"
 """Answers in words: the form after which the model is surest of one letter (`benchmarks/pair_forms.py`)."""
@@ -90,7 +90,7 @@ def run_demo(scenario: str, out: Path) -> SummaryRecord:
             "preferences": str(pairs),
             "align": True,
             "dpo_learning_rate": DPO_LEARNING_RATE,
-            "win_rate_margin": 1.0,  # 25 held-out pairs can't show that a win rate held
+            "win_rate_margin": 1.0,  # 18 held-out pairs can't show that a win rate held
         }
     elif scenario == "memorised":
         model = _memoriser(questions, inputs)
